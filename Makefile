@@ -1,0 +1,52 @@
+# Everything a person, a cluster or CI types. `make help` lists it.
+.DEFAULT_GOAL := help
+.PHONY: help run lab test lint clean
+SHELL := /bin/bash
+
+PYTHON ?= python3
+DATASET ?= demo
+EPOCHS ?= 10
+# a run's name: that of the data set
+RUN ?= $(shell basename '$(DATASET)' | tr -c 'A-Za-z0-9._\n-' '_')
+OUT = outputs/05_e2i/$(RUN)
+BIN = .venv/bin
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 8
+	@echo "Variables of run: DATASET=$(DATASET) EPOCHS=$(EPOCHS) RUN=<name of the data set>; of all: PYTHON=$(PYTHON)"
+
+.venv/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"synth_nb needs Python 3.11 or newer, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.11 …")'
+	@echo "making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv && touch $@
+
+.venv/notebooks: settings.ini setup.py | .venv/pip
+	@if [ -f .venv/dev ] && [ .venv/dev -nt settings.ini ] && [ .venv/dev -nt setup.py ]; then touch $@; else \
+	echo "installing synth_nb and what it needs (a few minutes the first time)" && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[notebooks]' && touch $@; fi
+
+.venv/dev: settings.ini setup.py | .venv/pip
+	@echo "installing synth_nb and what its tests need (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+run: .venv/notebooks  ## make synthetic tissue: the e2i notebook by papermill, on DATASET for EPOCHS
+	@mkdir -p '$(OUT)'
+	$(BIN)/papermill nbs/05_e2i.ipynb '$(OUT)/notebook.ipynb' -p epochs $(EPOCHS) -p run_name '$(RUN)' $(if $(filter-out demo,$(DATASET)),-r dataset '$(abspath $(DATASET))')
+	@echo && echo "pictures  $(OUT)/comparison.png and the other .png there"
+	@echo "table     $(OUT)/evaluation.csv" && cat '$(OUT)/evaluation.md'
+	@echo "notebook  $(OUT)/notebook.ipynb"
+
+lab: .venv/notebooks  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+lint: .venv/dev  ## notebooks clean, library exported from them, ruff
+	$(BIN)/python tests/drift.py
+	$(BIN)/ruff check .
+
+test: lint  ## lint, then the tests in the notebooks, then those in tests/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 1 --timing
+	$(BIN)/python -m pytest
+
+clean:  ## remove .venv and what can be computed again; runs stay
+	rm -rf .venv outputs/cache build dist *.egg-info
