@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help run lab test lint clean
 SHELL := /bin/bash
+# threads that wait without spinning: several processes on one machine do not slow each other down
+export OMP_WAIT_POLICY ?= PASSIVE
 
 PYTHON ?= python3
 DATASET ?= demo

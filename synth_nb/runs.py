@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'resolve', 'shown', 'cache_root', 'whole',
            'whole_folder', 'digest', 'ParameterError', 'cast', 'check_value', 'injected_names', 'check_parameters',
-           'seed_everything', 'random_state', 'set_random_state', 'isolated', 'pick_device', 'pick_precision',
+           'seed_everything', 'stream', 'random_state', 'set_random_state', 'isolated', 'pick_device', 'pick_precision',
            'duration', 'cost', 'library_hash', 'notebook_sources', 'now', 'code_version', 'environment', 'Run',
            'in_test', 'differences', 'read_manifest', 'open_run', 'load_model']
 
@@ -243,6 +243,14 @@ def seed_everything(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+# %% ../nbs/00_runs.ipynb #3ebeed3e
+def stream(
+    seed: int,  # 0 … 2³²-1
+    number: int,  # of the part: 0, 1, …
+) -> int:  # 0 … 2³²-1
+    "Seed of a numbered part: other for every number, and other for every seed up to a million parts."
+    return (seed * 1_000_003 + number) % 2**32
 
 # %% ../nbs/00_runs.ipynb #a210740b
 def random_state() -> dict:  # plain tensors, ints and lists: safe to save, `weights_only` to load

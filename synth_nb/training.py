@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-# %% ../nbs/00_training.ipynb #f4da9495
+# %% ../nbs/00_training.ipynb #862291b0
 from synth_nb.runs import (
     cost,
     duration,
@@ -42,6 +42,7 @@ from synth_nb.runs import (
     seed_everything,
     set_random_state,
     shown,
+    stream,
     whole,
     whole_folder,
 )
@@ -85,7 +86,7 @@ class Plan:
     def steps_per_epoch(self, size: int) -> int:
         return math.ceil((self.images_per_epoch or size) / self.batch_size)
 
-# %% ../nbs/00_training.ipynb #984bc572
+# %% ../nbs/00_training.ipynb #16347289
 def batch_indices(
     size: int,  # of the data set
     batch_size: int,
@@ -96,7 +97,7 @@ def batch_indices(
     start, indices = step * batch_size, []
     while len(indices) < batch_size:
         passes, offset = divmod(start + len(indices), size)
-        generator = torch.Generator().manual_seed((seed << 20) + passes)
+        generator = torch.Generator().manual_seed(stream(seed, passes))
         order = torch.randperm(size, generator=generator)
         indices += order[offset : offset + batch_size - len(indices)].tolist()
     return indices
