@@ -37,7 +37,7 @@ def check_unit_images(
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN fails both
         raise ValueError(f"images must be in [0, 1], got values from {low:.3g} to {high:.3g}")
 
-# %% ../nbs/01_embedders.ipynb #9793f679
+# %% ../nbs/01_embedders.ipynb #666508f1
 class Embedder(nn.Module):
     """A frozen encoder: float images (B, 3 or 1, H, W) in [0, 1] → features (B, dim) float32.
 
@@ -70,15 +70,18 @@ class Embedder(nn.Module):
         "Stay in evaluation mode, whatever the model around this does."
         return super().train(False)
 
-    def prepare(self, images: Tensor, check: bool = True) -> Tensor:
+    def prepare(self, images: Tensor) -> Tensor:
         "Check, resize to the input size, repeat grey to three channels, normalise."
-        if check:
-            check_unit_images(images, images.device.type == "cpu" or not self._looked)
-            self._looked = True
+        check_unit_images(images, images.device.type == "cpu" or not self._looked)
+        self._looked = True
         x, size = images.to(self.mean.dtype), (self.input_size, self.input_size)
         if x.shape[-2:] != size:
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
-        x = (x.expand(-1, 3, -1, -1) - self.mean) / self.std
+        return self.normalise(x)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        "Repeat grey to three channels, subtract the mean, divide by the deviation."
+        x = (images.expand(-1, 3, -1, -1) - self.mean) / self.std
         return x.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,11 +90,15 @@ class Embedder(nn.Module):
             return self.body(self.prepare(images))
 
     def layers(self, images: Tensor) -> list[Tensor]:
-        "Early feature maps (B, C, h, w), fine to coarse; `ValueError` where the encoder has none."
+        """Early feature maps (B, C, h, w), fine to coarse, of images at their own size.
+
+        The range is not checked, since a restored image may overshoot. Raises `ValueError`
+        where the encoder has no such layers.
+        """
         if not self.early:
             raise ValueError(f"embedder `{self.id}` offers no early layers")
         with torch.autocast(images.device.type, enabled=False):
-            maps = [self.prepare(images, check=False)]  # a restored image may overshoot
+            maps = [self.normalise(images.to(self.mean.dtype))]
             for stage in self.early:
                 maps.append(stage(maps[-1]))
         return maps[1:]

@@ -39,14 +39,16 @@ def score(
         found |= dict(top1_far=far["top1"], top5_far=far["top5"], chance1_far=far["chance1"])
     return found
 
-# %% ../nbs/08_evaluation.ipynb #4051a659
+# %% ../nbs/08_evaluation.ipynb #8b7ddfa1
 def compare(
     real: np.ndarray | Tensor,  # (N, C, H, W) uint8: what every set is judged against
     sets: dict[str, np.ndarray | Tensor],  # title → images (M, C, H, W), uint8 or in [-1, 1]
     embedders: Sequence[Embedder],
     paired: Sequence[str] = (),  # titles whose image i was made for real image i
     overlaps: np.ndarray | None = None,  # (N, N) bool: real patches that overlap
-) -> pd.DataFrame:  # a row per set; columns `images`, `frechet_<extractor>`, `kernel_<extractor>`, …
+) -> (
+    pd.DataFrame
+):  # a row per set; columns `images`, `frechet_<extractor>`, `kernel_<extractor>`, …
     "Judge sets of images against the same real ones."
     rows = [dict(set=title, images=len(images)) for title, images in sets.items()]
     for embedder in embedders:
@@ -75,7 +77,7 @@ def for_people(
     part = part.assign(kernel=1000 * part["kernel"]).rename(columns=dict(kernel="kernel ×1000"))
     return part.rename_axis(f"judged by {extractor}")
 
-# %% ../nbs/08_evaluation.ipynb #995416de
+# %% ../nbs/08_evaluation.ipynb #614ae180
 def markdown(
     table: pd.DataFrame,
 ) -> str:
@@ -83,15 +85,19 @@ def markdown(
 
     def cell(value):
         if isinstance(value, float):
-            return "" if np.isnan(value) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+            return (
+                "" if np.isnan(value) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+            )
         return str(value)
 
     head = [table.index.name or "", *table.columns]
-    lines = [[name, *values] for name, values in zip(table.index, table.to_numpy(object), strict=True)]
+    lines = [
+        [name, *values] for name, values in zip(table.index, table.to_numpy(object), strict=True)
+    ]
     rows = [head, ["---"] * len(head), *[[cell(v) for v in line] for line in lines]]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows) + "\n"
 
-# %% ../nbs/08_evaluation.ipynb #982a2dc5
+# %% ../nbs/08_evaluation.ipynb #eb290726
 def write_table(
     table: pd.DataFrame,  # from `compare`
     folder: str | Path,  # a run folder
@@ -101,7 +107,9 @@ def write_table(
     "Write `evaluation.csv`, `.tex`, `.md` and `.json`."
     folder = Path(folder)
     readable = [for_people(table, e.id) for e in embedders]
-    extractors = {e.id: dict(revision=e.revision, dim=e.dim, input_size=e.input_size) for e in embedders}
+    extractors = {
+        e.id: dict(revision=e.revision, dim=e.dim, input_size=e.input_size) for e in embedders
+    }
     rows = json.loads(table.to_json(orient="index", double_precision=15))
     texts = dict(
         csv=table.to_csv(),

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'resolve', 'shown', 'cache_root', 'whole',
-           'whole_folder', 'digest', 'ParameterError', 'cast', 'check_value', 'injected_names', 'check_parameters',
-           'seed_everything', 'stream', 'random_state', 'set_random_state', 'isolated', 'pick_device', 'pick_precision',
-           'duration', 'cost', 'library_hash', 'notebook_sources', 'now', 'code_version', 'environment', 'Run',
-           'in_test', 'differences', 'read_manifest', 'open_run', 'load_model']
+           'whole_folder', 'digest', 'in_kernel', 'ParameterError', 'cast', 'check_value', 'injected_names',
+           'check_parameters', 'seed_everything', 'stream', 'random_state', 'set_random_state', 'isolated',
+           'pick_device', 'pick_precision', 'duration', 'cost', 'library_hash', 'notebook_sources', 'now',
+           'code_version', 'environment', 'Run', 'in_test', 'differences', 'read_manifest', 'open_run', 'load_model']
 
-# %% ../nbs/00_runs.ipynb #26c25df1
+# %% ../nbs/00_runs.ipynb #4b3fc23e
 import ast
 import difflib
 import hashlib
@@ -21,12 +21,13 @@ import platform
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import types
 import typing
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -119,6 +120,12 @@ def digest(
         h.update(hashlib.blake2b(thing, digest_size=20).digest())
     return h.hexdigest()
 
+# %% ../nbs/00_runs.ipynb #3581e63a
+def in_kernel() -> bool:
+    "Whether a Jupyter kernel runs this."
+    ipython = sys.modules.get("IPython")
+    return bool(ipython and hasattr(ipython.get_ipython(), "kernel"))
+
 # %% ../nbs/00_runs.ipynb #6bd592f7
 class ParameterError(ValueError):
     "A parameter that does not exist, has the wrong type or an impossible value."
@@ -170,10 +177,10 @@ def _cast_list(value, kind):
         raise ValueError
     return [cast(item, kind) if kind else item for item in items]
 
-# %% ../nbs/00_runs.ipynb #ca12bf5c
+# %% ../nbs/00_runs.ipynb #80ad1dd1
 limits = {
     **dict.fromkeys(["epochs", "batch_size", "sampling_steps", "num_processes"], (1, None)),
-    **dict.fromkeys(["vae_steps", "accumulate"], (1, None)),
+    **dict.fromkeys(["vae_steps", "accumulate", "components"], (1, None)),
     **dict.fromkeys(["images_per_epoch", "keep_every", "max_minutes", "guidance_scale"], (0, None)),
     **dict.fromkeys(["lr", "vae_lr", "kimg"], ("above 0", None)),
     "n_samples": (2, None),
@@ -244,12 +251,12 @@ def seed_everything(
     np.random.seed(seed)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_runs.ipynb #3ebeed3e
+# %% ../nbs/00_runs.ipynb #084da397
 def stream(
     seed: int,  # 0 … 2³²-1
     number: int,  # of the part: 0, 1, …
 ) -> int:  # 0 … 2³²-1
-    "Seed of a numbered part: other for every number, and other for every seed up to a million parts."
+    "Seed of a numbered part, other for every number and seed (up to a million parts)."
     return (seed * 1_000_003 + number) % 2**32
 
 # %% ../nbs/00_runs.ipynb #a210740b
@@ -292,7 +299,7 @@ def isolated(
     finally:
         set_random_state(state)
 
-# %% ../nbs/00_runs.ipynb #862e8347
+# %% ../nbs/00_runs.ipynb #c8d8bf5d
 def pick_device(
     device: str = "auto",  # auto, cpu, cuda or mps
 ) -> torch.device:
@@ -301,10 +308,12 @@ def pick_device(
     if device == "auto":
         device = next(name for name, there in has.items() if there)
     if not has.get(device):
-        raise ParameterError(f"parameter `device` is {device!r}, but torch finds no such device here")
+        raise ParameterError(
+            f"parameter `device` is {device!r}, but torch finds no such device here"
+        )
     return torch.device(device)
 
-# %% ../nbs/00_runs.ipynb #62e298ca
+# %% ../nbs/00_runs.ipynb #4d9ea0ce
 def pick_precision(
     precision: str = "auto",  # auto, fp32, bf16 or fp16
     device: torch.device | str = "cpu",
@@ -315,7 +324,9 @@ def pick_precision(
         best = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
         return best if kind == "cuda" else "fp32"
     if precision == "fp16" and kind != "cuda":
-        raise ParameterError(f"parameter `precision` is 'fp16', which needs a GPU, not {kind}; use bf16")
+        raise ParameterError(
+            f"parameter `precision` is 'fp16', which needs a GPU, not {kind}; use bf16"
+        )
     return precision
 
 # %% ../nbs/00_runs.ipynb #c00f3561
@@ -404,7 +415,7 @@ def library_hash(
         todo += _imported(tree, package)
     return digest([ast.dump(tree) for tree in trees], sorted(modules.items()))
 
-# %% ../nbs/00_runs.ipynb #308b847c
+# %% ../nbs/00_runs.ipynb #372ad212
 def notebook_sources(
     notebook: str,  # name without ending: "05_e2i"
 ) -> list[str]:  # sources of its code cells, without parameters and magics; [] without a checkout
@@ -412,13 +423,15 @@ def notebook_sources(
     path = project_root() / "nbs" / f"{notebook}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
     code = [c for c in cells if c["cell_type"] == "code"]
-    sources = ["".join(c["source"]) for c in code if "parameters" not in c["metadata"].get("tags", [])]
+    sources = [
+        "".join(c["source"]) for c in code if "parameters" not in c["metadata"].get("tags", [])
+    ]
     return ["\n".join(s for s in x.splitlines() if s[:1] not in "%!") for x in sources]
 
-# %% ../nbs/00_runs.ipynb #885bcf2a
+# %% ../nbs/00_runs.ipynb #2d5611bb
 def now() -> str:  # ISO 8601, UTC, seconds
     "The time, as manifests hold it."
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 # %% ../nbs/00_runs.ipynb #2c1f7c9a
 def code_version() -> dict:  # commit and whether the tree had changes; empty without git
@@ -511,7 +524,7 @@ def read_manifest(
     except ValueError as e:
         raise ValueError(f"{shown(path)} is not a manifest: {e}") from None
 
-# %% ../nbs/00_runs.ipynb #f631ba51
+# %% ../nbs/00_runs.ipynb #7d1ef2a4
 def open_run(
     notebook: str,  # name without ending: "05_e2i"
     parameters: dict,  # from `check_parameters`
@@ -524,10 +537,16 @@ def open_run(
     and `RuntimeError` when another process is writing it.
     """
     chosen = {k: v for k, v in parameters.items() if k not in free_parameters}
-    identity = dict(notebook=notebook, parameters=chosen, data=data["fingerprint"],
-                    code=library_hash(notebook_sources(notebook)))
+    identity = dict(
+        notebook=notebook,
+        parameters=chosen,
+        data=data["fingerprint"],
+        code=library_hash(notebook_sources(notebook)),
+    )
     name = parameters.get("run_name") or digest(identity)[:10]
-    parent = Path(tempfile.mkdtemp()) if in_test() else resolve(parameters.get("outputs", "outputs"))
+    parent = (
+        Path(tempfile.mkdtemp()) if in_test() else resolve(parameters.get("outputs", "outputs"))
+    )
     folder = parent / notebook / name
     there = read_manifest(folder)
     if there and (said := differences(there.get("identity", {}), identity)):
@@ -537,28 +556,52 @@ def open_run(
     _take(folder)
     return _started(Run(folder, there), identity, parameters, data, loader)
 
-# %% ../nbs/00_runs.ipynb #8787c26b
+# %% ../nbs/00_runs.ipynb #e8521245
 def _take(folder: Path):
     "Lock a run folder for this process."
     try:
         _lock(folder).acquire(timeout=0)
     except Timeout:
-        raise RuntimeError(f"another process is writing {shown(folder)}; wait for it or stop it") from None
+        raise RuntimeError(
+            f"another process is writing {shown(folder)}; wait for it or stop it"
+        ) from None
+
+
+def _relative(values: dict) -> dict:
+    "Existing paths, relative to the project root."
+    paths = {k: resolve(v) for k, v in values.items() if isinstance(v, str) and v}
+    there = {k: p for k, p in paths.items() if ("/" in values[k] or k == "outputs") and p.exists()}
+    return values | {
+        k: Path(os.path.relpath(p, project_root())).as_posix() for k, p in there.items()
+    }
 
 
 def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str) -> Run:
     "Write the manifest of a run that begins or goes on."
-    parameters = parameters | {k: shown(parameters[k]) for k in ("outputs",) if k in parameters}
+    parameters, data = _relative(parameters), _relative(data)
     starts = [*run.manifest.get("starts", []), now()]
     device = pick_device(parameters.get("device", "auto"))
-    run.update(notebook=identity["notebook"], name=run.folder.name, status="running", loader=loader,
-               seed=parameters.get("seed"), parameters=parameters, data=data, identity=identity,
-               code=code_version(), environment=environment(device), starts=starts, ended=None)
+    run.update(
+        notebook=identity["notebook"],
+        name=run.folder.name,
+        status="running",
+        loader=loader,
+        seed=parameters.get("seed"),
+        parameters=parameters,
+        data=data,
+        identity=identity,
+        code=code_version(),
+        environment=environment(device),
+        starts=starts,
+        ended=None,
+    )
     return run
 
-# %% ../nbs/00_runs.ipynb #67fe8286
+# %% ../nbs/00_runs.ipynb #790f25d9
 def load_model(
-    run: str | Path | Run,  # a run folder, or a snapshot inside one: "outputs/05_e2i/demo/checkpoints/epoch_50"
+    run: str
+    | Path
+    | Run,  # a run folder, or a snapshot inside one: "outputs/05_e2i/demo/checkpoints/epoch_50"
     device: str = "auto",
 ):  # an object with `sample(n, seed)` → images, and labels, masks or conditions where it has them
     "Load a trained model. Raises `FileNotFoundError` or `ValueError` that says what is missing."
@@ -571,5 +614,7 @@ def load_model(
         raise ValueError(f"{shown(home)}/manifest.json names no loader of this library")
     model = folder / "model" if folder == home else folder
     if not model.is_dir():
-        raise FileNotFoundError(f"{model} is missing: the run was not finished, or only its tables were kept")
+        raise FileNotFoundError(
+            f"{model} is missing: the run was not finished, or only its tables were kept"
+        )
     return getattr(importlib.import_module(module), name)(model, pick_device(device))

@@ -283,8 +283,13 @@ def test_split_does_not_depend_on_names(folder, tmp_path):
 
 def test_split_does_not_depend_on_the_order_of_files(folder, monkeypatch):
     ds, walk = opened(folder)[0], os.walk
-    monkeypatch.setattr(os, "walk", lambda *a, **k: (
-        (here, folders, files[::-1]) for here, folders, files in [*walk(*a, **k)][::-1]))
+    monkeypatch.setattr(
+        os,
+        "walk",
+        lambda *a, **k: (
+            (here, folders, files[::-1]) for here, folders, files in [*walk(*a, **k)][::-1]
+        ),
+    )
     again = opened(folder)[0]
     assert (again.keys, again.split, again.fingerprint) == (ds.keys, ds.split, ds.fingerprint)
 
@@ -375,13 +380,16 @@ def test_a_second_open_decodes_nothing(folder, monkeypatch):
     assert np.array_equal(ds.images, again.images) and len(cached()) == 1
 
 
-@pytest.mark.parametrize("damage", [
-    lambda p: p.write_bytes(b""),
-    lambda p: p.write_bytes(p.read_bytes()[:500]),
-    lambda p: np.save(p, np.zeros((10, 3, 16, 17), np.uint8)),
-    lambda p: p.with_suffix(".json").unlink(),
-    lambda p: p.with_suffix(".json").write_text("[1]"),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda p: p.write_bytes(b""),
+        lambda p: p.write_bytes(p.read_bytes()[:500]),
+        lambda p: np.save(p, np.zeros((10, 3, 16, 17), np.uint8)),
+        lambda p: p.with_suffix(".json").unlink(),
+        lambda p: p.with_suffix(".json").write_text("[1]"),
+    ],
+)
 def test_damaged_cache_is_made_again(folder, damage):
     pixels = np.array(opened(folder)[0].images)
     damage(cached()[0])
@@ -451,8 +459,10 @@ def real_data():
 def test_oral_histology(real_data):
     ds, said = opened(real_data / "he_oral", image_size=64)
     assert ds.classes == ["Normal", "OSCC"] and not said
-    assert ds.describe()["counts"] == {"test": {"Normal": 50, "OSCC": 199},
-                                       "train": {"Normal": 240, "OSCC": 400}}
+    assert ds.describe()["counts"] == {
+        "test": {"Normal": 50, "OSCC": 199},
+        "train": {"Normal": 240, "OSCC": 400},
+    }
     assert (len(ds.train), len(ds.held_out)) == (640, 249)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-PROGRAM = '''
+PROGRAM = """
 import sys, torch
 from torch import nn
 from synth_nb.runs import seed_everything
@@ -39,7 +39,7 @@ trainer = Trainer(sys.argv[1], Noise(), dict(G=G, D=D), phases, plan, dict(G=0.9
 print("ready", flush=True)
 trainer.fit()
 torch.save([trainer.state()["modules"], trainer.state()["averages"]], sys.argv[1] + "/end.pt")
-'''
+"""
 
 
 def start(folder: Path) -> subprocess.Popen:

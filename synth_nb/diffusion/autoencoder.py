@@ -6,10 +6,10 @@
 __all__ = ['AUTOENCODER_VERSION', 'new_autoencoder', 'perceptual_distance', 'ReconstructionLoss', 'view', 'Views', 'whiten',
            'encode', 'decode', 'encode_all', 'decode_all', 'fit_autoencoder', 'load_autoencoder']
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #f39f89c3
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #d691c7a4
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../../nbs/05_diffusion_autoencoder.ipynb #ae2bf1c2
@@ -17,10 +17,10 @@ from ..data import ImageDataset, to_float
 from ..runs import cache_root, digest, pick_device, seed_everything, whole_folder
 from ..training import Phase, Plan, Trainer, warmup
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #02e16149
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #e4ef040c
 def new_autoencoder(
     channels: int = 3,
-    widths: tuple[int, ...] = (32, 64, 64),  # of the resolutions; each but the last halves it
+    widths: tuple[int, ...] = (16, 32, 64),  # of the resolutions; each but the last halves it
     latent_channels: int = 4,
 ) -> AutoencoderKL:
     "An untrained autoencoder; its latents are 2^(len(widths)-1) times smaller than the image."
@@ -38,40 +38,49 @@ def new_autoencoder(
         scaling_factor=1.0,
     )
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #06a652d6
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #45697a5f
 def perceptual_distance(
     ours: list[Tensor],  # feature maps (B, C, H, W), layer by layer
     theirs: list[Tensor],  # the same of the images to resemble
 ) -> Tensor:  # scalar ≥ 0
     "Squared distance of unit-length feature vectors, averaged over places, summed over layers."
     pairs = zip(ours, theirs, strict=True)
-    squares = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs]
+    squares = [
+        (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs
+    ]
     return torch.stack(squares).sum()
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #ebeedaf0
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #f034cccc
 class ReconstructionLoss:
     "Absolute error + perceptual distance + β·KL, as a loss of the trainer."
 
     def __init__(
         self,
         embedder=None,  # with `layers(images in [0, 1])`; None leaves the perceptual term out
-        perceptual: float = 1.0,  # weight of that term
-        beta: float = 1e-6,  # weight of the KL term, summed over a latent
+        perceptual: float = 0.5,  # weight of that term
+        beta: float = 2e-5,  # weight of the KL term, summed over a latent
+        shrunk: float = 0.4,  # share of the steps in which latent and image are halved
     ):
         self.embedder, self.perceptual, self.beta = embedder, perceptual, beta
+        self.shrunk = shrunk
 
     def __call__(self, nets: dict, batch: dict) -> Tensor:
         images = batch["image"]
         posterior = nets["vae"].encode(images).latent_dist
-        restored = nets["vae"].decode(posterior.sample()).sample.float()
+        latents = posterior.sample()
+        if torch.rand(()) < self.shrunk:
+            latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
+        restored = nets["vae"].decode(latents).sample.float()
         loss = (restored - images).abs().mean() + self.beta * posterior.kl().mean()
+        return loss + self._perceptual(restored, images)
+
+    def _perceptual(self, restored: Tensor, images: Tensor) -> Tensor | float:
         if self.embedder is None:
-            return loss
+            return 0.0
         with torch.no_grad():
             wanted = self.embedder.layers(images / 2 + 0.5)
-        return loss + self.perceptual * perceptual_distance(
-            self.embedder.layers(restored / 2 + 0.5), wanted
-        )
+        seen = self.embedder.layers(restored / 2 + 0.5)
+        return self.perceptual * perceptual_distance(seen, wanted)
 
 # %% ../../nbs/05_diffusion_autoencoder.ipynb #a6e90696
 def view(
@@ -103,14 +112,14 @@ class Views:
         turned = [view(image, n) for image, n in zip(images, numbers, strict=True)]
         return dict(image=torch.stack(turned), key=batch["key"])
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #8e08d53a
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #04b96f73
 @torch.no_grad()
 def whiten(
     vae: AutoencoderKL,  # changed in place
     mean: Tensor,  # of its latents, per channel (C,)
     deviation: Tensor,  # likewise
 ):
-    "Make the latents of an autoencoder zero-mean and of unit deviation, without changing it otherwise."
+    "Give latents mean 0 and deviation 1; what is decoded from an image stays the same."
     before, after, n = vae.quant_conv, vae.post_quant_conv, len(mean)
     before.weight[:n] /= deviation.view(-1, 1, 1, 1)
     before.bias[:n] = (before.bias[:n] - mean) / deviation
@@ -160,16 +169,16 @@ def decode_all(
     "Images of many latents, one batch in memory at a time."
     return torch.cat([decode(vae, part.to(vae.device)).cpu() for part in latents.split(batch_size)])
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #fba30d85
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #cc884710
 def fit_autoencoder(
     dataset: ImageDataset,  # training images only
-    steps: int = 700,
+    steps: int = 600,
     embedder=None,  # for the perceptual term
     views: int = 8,
     seed: int = 0,
     lr: float = 2e-3,
-    batch_size: int = 16,
-    widths: tuple[int, ...] = (32, 64, 64),
+    batch_size: int = 8,
+    widths: tuple[int, ...] = (16, 32, 64),
     device: str = "auto",
     precision: str = "auto",
 ) -> AutoencoderKL:  # on `device`, frozen, latents whitened
@@ -182,12 +191,18 @@ def fit_autoencoder(
         return load_autoencoder(folder / "model", device)
     seed_everything(seed)
     vae = new_autoencoder(dataset.channels, widths)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+    )
     loss = ReconstructionLoss(embedder.to(pick_device(device)) if embedder else None)
     phase = Phase(loss, optimizer, scheduler=warmup(optimizer, 50, steps))
-    plan = Plan(4, batch_size, steps * batch_size // 4, seed=seed, device=device, precision=precision)
+    plan = Plan(
+        4, batch_size, steps * batch_size // 4, seed=seed, device=device, precision=precision
+    )
     data = Views(dataset, views)
-    trainer = Trainer(folder, data, dict(vae=vae), [phase], plan, dict(vae=0.995), what="autoencoder")
+    trainer = Trainer(
+        folder, data, dict(vae=vae), [phase], plan, dict(vae=0.995), what="autoencoder"
+    )
     trainer.fit()
     vae = trainer.model("vae").eval()
     latents = encode_all(vae, dataset).to(vae.device)
@@ -199,7 +214,7 @@ def fit_autoencoder(
 # %% ../../nbs/05_diffusion_autoencoder.ipynb #7a413513
 AUTOENCODER_VERSION = 1  # to be raised when what `fit_autoencoder` learns changes
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #4d84bab7
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #4ffc2a67
 def load_autoencoder(
     name,  # a folder, or an id on the Hub such as "stabilityai/sd-vae-ft-mse"
     device: str = "auto",
@@ -209,5 +224,7 @@ def load_autoencoder(
         vae = AutoencoderKL.from_pretrained(str(name))
     except OSError as e:
         hint = "check the name and the network, or leave `autoencoder` empty to train one here"
-        raise OSError(f"autoencoder {str(name)!r} cannot be loaded ({type(e).__name__}); {hint}") from e
+        raise OSError(
+            f"autoencoder {str(name)!r} cannot be loaded ({type(e).__name__}); {hint}"
+        ) from e
     return vae.to(pick_device(device)).eval().requires_grad_(False)

@@ -40,7 +40,7 @@ def cached_array(
         found = np.load(path, mmap_mode="c")
     return torch.from_numpy(found)
 
-# %% ../../nbs/05_diffusion_latents.ipynb #37ab25c6
+# %% ../../nbs/05_diffusion_latents.ipynb #c0a46aad
 def cached_latents(
     vae: AutoencoderKL,
     dataset: ImageDataset,
@@ -49,14 +49,16 @@ def cached_latents(
     "Latents of every view of every image. Raises `ValueError` for 8 views of an oblong image."
     height, width = dataset.images.shape[2:]
     if views > 2 and height != width:
-        raise ValueError(f"{views} views need square images, these are {height}x{width}; use 1 or 2")
+        raise ValueError(
+            f"{views} views need square images, these are {height}x{width}; use 1 or 2"
+        )
 
     def make():
         return torch.stack([encode_all(vae, dataset, number) for number in range(views)])
 
     return cached_array("latents", digest(weights_digest(vae), dataset.fingerprint, views), make)
 
-# %% ../../nbs/05_diffusion_latents.ipynb #157d6913
+# %% ../../nbs/05_diffusion_latents.ipynb #a174dd23
 def view_embeddings(
     embedder: Embedder,
     dataset: ImageDataset,
@@ -64,7 +66,9 @@ def view_embeddings(
 ) -> Tensor:  # (views, N, D) float32
     "Embeddings of every view of every image, through the embedding cache."
     turned = [np.rot90(dataset.images, n // 2, (-2, -1)) for n in range(views)]
-    turned = [x[..., ::-1] if n % 2 else x for n, x in enumerate(turned)]  # views: nothing is copied
+    turned = [
+        x[..., ::-1] if n % 2 else x for n, x in enumerate(turned)
+    ]  # views: nothing is copied
     return torch.stack([embed_images(embedder, x) for x in turned])
 
 # %% ../../nbs/05_diffusion_latents.ipynb #07a0352d

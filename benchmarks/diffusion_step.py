@@ -1,0 +1,80 @@
+"""A training step of the latent diffusion model against the same step written plainly.
+
+The plain side is what diffusers' own text-to-image example does in its loop: noise, `add_noise`,
+`get_velocity`, mean squared error, clipping, AdamW, `EMAModel`. Both sides: the same network,
+cached latents, batch, precision, and a moving average. Run: python benchmarks/diffusion_step.py
+"""
+
+import argparse
+import tempfile
+
+import torch
+from common import alternate, machine, row
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
+from torch.nn import functional as F
+
+from synth_nb.diffusion import DiffusionLoss, LatentSet, new_scheduler, new_unet
+from synth_nb.runs import pick_device, seed_everything
+from synth_nb.training import Phase, Plan, Trainer, warmup
+
+
+def ours(latents, conditions, batch_size, device):
+    "One step of the project's trainer."
+    unet = new_unet(conditions.shape[-1], latents.shape[-1])
+    optimizer = torch.optim.AdamW(unet.parameters(), 1e-4)
+    phase = Phase(DiffusionLoss(new_scheduler()), optimizer, scheduler=warmup(optimizer, 60))
+    data = LatentSet(latents, conditions, [str(i) for i in range(latents.shape[1])])
+    plan = Plan(1, batch_size, device=device, precision="fp32")
+    trainer = Trainer(tempfile.mkdtemp(), data, dict(unet=unet), [phase], plan, dict(unet=0.995))
+    return trainer.advance
+
+
+def plain(latents, conditions, batch_size, device):
+    "The same step, written as in diffusers' examples."
+    place = pick_device(device)
+    unet = new_unet(conditions.shape[-1], latents.shape[-1]).to(place).train()
+    optimizer = torch.optim.AdamW(unet.parameters(), 1e-4)
+    noising = DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+    average = EMAModel(unet.parameters(), decay=0.995, use_ema_warmup=True)
+    count = latents.shape[1]
+
+    def step():
+        rows, views = (
+            torch.randint(count, (batch_size,)),
+            torch.randint(len(latents), (batch_size,)),
+        )
+        z, c = latents[views, rows].to(place), conditions[views, rows].to(place)
+        noise = torch.randn_like(z)
+        times = torch.randint(0, 1000, (batch_size,), device=place)
+        keep = torch.rand(batch_size, 1, 1, device=place) >= 0.1
+        predicted = unet(noising.add_noise(z, noise, times), times, c * keep).sample
+        loss = F.mse_loss(predicted.float(), noising.get_velocity(z, noise, times))
+        loss.item()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(unet.parameters())
+
+    return step
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=30)
+    chosen = parser.parse_args()
+    seed_everything(0)
+    latents, conditions = torch.randn(8, 493, 4, 16, 16), torch.randn(8, 493, 1, 1280)
+    print(f"{machine()}; median of {chosen.rounds} pairs, ratio with its quartiles\n")
+    print("| training step | ours, ms | plain diffusers, ms | ratio |\n| --- | --- | --- | --- |")
+    for size in (16, 32):
+        sides = [f(latents, conditions, size, chosen.device) for f in (ours, plain)]
+        print(row(f"batch {size}", alternate(*sides, chosen.rounds)), flush=True)
