@@ -34,7 +34,7 @@ help:  ## this list
 
 run: .venv/notebooks  ## make synthetic tissue: the e2i notebook by papermill, on DATASET for EPOCHS
 	@mkdir -p '$(OUT)'
-	$(BIN)/papermill nbs/05_e2i.ipynb '$(OUT)/notebook.ipynb' -p epochs $(EPOCHS) -p run_name '$(RUN)' $(if $(filter-out demo,$(DATASET)),-r dataset '$(abspath $(DATASET))')
+	$(BIN)/papermill nbs/05_e2i.ipynb '$(OUT)/notebook.ipynb' -p epochs $(EPOCHS) -p run_name '$(RUN)' $(if $(filter-out demo,$(DATASET)),-r dataset '$(DATASET)')
 	@echo && echo "pictures  $(OUT)/comparison.png and the other .png there"
 	@echo "table     $(OUT)/evaluation.csv" && cat '$(OUT)/evaluation.md'
 	@echo "notebook  $(OUT)/notebook.ipynb"

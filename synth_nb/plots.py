@@ -20,7 +20,7 @@ from torch import Tensor
 # %% ../nbs/00_plots.ipynb #578e4121
 from .runs import in_kernel, whole
 
-# %% ../nbs/00_plots.ipynb #52b82c29
+# %% ../nbs/00_plots.ipynb #b6c220ec
 colours = dict(real="#3b6ea8", synthetic="#d9792b", other="#7a7a7a")
 look = {
     "font.size": 9,
@@ -28,7 +28,7 @@ look = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "figure.dpi": 110,
+    "figure.dpi": 90,
     "savefig.dpi": 200,
     "savefig.bbox": "tight",
 }
@@ -62,13 +62,13 @@ def save(
                 figure.savefig(f)
     return Path(path)
 
-# %% ../nbs/00_plots.ipynb #f83151dd
+# %% ../nbs/00_plots.ipynb #c71092ee
 def compact_figures():
     "Keep the figures of this notebook as JPEG from here on; files that are saved are not affected."
     if in_kernel():
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))
+        set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=75))
 
 # %% ../nbs/00_plots.ipynb #5a945ef6
 def to_pixels(
