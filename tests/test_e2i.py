@@ -47,7 +47,7 @@ def test_the_run_folder_explains_itself(finished):
     table = pd.read_csv(finished / "evaluation.csv", index_col="set")
     assert list(table.index) == ["synthetic", "untrained", "reconstructions", "real, training"]
     for extractor in ("efficientnet_lite2@128", "efficientnet_lite0@128"):
-        assert table[[f"frechet_{extractor}", f"kernel_{extractor}"]].notna().all(None)
+        assert table[[f"frechet_{extractor}", f"kernel_{extractor}"]].notna().all(axis=None)
     assert len(list(finished.glob("events.*"))) == 1
 
 
@@ -100,6 +100,17 @@ def test_a_complete_run_is_left_alone_and_more_epochs_extend_it(finished):
     assert model.read_bytes() != first
     rows = (finished / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[1] for row in rows] == ["epoch", "1", "2"]
+
+
+def test_a_given_model_is_judged_without_training(finished):
+    outputs = finished.parent.parent
+    given = dict(outputs=outputs, run_name="judged", model=finished, seed=1)
+    done = papermill(outputs / "judged.ipynb", **SMALL | given)
+    assert done.returncode == 0, done.text
+    folder = outputs / "05_e2i" / "judged"
+    assert not (folder / "checkpoints").exists() and not (folder / "model").exists()
+    assert (folder / "evaluation.csv").exists()
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "complete"
 
 
 @pytest.mark.parametrize(
