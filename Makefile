@@ -34,7 +34,10 @@ help:  ## this list
 
 run: .venv/notebooks  ## make synthetic tissue: the e2i notebook by papermill, on DATASET for EPOCHS
 	@mkdir -p '$(OUT)'
-	$(BIN)/papermill nbs/05_e2i.ipynb '$(OUT)/notebook.ipynb' -p epochs $(EPOCHS) -p run_name '$(RUN)' $(if $(filter-out demo,$(DATASET)),-r dataset '$(DATASET)')
+	@if [ -f '$(OUT)/notebook.ipynb' ]; then cp '$(OUT)/notebook.ipynb' '$(OUT)/.notebook.before'; fi
+	$(BIN)/papermill nbs/05_e2i.ipynb '$(OUT)/notebook.ipynb' -p epochs $(EPOCHS) -r run_name '$(RUN)' $(if $(filter-out demo,$(DATASET)),-r dataset '$(DATASET)') || { \
+	if [ -f '$(OUT)/.notebook.before' ]; then mv '$(OUT)/.notebook.before' '$(OUT)/notebook.ipynb'; fi; exit 1; }
+	@rm -f '$(OUT)/.notebook.before'
 	@echo && echo "pictures  $(OUT)/comparison.png and the other .png there"
 	@echo "table     $(OUT)/evaluation.csv" && cat '$(OUT)/evaluation.md'
 	@echo "notebook  $(OUT)/notebook.ipynb"

@@ -9,8 +9,9 @@ __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'r
            'pick_device', 'pick_precision', 'duration', 'cost', 'library_hash', 'notebook_sources', 'now',
            'code_version', 'environment', 'Run', 'in_test', 'differences', 'read_manifest', 'open_run', 'load_model']
 
-# %% ../nbs/00_runs.ipynb #4b3fc23e
+# %% ../nbs/00_runs.ipynb #c169c36a
 import ast
+import atexit
 import difflib
 import hashlib
 import importlib.util
@@ -177,17 +178,19 @@ def _cast_list(value, kind):
         raise ValueError
     return [cast(item, kind) if kind else item for item in items]
 
-# %% ../nbs/00_runs.ipynb #80ad1dd1
+# %% ../nbs/00_runs.ipynb #f7d0f52f
 limits = {
     **dict.fromkeys(["epochs", "batch_size", "sampling_steps", "num_processes"], (1, None)),
     **dict.fromkeys(["vae_steps", "accumulate", "components"], (1, None)),
     **dict.fromkeys(["images_per_epoch", "keep_every", "max_minutes", "guidance_scale"], (0, None)),
     **dict.fromkeys(["lr", "vae_lr", "kimg"], ("above 0", None)),
-    "n_samples": (2, None),
+    "n_samples": (5, None),
     "seed": (0, 2**32 - 1),
 }
 choices = {
     "channels": (1, 3),
+    "views": (1, 2, 8),
+    "unet_size": ("tiny", "small", "sd15"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
@@ -251,28 +254,30 @@ def seed_everything(
     np.random.seed(seed)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_runs.ipynb #084da397
+# %% ../nbs/00_runs.ipynb #697e9546
 def stream(
     seed: int,  # 0 … 2³²-1
     number: int,  # of the part: 0, 1, …
 ) -> int:  # 0 … 2³²-1
-    "Seed of a numbered part, other for every number and seed (up to a million parts)."
-    return (seed * 1_000_003 + number) % 2**32
+    "Seed of a numbered part: unrelated for every seed and number."
+    return int(digest(seed, number)[:8], 16)
 
-# %% ../nbs/00_runs.ipynb #a210740b
+# %% ../nbs/00_runs.ipynb #60e2ad16
 def random_state() -> dict:  # plain tensors, ints and lists: safe to save, `weights_only` to load
     "Every random state there is."
     name, keys, *rest = np.random.get_state()
     version, internal, gauss = random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    mps = [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else []
     return dict(
         python=[version, list(internal), gauss],
         numpy=[name, torch.from_numpy(keys.astype(np.int64)), *rest],
         torch=torch.get_rng_state(),
         cuda=cuda,
+        mps=mps,
     )
 
-# %% ../nbs/00_runs.ipynb #83284f25
+# %% ../nbs/00_runs.ipynb #97ef38f1
 def set_random_state(
     state: dict,  # from `random_state`
 ):
@@ -284,6 +289,8 @@ def set_random_state(
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
+    for mps in state["mps"]:
+        torch.mps.set_rng_state(mps)
 
 # %% ../nbs/00_runs.ipynb #d7511f74
 @contextmanager
@@ -313,7 +320,7 @@ def pick_device(
         )
     return torch.device(device)
 
-# %% ../nbs/00_runs.ipynb #4d9ea0ce
+# %% ../nbs/00_runs.ipynb #b8e00ef8
 def pick_precision(
     precision: str = "auto",  # auto, fp32, bf16 or fp16
     device: torch.device | str = "cpu",
@@ -321,7 +328,7 @@ def pick_precision(
     "The precision of the forward pass. Raises `ParameterError` for fp16 off the GPU."
     kind = torch.device(device).type
     if precision == "auto":
-        best = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
+        best = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported(False) else "fp16"
         return best if kind == "cuda" else "fp32"
     if precision == "fp16" and kind != "cuda":
         raise ParameterError(
@@ -463,10 +470,11 @@ def environment(
     return dict(packages=packages, python=platform.python_version(), system=platform.system(),
                 machine=platform.machine(), **hardware)
 
-# %% ../nbs/00_runs.ipynb #1629fdc5
+# %% ../nbs/00_runs.ipynb #8911a2ea
 @dataclass
 class Run:
     "One run folder and its manifest."
+
     folder: Path  # absolute
     manifest: dict = field(default_factory=dict)
 
@@ -482,18 +490,21 @@ class Run:
         with whole(self.path("manifest.json")) as f:
             f.write_text(json.dumps(self.manifest, indent=2, default=str) + "\n")
 
-    def finish(self, status: str = "complete"):
-        "Close the run: `complete`, `stopped` or `failed`."
-        self.update(status=status, ended=now())
-        _lock(self.folder).release(force=True)
+    def finish(self, status: str = "complete", **reached):
+        "Close the run as `complete`, `stopped` or `failed`, with what it reached (`epoch=10`)."
+        self.update(status=status, ended=now(), **reached)
+        if self.folder in _held:
+            _held.pop(self.folder).release()
+
+    def _abandoned(self):  # at the end of the process
+        if self.manifest.get("status") == "running" and self.folder.is_dir():
+            self.finish("failed")
 
     def __str__(self):
         return shown(self.folder)
 
-# %% ../nbs/00_runs.ipynb #7adeac78
-def _lock(folder: Path) -> FileLock:
-    "The lock of a run folder: one per process, gone with the process."
-    return FileLock(folder / ".lock", is_singleton=True)
+# %% ../nbs/00_runs.ipynb #912ab8fa
+_held: dict[Path, FileLock] = {}  # of this process; gone with it
 
 
 def in_test() -> bool:
@@ -524,7 +535,7 @@ def read_manifest(
     except ValueError as e:
         raise ValueError(f"{shown(path)} is not a manifest: {e}") from None
 
-# %% ../nbs/00_runs.ipynb #7d1ef2a4
+# %% ../nbs/00_runs.ipynb #aa6997d9
 def open_run(
     notebook: str,  # name without ending: "05_e2i"
     parameters: dict,  # from `check_parameters`
@@ -541,9 +552,11 @@ def open_run(
         notebook=notebook,
         parameters=chosen,
         data=data["fingerprint"],
-        code=library_hash(notebook_sources(notebook)),
+        code=library_hash([*notebook_sources(notebook), f"import {loader.partition(':')[0]}"]),
     )
     name = parameters.get("run_name") or digest(identity)[:10]
+    if Path(name).name != name:
+        raise ParameterError(f"parameter `run_name` must be a plain folder name, got {name!r}")
     parent = (
         Path(tempfile.mkdtemp()) if in_test() else resolve(parameters.get("outputs", "outputs"))
     )
@@ -556,15 +569,19 @@ def open_run(
     _take(folder)
     return _started(Run(folder, there), identity, parameters, data, loader)
 
-# %% ../nbs/00_runs.ipynb #e8521245
+# %% ../nbs/00_runs.ipynb #d0751ce2
 def _take(folder: Path):
     "Lock a run folder for this process."
+    if folder in _held:
+        return
+    lock = FileLock(folder / ".lock")
     try:
-        _lock(folder).acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         raise RuntimeError(
             f"another process is writing {shown(folder)}; wait for it or stop it"
         ) from None
+    _held[folder] = lock
 
 
 def _relative(values: dict) -> dict:
@@ -595,6 +612,7 @@ def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str
         starts=starts,
         ended=None,
     )
+    atexit.register(run._abandoned)
     return run
 
 # %% ../nbs/00_runs.ipynb #790f25d9

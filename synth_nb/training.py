@@ -6,10 +6,9 @@
 __all__ = ['Phase', 'Plan', 'batch_indices', 'warmup', 'moving_average', 'MetricsLog', 'read_metrics', 'Progress',
            'deferred_signals', 'accelerator_for', 'Position', 'Trainer', 'to_device', 'evaluating']
 
-# %% ../nbs/00_training.ipynb #acb48e41
+# %% ../nbs/00_training.ipynb #30c5f07d
 import csv
 import math
-import shutil
 import signal
 import threading
 import time
@@ -29,8 +28,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-# %% ../nbs/00_training.ipynb #2ab5f576
+# %% ../nbs/00_training.ipynb #6e2293d3
 from synth_nb.runs import (
+    ParameterError,
     cost,
     duration,
     in_kernel,
@@ -65,7 +65,7 @@ class Phase:
     def parameters(self):
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-# %% ../nbs/00_training.ipynb #72cdb08b
+# %% ../nbs/00_training.ipynb #de295c36
 @dataclass
 class Plan:
     "How long to train, on what, and what to keep."
@@ -81,6 +81,10 @@ class Plan:
     keep_every: int = 0  # epochs from one loadable snapshot to the next; 0: none
     max_minutes: float = 0  # stop in good order after so long; 0: no limit
     checkpoint_minutes: float = 5  # longest time between two checkpoints
+
+    def __post_init__(self):
+        if self.patience and not self.best:
+            raise ParameterError("`patience` needs `best`: the score that is to improve")
 
     def steps_per_epoch(self, size: int) -> int:
         return math.ceil((self.images_per_epoch or size) / self.batch_size)
@@ -116,7 +120,7 @@ def warmup(
 
     return LambdaLR(optimizer, factor)
 
-# %% ../nbs/00_training.ipynb #a6ce9c43
+# %% ../nbs/00_training.ipynb #529bd99b
 def moving_average(
     module: nn.Module,
     decay: float,  # β, for example 0.999
@@ -133,7 +137,8 @@ def moving_average(
             for average, value in zip(averages, current, strict=True):
                 average.copy_(value)
 
-    return AveragedModel(module, multi_avg_fn=update, use_buffers=True).requires_grad_(False)
+    average = AveragedModel(module, multi_avg_fn=update, use_buffers=True)
+    return average.requires_grad_(False).eval()
 
 # %% ../nbs/00_training.ipynb #488f3c39
 class MetricsLog:
@@ -343,7 +348,7 @@ def check_finite(self: Trainer, value: float, what: str, phase: Phase):
     listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     raise FloatingPointError(f"{what}{of} is {value} at step {self.at.step}; batch: {listed}")
 
-# %% ../nbs/00_training.ipynb #34036ed8
+# %% ../nbs/00_training.ipynb #08a3889c
 @patch
 @contextmanager
 def unsynced(self: Trainer):
@@ -364,7 +369,8 @@ def backward(self: Trainer, phase: Phase, pieces: list[tuple[dict, float]]) -> f
     for number, (batch, share) in enumerate(pieces):
         waits = number + 1 < len(pieces)
         with self.unsynced() if waits else nullcontext():
-            loss = phase.loss(self.nets, batch) * share
+            with self.accelerator.autocast():
+                loss = phase.loss(self.nets, batch) * share
             value += loss.item()
             self.check_finite(value, "loss", phase)
             self.accelerator.backward(loss)
@@ -409,19 +415,19 @@ def state(self: Trainer) -> dict:
         random=random_state(),
     )
 
-# %% ../nbs/00_training.ipynb #8b251efd
+# %% ../nbs/00_training.ipynb #680c8d44
 @patch
 def checkpoint(self: Trainer, best: bool = False):
     "Write the newest checkpoint, whole or not at all; keep it as the best one too if it is."
     self.saved = time.monotonic()
     if not self.accelerator.is_main_process:
         return
-    newest = self.folder / "checkpoints" / "newest.pt"
-    with whole(newest) as f:
-        torch.save(self.state(), f)
-    if best:
-        with whole(newest.with_name("best.pt")) as f:
-            shutil.copyfile(newest, f)
+    state = self.state()
+    for name in (
+        ("best", "newest") if best else ("newest",)
+    ):  # the newest last: it says which is best
+        with whole(self.folder / "checkpoints" / f"{name}.pt") as f:
+            torch.save(state, f)
 
 # %% ../nbs/00_training.ipynb #a9dc8b86
 @patch
@@ -437,7 +443,7 @@ def load(self: Trainer, path: Path) -> dict:
         average.load_state_dict(state["averages"][name])
     return state
 
-# %% ../nbs/00_training.ipynb #45482905
+# %% ../nbs/00_training.ipynb #e4e66bbe
 @patch
 def resume(self: Trainer):
     "Go on from the newest checkpoint, if there is one."
@@ -450,7 +456,7 @@ def resume(self: Trainer):
         for phase, saved in zip(self.phases, state["schedulers"], strict=True):
             if phase.scheduler:
                 phase.scheduler.load_state_dict(saved)
-        if self.accelerator.scaler:
+        if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"])
     else:

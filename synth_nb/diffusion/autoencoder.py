@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AUTOENCODER_VERSION', 'new_autoencoder', 'perceptual_distance', 'ReconstructionLoss', 'view', 'Views', 'whiten',
-           'encode', 'decode', 'encode_all', 'decode_all', 'fit_autoencoder', 'load_autoencoder']
+           'encode', 'decode', 'encode_all', 'decode_all', 'check_size', 'fit_autoencoder', 'load_autoencoder']
 
 # %% ../../nbs/05_diffusion_autoencoder.ipynb #d691c7a4
 import torch
@@ -12,9 +12,17 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #ae2bf1c2
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #7604a0ce
 from ..data import ImageDataset, to_float
-from ..runs import cache_root, digest, pick_device, seed_everything, whole_folder
+from synth_nb.runs import (
+    ParameterError,
+    cache_root,
+    digest,
+    pick_device,
+    resolve,
+    seed_everything,
+    whole_folder,
+)
 from ..training import Phase, Plan, Trainer, warmup
 
 # %% ../../nbs/05_diffusion_autoencoder.ipynb #e4ef040c
@@ -169,12 +177,22 @@ def decode_all(
     "Images of many latents, one batch in memory at a time."
     return torch.cat([decode(vae, part.to(vae.device)).cpu() for part in latents.split(batch_size)])
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #cc884710
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #c1d8242a
+def check_size(
+    dataset: ImageDataset,
+) -> tuple[int, int]:  # height, width
+    "Refuse images that cannot be halved three times; raises `ParameterError`."
+    height, width = dataset.image_size
+    if height % 8 or width % 8:
+        size = f"{height}x{width}"
+        raise ParameterError(f"parameter `image_size` must be a multiple of 8, got {size}")
+    return height, width
+
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #e32188f4
 def fit_autoencoder(
     dataset: ImageDataset,  # training images only
     steps: int = 600,
     embedder=None,  # for the perceptual term
-    views: int = 8,
     seed: int = 0,
     lr: float = 2e-3,
     batch_size: int = 8,
@@ -182,7 +200,9 @@ def fit_autoencoder(
     device: str = "auto",
     precision: str = "auto",
 ) -> AutoencoderKL:  # on `device`, frozen, latents whitened
-    "Train an autoencoder on a data set, or load it from the cache."
+    "Train an autoencoder on a data set, in every view, or load it from the cache."
+    height, width = check_size(dataset)
+    views = 8 if height == width else 2
     chosen = dict(steps=steps, views=views, seed=seed, lr=lr, batch=batch_size, widths=widths)
     perceptual = f"{embedder.id}-{embedder.revision}" if embedder else ""
     key = digest(dataset.fingerprint, chosen, perceptual, precision, AUTOENCODER_VERSION)[:16]
@@ -214,14 +234,15 @@ def fit_autoencoder(
 # %% ../../nbs/05_diffusion_autoencoder.ipynb #7a413513
 AUTOENCODER_VERSION = 1  # to be raised when what `fit_autoencoder` learns changes
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #4ffc2a67
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #e17a394c
 def load_autoencoder(
     name,  # a folder, or an id on the Hub such as "stabilityai/sd-vae-ft-mse"
     device: str = "auto",
 ) -> AutoencoderKL:  # on `device`, frozen
     "A published or saved autoencoder. Raises `OSError` that says what to do when it is not there."
+    local = resolve(name)
     try:
-        vae = AutoencoderKL.from_pretrained(str(name))
+        vae = AutoencoderKL.from_pretrained(str(local if local.is_dir() else name))
     except OSError as e:
         hint = "check the name and the network, or leave `autoencoder` empty to train one here"
         raise OSError(

@@ -58,18 +58,20 @@ def cached_latents(
 
     return cached_array("latents", digest(weights_digest(vae), dataset.fingerprint, views), make)
 
-# %% ../../nbs/05_diffusion_latents.ipynb #a174dd23
+# %% ../../nbs/05_diffusion_latents.ipynb #c9986496
 def view_embeddings(
     embedder: Embedder,
     dataset: ImageDataset,
     views: int = 1,  # 1, 2 or 8
 ) -> Tensor:  # (views, N, D) float32
     "Embeddings of every view of every image, through the embedding cache."
-    turned = [np.rot90(dataset.images, n // 2, (-2, -1)) for n in range(views)]
-    turned = [
-        x[..., ::-1] if n % 2 else x for n, x in enumerate(turned)
-    ]  # views: nothing is copied
-    return torch.stack([embed_images(embedder, x) for x in turned])
+    images = dataset.images
+
+    def turned(number):  # strides change, no pixel is copied
+        x = np.rot90(images, number // 2, (-2, -1))
+        return x[..., ::-1] if number % 2 else x
+
+    return torch.stack([embed_images(embedder, turned(number)) for number in range(views)])
 
 # %% ../../nbs/05_diffusion_latents.ipynb #07a0352d
 class LatentSet:

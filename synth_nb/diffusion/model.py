@@ -108,13 +108,15 @@ def new_unet(
         **extra,
     )
 
-# %% ../../nbs/05_diffusion_model.ipynb #2a4ed56e
+# %% ../../nbs/05_diffusion_model.ipynb #d177255d
 def draw_times(
     count: int,
     steps: int = 1000,
 ) -> Tensor:  # (count,) int64 in [0, steps)
-    "Times with a logit-normal distribution: most in the middle, few at the ends."
-    return (torch.randn(count).sigmoid() * steps).long().clamp_max(steps - 1)
+    "Times with a logit-normal distribution, most in the middle; a tenth is uniform."
+    uniform = torch.rand(count) < 0.1
+    places = torch.where(uniform, torch.rand(count), torch.randn(count).sigmoid())
+    return (places * steps).long().clamp_max(steps - 1)
 
 # %% ../../nbs/05_diffusion_model.ipynb #f34efab7
 class DiffusionLoss:
@@ -136,15 +138,20 @@ class DiffusionLoss:
         predicted = nets["unet"](noisy, times, conditions * keep, return_dict=False)[0]
         return (predicted.float() - target).square().mean()
 
-# %% ../../nbs/05_diffusion_model.ipynb #27c7b962
+# %% ../../nbs/05_diffusion_model.ipynb #fc8f12dc
 @torch.inference_mode()
 def held_out_loss(
     loss: DiffusionLoss,
     unet: UNet2DConditionModel,
     data,  # batches of `latent` and `condition`
     seed: int = 0,  # of noise, times and dropped conditions
+    batch_size: int = 64,
 ) -> float:
-    "The loss on a whole data set, with fixed noise."
+    "The loss on a whole data set, with fixed noise; the network as it is, so in `eval()`."
+    total = 0.0
     with isolated(seed):
-        batch = to_device(data[list(range(len(data)))], unet.device)
-        return loss(dict(unet=unet), batch).item()
+        for first in range(0, len(data), batch_size):
+            rows = list(range(first, min(first + batch_size, len(data))))
+            batch = to_device(data[rows], unet.device)
+            total += len(rows) * loss(dict(unet=unet), batch).item()
+    return total / len(data)
