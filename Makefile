@@ -12,6 +12,7 @@ EPOCHS ?= 10
 RUN ?= $(shell basename '$(DATASET)' | tr -c 'A-Za-z0-9._\n-' '_')
 OUT = outputs/05_e2i/$(RUN)
 BIN = .venv/bin
+SOURCES = $(wildcard nbs/*.ipynb synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml) Makefile
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 8
@@ -49,9 +50,14 @@ lint: .venv/dev  ## notebooks clean, library exported from them, ruff
 	$(BIN)/python tests/drift.py
 	$(BIN)/ruff check .
 
-test: lint  ## lint, then the tests in the notebooks, then those in tests/
+test: .venv/tested  ## lint, tests in the notebooks, tests in tests/; nothing if nothing changed
+	@echo "all tests passed on $$(date -r .venv/tested '+%F %T'), nothing changed since (rm .venv/tested runs them again)"
+
+.venv/tested: $(SOURCES) | .venv/dev
+	@$(MAKE) --no-print-directory lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 1 --timing
 	$(BIN)/python -m pytest
+	@touch $@
 
 clean:  ## remove .venv and what can be computed again; runs stay
 	rm -rf .venv outputs/cache build dist *.egg-info

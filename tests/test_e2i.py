@@ -73,14 +73,15 @@ pipe = DiffusionPipeline.from_pretrained(sys.argv[1], text_encoder=None, tokeniz
 c = load_file(sys.argv[1] + "/conditions.safetensors")["conditions"][:2]
 out = pipe(prompt_embeds=c, negative_prompt_embeds=torch.zeros_like(c), num_inference_steps=2,
            guidance_scale=2.0, height=64, width=64, output_type="pt",
-           generator=[torch.Generator().manual_seed(i) for i in range(2)]).images
+           generator=[torch.Generator().manual_seed(int(s)) for s in sys.argv[3:]]).images
 assert not any(name.startswith("synth_nb") for name in sys.modules)
 torch.save(out * 2 - 1, sys.argv[2])
 """
-    from synth_nb.runs import load_model
+    from synth_nb.runs import load_model, stream
 
-    result = finished.parent / "stock.pt"
-    subprocess.run([sys.executable, "-c", code, str(finished / "model"), str(result)], check=True)
+    result, seeds = finished.parent / "stock.pt", [str(stream(0, i)) for i in range(2)]
+    words = [sys.executable, "-c", code, str(finished / "model"), str(result), *seeds]
+    subprocess.run(words, check=True)
     options = dict(seed=0, guidance_scale=2.0, sampling_steps=2, precision="fp32")
     ours = load_model(finished, "cpu").sample(2, **options).images
     assert torch.equal(torch.load(result), ours)

@@ -1,5 +1,6 @@
 "A training that is killed with SIGKILL again and again ends with the same weights."
 
+import os
 import random
 import signal
 import subprocess
@@ -85,3 +86,26 @@ def test_sigterm_writes_a_checkpoint_and_stops(tmp_path):
     output = process.communicate()[0]
     assert "KeyboardInterrupt: stopped at step" in output
     assert (tmp_path / "run" / "checkpoints" / "newest.pt").exists()
+
+
+def test_a_run_folder_belongs_to_one_process(tmp_path):
+    code = """
+import sys
+from synth_nb.runs import open_run
+given = dict(outputs=sys.argv[1], run_name="mine")
+run = open_run("none", given, dict(fingerprint="a"), "synth_nb.runs:none")
+print(run.manifest["status"], flush=True)
+sys.stdin.readline()
+"""
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    first = subprocess.Popen(command, **options)
+    assert first.stdout.readline() == "running\n"
+    second = subprocess.run(command, input="\n", capture_output=True, text=True, env=env)
+    assert "another process is writing" in second.stderr
+    first.communicate("\n")
+    manifest = (tmp_path / "none" / "mine" / "manifest.json").read_text()
+    assert '"status": "failed"' in manifest  # it ended without `finish`
+    third = subprocess.run(command, input="\n", capture_output=True, text=True, env=env)
+    assert third.stdout == "running\n"
