@@ -68,7 +68,7 @@ def compact_figures():
     if in_kernel():
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=75))
+        set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=70))
 
 # %% ../nbs/00_plots.ipynb #5a945ef6
 def to_pixels(
