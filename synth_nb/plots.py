@@ -132,7 +132,6 @@ def curves(
     rows: list[dict],  # of `metrics.csv`: `epoch` and columns
     columns: Sequence[str],  # what to draw; those that are absent are left out
     label: str = "loss",  # of the vertical axis
-    log: bool = False,
 ) -> Figure:
     "Columns of a run's log by epoch."
     figure, axis = new_figure()
@@ -140,7 +139,7 @@ def curves(
     for colour, column in zip(sns.color_palette("deep"), shown, strict=False):
         points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
         axis.plot(*zip(*points, strict=True), "o-", ms=3, lw=1.2, color=colour, label=column)
-    axis.set(xlabel="epoch", ylabel=label, yscale="log" if log else "linear")
+    axis.set(xlabel="epoch", ylabel=label)
     axis.xaxis.get_major_locator().set_params(integer=True)
     if len(shown) > 1:
         axis.legend(frameon=False)
