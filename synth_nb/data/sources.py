@@ -12,7 +12,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -142,11 +142,13 @@ class Source:
     keys: list[str]  # relative, with `/`
     classes: list[str]  # names, in the order of the labels
     labels: list[int]  # 0 … len(classes)-1
-    groups: list[str]  # what belongs together
+    groups: list[str] | None  # what belongs together; None: every content on its own
     content: Callable[[int], bytes | np.ndarray]  # fetches image i
     split: list[str] | None = None  # train, val or test; None where the source has none
     positions: np.ndarray | None = None  # (N, 2) int: y, x of a crop in its group's frame, pixels
     skipped: tuple[tuple[str, str], ...] = ()  # (key, why) of images that were left out already
+    masks: Callable[[int], bytes | np.ndarray] | None = None  # fetches the mask of image i
+    about: dict = field(default_factory=dict)  # plain values for manifest and card
 
     def __len__(self):
         return len(self.keys)
@@ -240,8 +242,7 @@ def folder_source(
     names = [name or folder.resolve().name for name in names]
     classes = sorted(set(names))
     return Source(shown(folder), keys, classes, [classes.index(name) for name in names],
-                  [PurePosixPath(key).parent.as_posix() for key in keys],
-                  lambda i: read_bytes(folder / keys[i]), split if any(split) else None,
+                  None, lambda i: read_bytes(folder / keys[i]), split if any(split) else None,
                   skipped=tuple(skipped))
 
 # %% ../../nbs/01_data_sources.ipynb #365d1370
