@@ -277,8 +277,28 @@ def test_split_does_not_depend_on_names(folder, tmp_path):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     renamed = opened(tmp_path / "renamed")[0]
-    assert renamed.keys != ds.keys and len(ds.held_out) == 2
+    assert renamed.keys != ds.keys
     assert held_out_images(renamed) == held_out_images(ds)
+
+
+def test_an_added_file_moves_no_other(folder):
+    before = opened(folder, val_fraction=0.4)[0]
+    sides = dict(zip(before.hashes, before.split, strict=True))
+    assert set(sides.values()) == {"train", "val"}
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "a" / f"added {i}.png")
+        after = opened(folder, val_fraction=0.4)[0]
+        now = dict(zip(after.hashes, after.split, strict=True))
+        assert sides.items() <= now.items()
+        sides = now
+
+
+def test_a_group_is_never_on_both_sides(folder):
+    for seed in range(8):
+        ds = opened(folder, group_by=r"(\d)\.png", val_fraction=0.4, seed=seed)[0]
+        sides = {(group, side) for group, side in zip(ds.groups, ds.split, strict=True)}
+        assert len(sides) == len(set(ds.groups)) and len(set(ds.split)) == 2
 
 
 def test_split_does_not_depend_on_the_order_of_files(folder, monkeypatch):

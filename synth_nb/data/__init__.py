@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['open_dataset', 'ImageDataset', 'to_float', 'to_uint8', 'to_unit', 'parse_size', 'endings', 'DataError', 'ImageError',
-           'Source', 'decode_source']
+           'Source', 'decode_source', 'Views', 'view']
 
 # %% ../../nbs/01_data_prep.ipynb #731bb164
 from .cache import decode_source
 from .dataset import ImageDataset, open_dataset, to_float, to_uint8, to_unit
+from .loader import Views, view
 from .sources import DataError, ImageError, Source, endings, parse_size
 
 # %% ../../nbs/01_data_prep.ipynb #2efbd00c
 _all_ = [open_dataset, ImageDataset, to_float, to_uint8, to_unit, parse_size,
-         endings, DataError, ImageError, Source, decode_source]
+         endings, DataError, ImageError, Source, decode_source, Views, view]

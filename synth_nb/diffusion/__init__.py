@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['cached_latents', 'check_size', 'decode', 'decode_all', 'DiffusionLoss', 'encode', 'encode_all', 'fit_autoencoder',
            'generate', 'held_out_loss', 'LatentSet', 'layouts', 'load_autoencoder', 'load_pipeline', 'new_autoencoder',
-           'new_pipeline', 'new_scheduler', 'new_unet', 'Samples', 'view', 'view_embeddings', 'Views', 'weights_digest',
-           'whiten']
+           'new_pipeline', 'new_scheduler', 'new_unet', 'Samples', 'view_embeddings', 'weights_digest', 'whiten']
 
 # %% ../../nbs/05_diffusion.ipynb #ac376076
 from synth_nb.diffusion.autoencoder import (
-    Views,
     check_size,
     decode,
     decode_all,
@@ -19,7 +17,6 @@ from synth_nb.diffusion.autoencoder import (
     fit_autoencoder,
     load_autoencoder,
     new_autoencoder,
-    view,
     whiten,
 )
 from .latents import LatentSet, cached_latents, view_embeddings, weights_digest
@@ -52,9 +49,7 @@ _all_ = [
     new_scheduler,
     new_unet,
     Samples,
-    view,
     view_embeddings,
-    Views,
     weights_digest,
     whiten,
 ]
