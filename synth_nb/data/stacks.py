@@ -269,19 +269,26 @@ def file_digest(
     with open(path, "rb") as file:
         return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=20)).hexdigest()
 
-# %% ../../nbs/01_data_stacks.ipynb #09f5591b
+# %% ../../nbs/01_data_stacks.ipynb #0fb99f52
 def unpacked(
     path: Path,  # a compressed file
     part: str,  # which part of it, for the name
     opener: Callable[[], BinaryIO],  # opens that part for reading
 ) -> Path:  # in the cache
-    "Unpack a file once. Raises `DataError` for one that grows too much, `OSError` without room."
+    "Unpack a file once. Raises `DataError` for one that is cut or grows, `OSError` without room."
+    def blocks(source):
+        try:
+            while block := source.read(2**20):
+                yield block
+        except Exception as e:
+            raise DataError(f"{shown(path)} cannot be unpacked: {reason(e)}") from e
+
     target = cache_root() / "archives" / f"{digest(file_digest(path), part)}{Path(part).suffix}"
     if target.is_file():
         return target
     packed, n = path.stat().st_size, 0
     with whole(target) as fresh, opener() as source, open(fresh, "wb") as file:
-        while block := source.read(2**20):
+        for block in blocks(source):
             n += len(block)
             check_growth(shown(path), packed, n)
             if shutil.disk_usage(target.parent).free < 2**26 + len(block):
