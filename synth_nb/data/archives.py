@@ -269,7 +269,11 @@ def find_labels(
         home = "".join(f"{part}/" for part in shared[:depth])
         if f"{home}dataset.json" in archive.sizes:
             inside = [image.removeprefix(home) for image in images]
-            labels = read_labels(archive.read(f"{home}dataset.json"), inside, name)
+            try:
+                text = archive.read(f"{home}dataset.json")
+            except ImageError as e:
+                raise DataError(f"dataset.json in {name} cannot be read: {e}") from None
+            labels = read_labels(text, inside, name)
             return labels or [None] * len(images), True
     numbered = all(re.search(r"(^|/)\d{5}/img\d{8}\.\w+$", image) for image in images)
     return [None] * len(images), numbered
