@@ -1,0 +1,111 @@
+"""Writing the tissue tiles of a slide against a plain loop of `read_region` and `save`.
+
+Both sides know where the tissue is, read the same level and write PNG. The plain side is given
+twice: as most scripts write it, with Pillow's own compression, and with the compression of ours,
+on as many threads as ours. Run: python benchmarks/tiles.py
+"""
+
+import argparse
+import io
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from common import alternate, machine
+from PIL import Image
+from skimage.data import immunohistochemistry
+
+from synth_nb.data.slides import open_slide, plan_slide, write_slide_tiles
+
+
+def jpeg_tiles(pixels, side=256):
+    "The slide's own compression: JPEG in tiles, as scanners do it."
+    for y in range(0, len(pixels), side):
+        for x in range(0, pixels.shape[1], side):
+            file = io.BytesIO()
+            tile = Image.fromarray(pixels[y : y + side, x : x + side])
+            tile.save(file, "JPEG", quality=85, subsampling=0)
+            yield file.getvalue()
+
+
+def write_slide(path, side):
+    "Stained tissue in the middle half of a slide, four levels, 0.25 µm per pixel."
+    tissue = immunohistochemistry()[:256, :256]
+    pixels = np.full((side, side, 3), 242, np.uint8)
+    quarter = side // 4
+    pixels[quarter:-quarter, quarter:-quarter] = np.tile(tissue, (side // 512, side // 512, 1))
+    with tifffile.TiffWriter(path, bigtiff=True) as f:
+        for i in range(4):
+            f.write(jpeg_tiles(pixels), shape=pixels.shape, dtype=np.uint8, tile=(256, 256),
+                    photometric="ycbcr", subsampling=(1, 1), compression="jpeg",
+                    subfiletype=int(i > 0), resolution=(4e4 / 2**i,) * 2,
+                    resolutionunit="CENTIMETER")
+            pixels = pixels[::2, ::2]
+
+
+def ours(path, plan, names, out, workers):
+    "Blocks, cut into tiles, by threads."
+
+    def run():
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        write_slide_tiles(plan, names, out, workers)
+
+    return run
+
+
+def plain(path, plan, names, out, workers, **options):
+    "One `read_region` and one `save` per tile."
+
+    def write(item):
+        (y, x), name = item
+        size = plan.grid.side, plan.grid.side
+        image = slide.read_region((x, y), plan.grid.level, size).convert("RGB")
+        if plan.grid.side != plan.grid.tile:
+            image = image.resize((plan.grid.tile,) * 2, Image.Resampling.BILINEAR)
+        image.save(out / name, **options)
+
+    def run():
+        nonlocal slide
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        items = zip(plan.positions().tolist(), names, strict=True)
+        with open_slide(path) as slide, ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(write, items):
+                pass
+
+    slide = None
+    return run
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--side", type=int, default=8192, help="of the slide, pixels")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=4)
+    chosen = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    write_slide(folder / "slide.tif", chosen.side)
+    print(f"{machine()}; median of {chosen.rounds} pairs, ratio of times with its quartiles\n")
+    print("| tiles | against | ours, tiles/s | plain, tiles/s | ratio |")
+    print("| --- | --- | --- | --- | --- |")
+    same = dict(compress_level=1)
+    for tile, mpp in ((224, 0.25), (224, 0.5), (512, 0.25), (224, 0.4)):
+        plan = plan_slide(folder / "slide.tif", "slide", tile, mpp, 0.5)
+        names = [f"{y}_{x}.png" for y, x in plan.positions().tolist()]
+        sides = [(folder / "slide.tif", plan, names, folder / side) for side in ("ours", "plain")]
+        for title, workers, options in (
+            ("plain loop", 1, {}),
+            ("same compression", 1, same),
+            ("same compression and threads", chosen.workers, same),
+        ):
+            functions = ours(*sides[0], chosen.workers), plain(*sides[1], workers, **options)
+            times = alternate(*functions, chosen.rounds, warm=1)
+            speeds = [f"{len(names) / times[side]:.0f}" for side in ("ours", "theirs")]
+            spread = f"{times['ratio']:.2f} ({times['low']:.2f}–{times['high']:.2f})"
+            name = f"{len(names)} of {tile} px at {mpp} µm"
+            print(f"| {name} | {title} | {' | '.join(speeds)} | {spread} |", flush=True)
+    shutil.rmtree(folder)
