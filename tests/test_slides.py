@@ -69,7 +69,7 @@ def table(path):
 def test_positions_cover_exactly_the_tissue(folder, tile, mpp, expected):
     (folder / "b.tif").unlink()
     if not expected:  # four tiles, each with a quarter of tissue
-        with pytest.raises(DataError, match=r"none of the 1 slides in .* \(no tissue\)"):
+        with pytest.raises(DataError, match=r"none of the 1 slides .* \(no tissue\)"):
             wsi_source(folder, tile, mpp)
         assert len(wsi_source(folder, tile, mpp, tissue=0.2)) == 4
         return
@@ -130,12 +130,14 @@ def test_a_damaged_slide_is_left_out_and_named(folder, tmp_path):
     (folder / "c.tif").write_bytes(whole[: len(whole) // 2])
     (folder / "d.svs").write_bytes(b"dear diary")
     Image.new("RGB", (64, 64)).save(folder / "e.tif")
-    source = wsi_source(folder, 128, 0.5, mpp_of_slide=0.5)
+    source = wsi_source(folder, 128, 0.5)
     assert set(source.groups) == {"a", "b"}
     left_out = dict(source.skipped)
     assert left_out.keys() == {"c", "d", "e"} and left_out["d"] == "not a whole-slide image"
-    with pytest.warns(UserWarning, match=r"left out slide d \(not a whole-slide image\)"):
-        path = write_tiles(folder, tmp_path / "out", 128, 0.5, mpp_of_slide=0.5)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        path = write_tiles(folder, tmp_path / "out", 128, 0.5)
+    assert sorted(str(w.message)[:16] for w in said) == [f"left out slide {x}" for x in "cde"]
     assert {row["slide"] for row in table(path)} == {"a", "b"}
 
 
@@ -263,3 +265,11 @@ def test_one_process_at_a_time(folder, tmp_path):
     with FileLock(tmp_path / "out" / ".lock", is_singleton=False):
         with pytest.raises(RuntimeError, match="another process is writing"):
             write_tiles(folder, tmp_path / "out", 128, 0.5)
+
+
+def test_nothing_to_write(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.svs").write_bytes(b"dear diary")
+    with pytest.raises(DataError, match=r"none of the 1 slides .* a \(not a whole-slide image\)"):
+        write_tiles(tmp_path / "set", tmp_path / "out")
+    assert not (tmp_path / "out" / "tiles.csv").exists()

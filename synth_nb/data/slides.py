@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['slide_endings', 'columns', 'load_openslide', 'open_slide', 'slide_mpp', 'Grid', 'new_grid', 'read_block', 'tile_of',
-           'overview', 'tissue_mask', 'tissue_fractions', 'find_slides', 'Plan', 'plan_slide', 'check_tiling',
-           'plan_slides', 'tile_reader', 'wsi_source', 'tiles_source', 'blocks_of', 'write_block', 'write_slide_tiles',
-           'table_of', 'write_table', 'finished', 'remove_leftovers', 'check_settings', 'write_tiles', 'write_all']
+           'overview', 'tissue_mask', 'tissue_fractions', 'find_slides', 'none_of', 'Plan', 'plan_slide',
+           'check_tiling', 'plan_slides', 'tile_reader', 'wsi_source', 'tiles_source', 'blocks_of', 'write_block',
+           'write_slide_tiles', 'table_of', 'write_table', 'finished', 'remove_leftovers', 'check_settings',
+           'write_tiles', 'write_all']
 
 # %% ../../nbs/01_data_slides.ipynb #0ad8336e
 import csv
@@ -108,7 +109,7 @@ def new_grid(
     exact = side / tile * downsample * slide_mpp
     return Grid(level, downsample, side, tile, exact, height // side, width // side)
 
-# %% ../../nbs/01_data_slides.ipynb #0bc5fa87
+# %% ../../nbs/01_data_slides.ipynb #b6a9d3be
 def read_block(
     slide,
     grid: Grid,
@@ -116,28 +117,26 @@ def read_block(
     column: int,  # of the first tile
     rows: int = 1,
     columns: int = 1,
-) -> np.ndarray:  # (rows·side, columns·side, 3) uint8, pixels of the level
+) -> Image.Image:  # (rows·side, columns·side) RGB, pixels of the level
     "Read some neighbouring tiles at once."
     y, x = grid.place(row, column)
     size = columns * grid.side, rows * grid.side
-    pixels = np.asarray(slide.read_region((x, y), grid.level, size))
-    if pixels[..., 3].min() == 255:
-        return pixels[..., :3]
-    image = Image.alpha_composite(Image.new("RGBA", size, "white"), Image.fromarray(pixels))
-    return np.asarray(image.convert("RGB"))
+    image = slide.read_region((x, y), grid.level, size)
+    if image.getchannel("A").getextrema()[0] < 255:
+        image = Image.alpha_composite(Image.new("RGBA", size, "white"), image)
+    return image.convert("RGB")
 
 
 def tile_of(
-    block: np.ndarray,  # from `read_block`
+    block: Image.Image,  # from `read_block`
     grid: Grid,
     row: int,  # in the block
     column: int,  # in the block
 ) -> Image.Image:  # (tile, tile) RGB
     "Cut a tile from a block and give it its size."
-    side = grid.side
-    pixels = block[row * side : (row + 1) * side, column * side : (column + 1) * side]
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return image if side == grid.tile else image.resize((grid.tile,) * 2, Image.Resampling.BILINEAR)
+    side, size = grid.side, (grid.tile, grid.tile)
+    image = block.crop((column * side, row * side, (column + 1) * side, (row + 1) * side))
+    return image if side == grid.tile else image.resize(size, Image.Resampling.BILINEAR)
 
 # %% ../../nbs/01_data_slides.ipynb #bd99d788
 def overview(
@@ -197,7 +196,16 @@ def find_slides(
     names = [s if short.count(s) == 1 else k.as_posix() for s, k in zip(short, paths, strict=True)]
     return dict(sorted(zip(names, paths.values(), strict=True)))
 
-# %% ../../nbs/01_data_slides.ipynb #a6459098
+# %% ../../nbs/01_data_slides.ipynb #4c5d7f92
+def none_of(
+    slides: dict[str, Path],  # by name
+    skipped: list[tuple[str, str]],  # (name, why), of all of them
+) -> str:  # one sentence
+    "Say that no slide can be used, and why not the first."
+    first = f"the first is {skipped[0][0]} ({skipped[0][1]})"
+    return f"none of the {len(slides)} slides can be used; {first}"
+
+
 @dataclass
 class Plan:
     "What will be cut from one slide."
@@ -284,7 +292,7 @@ def tile_reader(
 
     return read
 
-# %% ../../nbs/01_data_slides.ipynb #5957214f
+# %% ../../nbs/01_data_slides.ipynb #565815ad
 def wsi_source(
     folder: str | Path,  # of slides; absolute, or relative to the project root
     tile: int = 224,  # side, pixels
@@ -308,8 +316,7 @@ def wsi_source(
     left_out = {name for name, _ in skipped}
     names = [name for name in plans if name not in left_out]
     if not names:
-        first = f"the first is {skipped[0][0]} ({skipped[0][1]})"
-        raise DataError(f"none of the {len(slides)} slides in {root} can be used; {first}")
+        raise DataError(none_of(slides, skipped))
     return tiles_source(shown(root), {name: plans[name] for name in names},
                         [places[name] for name in names], tuple(skipped), root.resolve().name)
 
@@ -337,10 +344,10 @@ def tiles_source(
                   [splits[s] for s, _ in tiles] if any(splits) else None, positions, skipped,
                   about=about)
 
-# %% ../../nbs/01_data_slides.ipynb #4bea2ac2
+# %% ../../nbs/01_data_slides.ipynb #6b598354
 def blocks_of(
     plan: Plan,
-    reach: int = 2048,  # side of a block, pixels of the level
+    reach: int = 1024,  # side of a block, pixels of the level
 ) -> Iterator[list[int]]:  # numbers of the tiles in each
     "Groups of neighbouring tiles."
     per = max(1, reach // plan.grid.side)
@@ -452,7 +459,7 @@ def check_settings(
     with whole(path) as f:
         f.write_text(text + "\n")
 
-# %% ../../nbs/01_data_slides.ipynb #98992816
+# %% ../../nbs/01_data_slides.ipynb #4ce61c3d
 def write_tiles(
     folder: str | Path,  # of slides
     out: str | Path,  # of the tiles; made where it is missing
@@ -477,6 +484,8 @@ def write_tiles(
             remove_leftovers(out, list(slides))
             options = tile, mpp, tissue, mpp_of_slide
             rows, skipped = write_all(slides, out, options, workers)
+            if len(skipped) == len(slides):
+                raise DataError(none_of(slides, skipped))
             write_table(out / "tiles.csv", rows)
     except Timeout:
         raise RuntimeError(f"another process is writing {shown(out)}; wait for it") from None
