@@ -11,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .archives import archive_endings, archive_source
+from .microscopy import em_source
 from .named import digits_source, emnist_source, hub_source, kaggle_source
+from .phantoms import em_phantom_source, mr_phantom_source
+from .slides import wsi_source
 from synth_nb.data.sources import (
     DataError,
     Source,
@@ -23,8 +26,19 @@ from synth_nb.data.sources import (
 from ..runs import ParameterError, resolve, shown
 
 # %% ../../nbs/01_data_find.ipynb #a05602e2
-named_sources = {"demo": demo_source, "digits": digits_source}
-kinds = {"hub": hub_source, "emnist": emnist_source, "kaggle": kaggle_source}
+named_sources = {
+    "demo": demo_source,
+    "digits": digits_source,
+    "mr_phantom": mr_phantom_source,
+    "em_phantom": em_phantom_source,
+}
+kinds = {
+    "hub": hub_source,
+    "emnist": emnist_source,
+    "wsi": wsi_source,
+    "em": em_source,
+    "kaggle": kaggle_source,
+}
 
 # %% ../../nbs/01_data_find.ipynb #162e7a02
 def opener(
