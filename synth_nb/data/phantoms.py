@@ -409,6 +409,7 @@ def mr_phantom_source(
     check_phantom(height, width, n)
     labels = [i % 2 for i in range(n)]
 
+    @lru_cache(16)  # image and mask are asked for one after the other
     def made(i):
         return mr_phantom(height, width, stream(seed, i), bool(labels[i]))
 
@@ -699,6 +700,7 @@ def em_phantom_source(
     "Sections of brain tissue as the electron microscope shows them. Raises `ParameterError`."
     check_phantom(height, width, n)
 
+    @lru_cache(16)  # image and mask are asked for one after the other
     def made(i):
         return em_phantom(height, width, stream(seed, i // sections), i % sections)
 
