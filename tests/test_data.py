@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from synth_nb.data import DataError, open_dataset
+from synth_nb.data import DataError, Views, open_dataset
 from synth_nb.data import sources as sources_module
 from synth_nb.runs import ParameterError
 
@@ -261,6 +262,41 @@ def test_nothing_is_written_into_the_folder(folder):
     before = listing(folder)
     opened(folder)
     assert listing(folder) == before
+
+
+# --- crops and masks
+
+
+def test_crop_is_part_of_what_the_data_are(folder):
+    found = {crop: opened(folder, crop=crop)[0] for crop in ("centre", "none")}
+    assert len({ds.fingerprint for ds in found.values()}) == 2
+    assert found["none"].describe()["crop"] == "none"
+    wide = open_dataset(folder, "12x24", crop="centre-wide")
+    assert wide.images.shape[2:] == (24, 24) and not wide.images[:, :, :6].any()
+
+
+def test_masks_go_with_their_images(folder):
+    ds = open_dataset("em_phantom", 64, 1).train
+    assert ds.channels == 1 and ds.images.shape[1] == ds.masks.shape[1] == 1
+    assert set(np.unique(ds.masks)) == {0, 1}
+    some = ds.select([9, 4])
+    assert (some.masks[1] == ds.masks[4]).all() and (some[0]["mask"].numpy() == ds.masks[9]).all()
+    batch = ds[[9, 4]]
+    assert batch["mask"].shape == batch["image"].shape == (2, 1, 64, 64)
+    assert open_dataset(folder, 16).masks is None and "mask" not in open_dataset(folder, 16)[0]
+
+
+def test_masks_turn_with_their_images():
+    ds = open_dataset("mr_phantom", 64, 1)
+    lesion = int(ds.masks.sum((1, 2, 3)).argmax())
+    many = Views(ds)[[lesion] * 64]
+    pairs = torch.cat([many["image"], many["mask"]], 1).unique(dim=0)
+    assert len(pairs) == len(many["image"].unique(dim=0)) == 8
+
+
+def test_an_option_that_a_source_does_not_have(folder):
+    with pytest.raises(ParameterError, match="has no option `tile`"):
+        open_dataset(folder, 16, tile=224)
 
 
 # --- splits

@@ -119,6 +119,7 @@ class ImageDataset(torch.utils.data.Dataset):
     rows: np.ndarray  # (N,) int: where each image lies in `pixels`
     skipped: list[tuple[str, str]]  # (key, why) of the images that cannot be used
     masked: bool = False  # whether the last channel of `pixels` is a mask, 0 or 1
+    crop: str = "centre"  # how images came to size
     about: dict = field(default_factory=dict)  # what the source says of itself
 
     def __len__(self):
@@ -156,10 +157,11 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @property
     def fingerprint(self) -> str:  # 40 hex digits
-        "Content hash: files, labels, splits and their order, class names, size, channels."
+        "Content hash: files, labels, splits and their order, class names, size, crop."
         names = self.classes if len(self.classes) > 1 else []  # one class is called like its folder
         rows = list(zip(self.hashes, self.labels.tolist(), self.split, strict=True))
-        return digest(rows, names, list(self.pixels.shape[1:]), reader_version)
+        made = (list(self.pixels.shape[1:]), self.crop, self.masked, reader_version)
+        return digest(rows, names, *made)
 
     def select(self, indices) -> "ImageDataset":
         "Some of the images, sharing the array."
@@ -250,8 +252,8 @@ def description(
                  for name in split_order if name in ds.split}
     about = dict(about=ds.about) if ds.about else {}
     return dict(source=ds.source, fingerprint=ds.fingerprint, image_size=f"{height}x{width}",
-                channels=ds.channels, masks=ds.masked, images=len(ds), counts=per_split,
-                groups=len(set(ds.groups)), skipped=len(ds.skipped)) | about
+                channels=ds.channels, crop=ds.crop, masks=ds.masked, images=len(ds),
+                counts=per_split, groups=len(set(ds.groups)), skipped=len(ds.skipped)) | about
 
 # %% ../../nbs/01_data_dataset.ipynb #4331a96c
 def assemble(
@@ -260,6 +262,7 @@ def assemble(
     seed: int,
     val_fraction: float,
     group_by: str = "",  # regular expression for keys
+    crop: str = "centre",  # how they came to size
 ) -> ImageDataset:
     "A data set from a source and its decoded images."
     def kept(things):
@@ -274,7 +277,7 @@ def assemble(
     return ImageDataset(source.name, source.classes, torch.tensor(kept(source.labels)),
                         kept(source.keys), groups, split, positions, images.hashes,
                         images.images, np.arange(len(images.indices)), images.skipped,
-                        source.masks is not None, source.about)
+                        source.masks is not None, crop, source.about)
 
 # %% ../../nbs/01_data_dataset.ipynb #41fd2e59
 def skipped_line(
@@ -309,7 +312,7 @@ def open_dataset(
     choose_split(None, [], seed, val_fraction)
     found = find_source(source, height, width, seed=seed, val_fraction=val_fraction, **options)
     images = decode_source(found, (channels, height, width), crop)
-    ds = assemble(found, images, seed, val_fraction, group_by)
+    ds = assemble(found, images, seed, val_fraction, group_by, crop)
     if ds.skipped:
         warnings.warn(skipped_line(ds), stacklevel=2)
     return ds

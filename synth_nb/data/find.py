@@ -58,12 +58,13 @@ def opener(
 def file_source(
     path: str | Path,  # absolute, or relative to the project root
 ) -> Source:
-    "An archive, or a file that holds many images. Raises `DataError` for any other file."
+    "An archive, or a file that holds many images. Raises `NotADirectoryError` for another file."
     path = resolve(path)
     if path.name.lower().endswith(archive_endings):
         return archive_source(path)
     if path.suffix.lower() not in (*stack_endings, ".tif", ".tiff"):
-        raise DataError(f"{path} is one file: `dataset` takes a folder, an archive or a stack")
+        what = "`dataset` takes the folder that holds it, an archive or a stack"
+        raise NotADirectoryError(f"{path} is a file: {what}")
     source = files_source(path.parent, [path.name], shown(path), path.stem)
     if not len(source):
         raise DataError(f"{path} cannot be read: {source.skipped[0][1]}")
