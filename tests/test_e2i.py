@@ -45,7 +45,8 @@ def test_the_run_folder_explains_itself(finished):
     wanted = {"comparison.png", "synthetic.png", "loss.png", "by_epoch.png", "tsne.png"}
     assert wanted <= pictures
     table = pd.read_csv(finished / "evaluation.csv", index_col="set")
-    assert list(table.index) == ["synthetic", "untrained", "reconstructions", "real, training"]
+    sets = ["synthetic", "first draws", "untrained", "reconstructions", "real, training"]
+    assert list(table.index) == sets
     for extractor in ("efficientnet_lite2@128", "efficientnet_lite0@128"):
         assert table[[f"frechet_{extractor}", f"kernel_{extractor}"]].notna().all(axis=None)
     assert len(list(finished.glob("events.*"))) == 1
@@ -70,7 +71,8 @@ import sys, torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], text_encoder=None, tokenizer=None)
-c = load_file(sys.argv[1] + "/conditions.safetensors")["conditions"][:2]
+parts = load_file(sys.argv[1] + "/conditions.safetensors")
+c = ((parts["embeddings"][:2] - parts["mean"]) @ parts["components"])[:, None]
 out = pipe(prompt_embeds=c, negative_prompt_embeds=torch.zeros_like(c), num_inference_steps=2,
            guidance_scale=2.0, height=64, width=64, output_type="pt",
            generator=[torch.Generator().manual_seed(int(s)) for s in sys.argv[3:]]).images
@@ -82,7 +84,7 @@ torch.save(out * 2 - 1, sys.argv[2])
     result, seeds = finished.parent / "stock.pt", [str(stream(0, i)) for i in range(2)]
     words = [sys.executable, "-c", code, str(finished / "model"), str(result), *seeds]
     subprocess.run(words, check=True)
-    options = dict(seed=0, guidance_scale=2.0, sampling_steps=2, precision="fp32")
+    options = dict(seed=0, guidance_scale=2.0, sampling_steps=2, precision="fp32", candidates=1)
     ours = load_model(finished, "cpu").sample(2, **options).images
     assert torch.equal(torch.load(result), ours)
 
