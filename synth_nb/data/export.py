@@ -172,7 +172,7 @@ def count_table(
             for name in dict.fromkeys(sorted(names))]
     return markdown_table(rows)
 
-# %% ../../nbs/01_data_export.ipynb #4380cfcc
+# %% ../../nbs/01_data_export.ipynb #aa01919f
 def audit_lines(
     findings: dict,  # of an `Audit`
 ) -> list[str]:  # one sentence each
@@ -182,7 +182,7 @@ def audit_lines(
         return value if isinstance(value, int) else len(value)
 
     said = [f"- {number('readable')} of {number('images')} images could be read; "
-            f"{number('identical')} are identical to another one, {number('near')} nearly so",
+            f"{number('identical')} pairs are identical, {number('near')} nearly so",
             f"- {number('across_classes')} of these pairs lie in different classes"]
     if findings.get("splits"):
         said.append(f"- {number('leaked')} images outside `train` have a copy in it")
