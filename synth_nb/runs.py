@@ -540,7 +540,7 @@ def open_run(
     notebook: str,  # name without ending: "05_e2i"
     parameters: dict,  # from `check_parameters`
     data: dict,  # at least `fingerprint`; what else the data set says of itself
-    loader: str,  # dotted name that loads the model: "synth_nb.diffusion.e2i:load"
+    loader: str = "",  # dotted name that loads its model, if any: "synth_nb.diffusion.e2i:load"
 ) -> Run:
     """Open the run folder that belongs to these parameters, data and code, or make it.
 
@@ -548,11 +548,12 @@ def open_run(
     and `RuntimeError` when another process is writing it.
     """
     chosen = {k: v for k, v in parameters.items() if k not in free_parameters}
+    loads = [f"import {loader.partition(':')[0]}"] if loader else []
     identity = dict(
         notebook=notebook,
         parameters=chosen,
         data=data["fingerprint"],
-        code=library_hash([*notebook_sources(notebook), f"import {loader.partition(':')[0]}"]),
+        code=library_hash([*notebook_sources(notebook), *loads]),
     )
     name = parameters.get("run_name") or digest(identity)[:10]
     if Path(name).name != name:

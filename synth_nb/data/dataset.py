@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_order', 'to_float', 'to_uint8', 'to_unit', 'split_by_group', 'groups_in', 'choose_split', 'overlapping',
            'ImageDataset', 'rows_of', 'take', 'fetch', 'summary', 'description', 'assemble', 'skipped_line',
-           'open_dataset']
+           'open_dataset', 'with_split']
 
 # %% ../../nbs/01_data_dataset.ipynb #f6b5df20
 import re
@@ -291,7 +291,7 @@ def skipped_line(
 
 # %% ../../nbs/01_data_dataset.ipynb #00aa61b1
 def open_dataset(
-    source: str | Path = "demo",  # a name, a folder, an archive, or `kind:what`
+    source: str | Path | Source = "demo",  # a name, a folder, an archive, or `kind:what`
     image_size: int | str = 64,  # pixels: 64, or height x width like "512x256"
     channels: int = 3,  # 1 (luminance) or 3 (RGB)
     seed: int = 0,  # of the split, where the source names none
@@ -310,9 +310,25 @@ def open_dataset(
         check_value(name, value)
     cropped_size(height, width, crop)  # refuses what is impossible before any work
     choose_split(None, [], seed, val_fraction)
-    found = find_source(source, height, width, seed=seed, val_fraction=val_fraction, **options)
+    given = dict(seed=seed, val_fraction=val_fraction) | options
+    found = source if isinstance(source, Source) else find_source(source, height, width, **given)
     images = decode_source(found, (channels, height, width), crop)
     ds = assemble(found, images, seed, val_fraction, group_by, crop)
     if ds.skipped:
         warnings.warn(skipped_line(ds), stacklevel=2)
     return ds
+
+# %% ../../nbs/01_data_dataset.ipynb #a7c5189f
+def with_split(
+    source: Source,
+    ds: ImageDataset,  # opened from it
+) -> Source:
+    "The images of a source that are in a data set, each on the side that it has there."
+    at = {key: i for i, key in enumerate(source.keys)}
+    kept = [at[key] for key in ds.keys]
+    lists = {name: [getattr(source, name)[i] for i in kept] for name in ("keys", "labels")}
+    positions = None if source.positions is None else source.positions[kept]
+    masks = None if source.masks is None else lambda i: source.masks(kept[i])
+    return replace(source, **lists, groups=list(ds.groups), split=list(ds.split), masks=masks,
+                   content=lambda i: source.content(kept[i]), positions=positions,
+                   skipped=tuple(ds.skipped))

@@ -467,6 +467,8 @@ def export(
         raise ParameterError(f"parameter `form` must be one of {forms}, got {form!r}")
     place = resolve(place)
     check_place(place, form)
+    has_masks = isinstance(images, ImageDataset) and images.masked and form != "stylegan"
+    masks = images.masks.astype(bool) if masks is None and has_masks else masks
     parcel = parcel_of(images, labels, classes, keys, masks, about)
     synthetic = not isinstance(images, ImageDataset) if synthetic is None else synthetic
     if form == "npz":

@@ -24,9 +24,6 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
-from skimage.color import rgb2hsv
-from skimage.filters import threshold_otsu
-from skimage.morphology import closing, disk
 
 # %% ../../nbs/01_data_slides.ipynb #f7d4a8d2
 from .sources import DataError, ImageError, Source, existing_folder, layout
@@ -165,6 +162,10 @@ def tissue_mask(
     view: np.ndarray,  # (H, W, 3) uint8
 ) -> np.ndarray:  # (H, W) bool
     "Where there is stain (Otsu 1979 on the saturation)."
+    from skimage.color import rgb2hsv  # not with every import of the library
+    from skimage.filters import threshold_otsu
+    from skimage.morphology import closing, disk
+
     saturation = rgb2hsv(view)[..., 1]
     return closing(saturation > np.clip(threshold_otsu(saturation), 0.05, 0.15), disk(2))
 
