@@ -89,7 +89,7 @@ def _standardised(x: Tensor) -> np.ndarray:
         x = u * s
     return x.cpu().numpy()
 
-# %% ../../nbs/08_metrics_scores.ipynb #3e378b78
+# %% ../../nbs/08_metrics_scores.ipynb #5c1cd66a
 def two_sample_test(
     real: Tensor,  # features (N, D)
     fake: Tensor,  # features (M, D)
@@ -114,4 +114,4 @@ def two_sample_test(
     shuffled = (rng.permutation(labels) for _ in range(permutations))
     others = np.array([_cross_accuracy(x, s, folds, seed) for s in shuffled])
     p = (1 + (others >= accuracy - 1e-9).sum()) / (1 + permutations)
-    return dict(accuracy=accuracy, p_value=float(p), images=n)
+    return dict(accuracy=float(accuracy), p_value=float(p), images=n)

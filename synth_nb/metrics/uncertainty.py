@@ -43,7 +43,7 @@ def _named(result: float | dict[str, float], columns: dict[str, np.ndarray]) -> 
             for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
     return dict(zip(result, rows, strict=True)) if isinstance(result, dict) else rows[0]
 
-# %% ../../nbs/08_metrics_uncertainty.ipynb #43648fdc
+# %% ../../nbs/08_metrics_uncertainty.ipynb #0281ec00
 def interval(
     metric: Callable[[Tensor, Tensor], float | dict[str, float]],  # of (real, fake) features
     real: Tensor,  # features (N, D)
@@ -76,8 +76,8 @@ def interval(
         drawn.append(_numbers(metric(real[rows[0]], fake[rows[1]])))
     away = (np.array(drawn) - np.mean(drawn, 0)) * (share / (1 - share)) ** 0.5
     ends = np.quantile(away, [(1 - level) / 2, (1 + level) / 2], axis=0, method="weibull")
-    value_, (low, high) = _numbers(value), _numbers(value) + ends
-    return _named(value, dict(value=value_, low=low, high=high))
+    low, high = _numbers(value) + ends
+    return _named(value, dict(value=_numbers(value), low=low, high=high))
 
 # %% ../../nbs/08_metrics_uncertainty.ipynb #c1178669
 def _halves(units: list[Tensor], size: int | None, rng: np.random.RandomState) -> list[Tensor]:
