@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../../nbs/08_metrics_distances.ipynb #72f5cbc6
+# %% ../../nbs/08_metrics_distances.ipynb #8785fb39
 def check_features(
     *sets: Tensor,  # features (N, D) each, of any real type
     least: int = 2,  # rows that every set must have
@@ -27,7 +27,7 @@ def check_features(
         if x.ndim != 2 or len(x) < least or not x.shape[1] or x.is_complex():
             shape = f"real numbers (N, D) with N > {least - 1}"
             raise ValueError(f"features must be {shape}, got {tuple(x.shape)}")
-        if not torch.isfinite(x).all():
+        if not all(torch.isfinite(part).all() for part in x.split(4096)):
             raise ValueError("features hold NaN or infinity")
     if len({x.shape[1] for x in sets}) > 1:
         raise ValueError(f"feature widths differ: {[x.shape[1] for x in sets]}")
