@@ -89,7 +89,7 @@ def _standardised(x: Tensor) -> np.ndarray:
         x = u * s
     return x.cpu().numpy()
 
-# %% ../../nbs/08_metrics_scores.ipynb #ce84fb47
+# %% ../../nbs/08_metrics_scores.ipynb #6585bae3
 def two_sample_test(
     real: Tensor,  # features (N, D)
     fake: Tensor,  # features (M, D)
@@ -100,8 +100,8 @@ def two_sample_test(
 ) -> dict[str, float]:  # `accuracy` in [0, 1], 0.5 by chance; `p_value` in (0, 1]; `images` per set
     """Classifier two-sample test [Lopez-Paz & Oquab 2017, section 3], p by permutation.
 
-    Uses as many images of one set as of the other, drawn at random. Raises `ValueError` for more folds than images,
-    and on what `check_features` refuses.
+    Uses as many images of one set as of the other, drawn at random. Raises `ValueError` for more
+    folds than images, and on what `check_features` refuses.
     """
     real, fake = check_features(real, fake)
     n, rng = min(len(real), len(fake), size), np.random.RandomState(seed)
