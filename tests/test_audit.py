@@ -296,3 +296,9 @@ def test_encoder_sees_every_readable_image_once():
     assert seen == [32, 9]
     assert frozenset(("a/00", "a/again")) in linked(found)
     assert found.pairs["bits"].max() == -1
+
+
+def test_encoder_must_give_one_row_per_image():
+    contents = {f"a/{i}": encoded(crop(90 * i)) for i in range(3)}
+    with pytest.raises(ParameterError, match=r"`near` must give one row of features per image"):
+        audit(source(contents), near=lambda images: images)

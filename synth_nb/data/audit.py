@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['grey_modes', 'above', 'split_colours', 'moments', 'examine', 'stored_as', 'as_source', 'examine_all', 'in_order',
-           'count', 'find_copies', 'find_facts', 'groups_in_two_splits', 'plural', 'some', 'said_of_copies',
-           'said_of_images', 'shown_image', 'contact_sheet', 'short', 'draw_counts', 'draw_sizes', 'draw_values',
-           'histograms', 'said_of_pair', 'draw_pairs', 'data_card', 'listing', 'Audit', 'write_audit', 'audit',
-           'with_hashes']
+           'count', 'find_copies', 'find_numbers', 'find_facts', 'groups_in_two_splits', 'plural', 'some',
+           'said_of_copies', 'said_of_images', 'shown_image', 'contact_sheet', 'short', 'draw_counts', 'draw_sizes',
+           'draw_values', 'histograms', 'said_of_pair', 'draw_pairs', 'number_tables', 'data_card', 'listing', 'Audit',
+           'write_audit', 'audit', 'with_hashes']
 
 # %% ../../nbs/01_data_audit.ipynb #2c4984d3
 from collections import Counter
@@ -157,7 +157,20 @@ def find_copies(
                 across_splits=named(pairs[pairs["across_splits"]]),
                 across_classes=named(pairs[pairs["across_classes"]]))
 
-# %% ../../nbs/01_data_audit.ipynb #c5932d78
+# %% ../../nbs/01_data_audit.ipynb #33b80f70
+def find_numbers(
+    good: pd.DataFrame,  # the readable images
+    total: np.ndarray,  # (3, 256) pixels of each value
+) -> dict:  # plain values
+    "Sizes, modes, formats, and mean and deviation over all pixels: one of each for a grey set."
+    grey = good["grey"].eq(True)
+    mean, std = moments(total[:1] if grey.all() else total)
+    sizes = count(f"{h}x{w}" for h, w in zip(good["height"], good["width"], strict=True))
+    return dict(sizes=sizes, modes=count(good["mode"]), formats=count(good["format"]),
+                mean=mean.round(3).tolist(), std=std.round(3).tolist(),
+                grey_stored_as_colour=int((~good["mode"].isin(grey_modes) & grey).sum()))
+
+# %% ../../nbs/01_data_audit.ipynb #11237bd5
 def find_facts(
     source: Source,
     table: pd.DataFrame,
@@ -165,11 +178,8 @@ def find_facts(
 ) -> dict:  # plain values
     "Findings about single images and about the whole set."
     good, bad = table[table["problem"] == ""], table[table["problem"] != ""]
-    grey = bool(good["grey"].eq(True).all())
-    mean, std = moments(total[:1] if grey else total)
     per_class = {name: int((good["class"] == name).sum()) for name in source.classes}
     spread = good[["std_r", "std_g", "std_b"]].max(axis=1)
-    sizes = count(f"{h}x{w}" for h, w in zip(good["height"], good["width"], strict=True))
     counts = Counter(zip(good["split"], good["class"], strict=True))
     return dict(
         source=source.name, fingerprint=source.about.get("fingerprint", ""), images=len(table),
@@ -177,10 +187,8 @@ def find_facts(
         small_classes=[name for name, n in per_class.items() if n < 2],
         splits={s: {c: counts[s, c] for c in source.classes} for s in split_order
                 if s in set(good["split"])},
-        sizes=sizes, modes=count(good["mode"]), formats=count(good["format"]),
-        mean=mean.round(3).tolist(), std=std.round(3).tolist(),
-        grey_stored_as_colour=int((~good["mode"].isin(grey_modes) & good["grey"].eq(True)).sum()),
-        blank=good["key"][spread < 2].tolist(), groups_across_splits=groups_in_two_splits(good))
+        blank=good["key"][spread < 2].tolist(), groups_across_splits=groups_in_two_splits(good),
+        **find_numbers(good, total))
 
 # %% ../../nbs/01_data_audit.ipynb #18bc599a
 grey_modes = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
@@ -427,7 +435,21 @@ def draw_pairs(
                       transform=axis.transAxes, color="#555555")
     return figure
 
-# %% ../../nbs/01_data_audit.ipynb #d7dda600
+# %% ../../nbs/01_data_audit.ipynb #d44f73ce
+def number_tables(
+    found: dict,  # findings
+    most: int = 12,  # sizes
+) -> list[str]:  # lines of Markdown
+    "Sizes, and mean and deviation per channel."
+    names = ["grey"] if len(found["mean"]) == 1 else ["red", "green", "blue"]
+    channels = [{"channel": name, "mean": f"{m:.1f}", "deviation": f"{s:.1f}"}
+                for name, m, s in zip(names, found["mean"], found["std"], strict=True)]
+    sizes = [{"height x width": size, "images": n} for size, n in found["sizes"].items()]
+    more = ["", f"and {len(sizes) - most} other sizes."] if len(sizes) > most else []
+    return [markdown_table(sizes[:most]), *more, "", markdown_table(channels), "",
+            "Pixel values 0 … 255, over all pixels.", ""]
+
+# %% ../../nbs/01_data_audit.ipynb #0070d82c
 def data_card(
     found: dict,  # findings
     table: pd.DataFrame,
@@ -435,24 +457,17 @@ def data_card(
     about: dict,  # licence and whatever the source says
 ) -> str:  # Markdown
     "A data card."
-    good = table[table["problem"] == ""]
-    names = ["grey"] if len(found["mean"]) == 1 else ["red", "green", "blue"]
-    channels = [{"channel": n, "mean": f"{m:.1f}", "deviation": f"{s:.1f}"}
-                for n, m, s in zip(names, found["mean"], found["std"], strict=True)]
-    sizes = [{"height x width": size, "images": n} for size, n in list(found["sizes"].items())[:12]]
-    more = len(found["sizes"]) - len(sizes)
+    good, bad = table[table["problem"] == ""], table[table["problem"] != ""]
     known = {"fingerprint": found["fingerprint"]} if found["fingerprint"] else {}
-    kinds = [f"- {title}: " + ", ".join(f"{k} {n:,}" for k, n in found[part].items())
-             for title, part in (("modes", "modes"), ("formats", "formats"))]
+    kinds = [f"- {part}: " + ", ".join(f"{kind} {n:,}" for kind, n in found[part].items())
+             for part in ("modes", "formats")]
+    said = [*said_of_copies(found), *said_of_images(found), found["method"]]
+    copies = pairs.assign(likeness=pairs["likeness"].round(4))
     lines = [f"# Data: {found['source']}", "", *about_lines(known | about), *kinds, "",
-             "## Findings", "", *(f"- {line}" for line in said_of_copies(found)),
-             *(f"- {line}" for line in said_of_images(found)), f"- {found['method']}", "",
-             "## Images", "", count_table(good["class"].tolist(), good["split"].tolist()), "",
-             markdown_table(sizes), *(["", f"and {more} other sizes."] if more > 0 else []), "",
-             markdown_table(channels), "", "Pixel values 0 … 255, over all pixels.", ""]
-    lines += listing("Not used", table[table["problem"] != ""][["key", "problem"]])
-    wanted = ["key_a", "key_b", "kind", "likeness"]
-    lines += listing("Copies", pairs.assign(likeness=pairs["likeness"].round(4))[wanted])
+             "## Findings", "", *(f"- {line}" for line in said), "", "## Images", "",
+             count_table(good["class"].tolist(), good["split"].tolist()), "",
+             *number_tables(found), *listing("Not used", bad[["key", "problem"]]),
+             *listing("Copies", copies[["key_a", "key_b", "kind", "likeness"]])]
     return "\n".join(lines)
 
 # %% ../../nbs/01_data_audit.ipynb #9df5d722
