@@ -7,19 +7,19 @@ __all__ = ['views', 'no_pairs', 'inverse', 'thumbnail', 'low_frequencies', 'perc
            'hash_hits', 'correlations', 'near_by_hash', 'near_by_features', 'watched', 'features_of',
            'check_thresholds', 'find_near', 'identical_groups', 'telling_pair', 'all_pairs', 'leaked', 'clusters']
 
-# %% ../../nbs/01_data_copies.ipynb #5bfb1ab7
+# %% ../../nbs/01_data_copies.ipynb #d21e3e0d
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-# %% ../../nbs/01_data_copies.ipynb #4797ce56
+# %% ../../nbs/01_data_copies.ipynb #7b4aedb2
 from .cache import mapped
 from .sources import DataError, Source, decode
-from ..runs import ParameterError
+from ..runs import ParameterError, in_kernel
 
 # %% ../../nbs/01_data_copies.ipynb #87728103
 def thumbnail(
@@ -152,14 +152,16 @@ def near_by_features(
     pairs = pd.concat([part for part in kept if len(part)] or kept[:1])
     return pairs.sort_values("likeness", ascending=False, kind="stable").reset_index(drop=True)
 
-# %% ../../nbs/01_data_copies.ipynb #a9d16557
+# %% ../../nbs/01_data_copies.ipynb #40bd56b5
 def watched(
     things: Iterator,
     n: int,  # how many there will be
     what: str,
 ) -> Iterator:  # the same things
     "Pass things on, with one line of progress if they take more than a few seconds."
-    return tqdm(things, what, n, leave=False, disable=None, delay=3, unit=" images")
+    quiet = None if not in_kernel() else False  # None: quiet where nobody watches, in a log file
+    # plain text also in a notebook: a widget's state would stay in the file
+    return tqdm(things, what, n, leave=False, disable=quiet, delay=3, mininterval=1, unit=" images")
 
 # %% ../../nbs/01_data_copies.ipynb #f97c426a
 def features_of(
