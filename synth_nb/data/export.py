@@ -318,16 +318,17 @@ def check_place(
         said = "is there and is not an unchanged export; choose another place or remove it"
         raise FileExistsError(f"{shown(place)} {said}")
 
-# %% ../../nbs/01_data_export.ipynb #560cc3f7
+# %% ../../nbs/01_data_export.ipynb #eb9c5273
 def folder_names(
     classes: Sequence[str],
 ) -> list[str]:  # all different, safe on every system
     "Names of class folders."
-    made = []
-    for name in classes:
-        safe = re.sub(r"[^\w.\- ]+", "_", name).strip(" .")[:80] or "class"
-        if safe.lower() in {*split_names, "checkpoints", "images", "masks", "__macosx"}:
-            safe = f"class {safe}"
+    made, reserved = [], {*split_names, "dev", "eval", "evaluation", "checkpoints", "images",
+                          "masks", "__macosx"}
+    for i, name in enumerate(classes):
+        safe = re.sub(r"[^\w.\- ]+", "_", name)[:80].strip(" .") or f"class {i}"
+        words = {safe.lower(), *re.split(r"[-._ 0-9]+", safe.lower())}
+        safe = f"class {i}" if words & reserved else safe
         taken = {other.lower() for other in made}
         suffix = next(s for s in ("", *(f" {i}" for i in range(2, len(classes) + 2)))
                       if (safe + s).lower() not in taken)

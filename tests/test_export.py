@@ -1,0 +1,336 @@
+"Every form opens again with the same pixels, is the same file twice, and leaves others' files be."
+
+import json
+import os
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from synth_nb.data import open_dataset, to_uint8
+from synth_nb.data.audit import audit
+from synth_nb.data.export import export, folder_names
+from synth_nb.data.sources import folder_source
+from synth_nb.runs import ParameterError
+
+
+def images(n=7, channels=3, height=32, width=32, seed=0):
+    shape = (n, channels, height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def as_stored(array):
+    "(N, H, W, 3) or (N, H, W)"
+    return array[:, 0] if array.shape[1] == 1 else array.transpose(0, 2, 3, 1)
+
+
+LABELS, CLASSES = [0, 1, 2, 0, 1, 2, 0], ["normal", "grade 1/2", "test"]
+NAMED = dict(labels=LABELS, classes=CLASSES)
+
+
+def listing(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# --- class folders
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folders_open_again(tmp_path, channels):
+    array = images(channels=channels)
+    folder = export(array, tmp_path / "set", **NAMED)
+    rows = rows_of(folder / "metadata.jsonl")
+    assert list(rows[0]) == ["file_name", "label", "class", "key"]
+    assert [row["label"] for row in rows] == LABELS
+    assert [row["class"] for row in rows] == [CLASSES[k] for k in LABELS]
+    for row, pixels in zip(rows, as_stored(array), strict=True):
+        assert np.array_equal(np.asarray(Image.open(folder / row["file_name"])), pixels)
+    again = folder_source(folder)
+    assert again.classes == ["class 2", "grade 1_2", "normal"] and len(again) == 7
+    assert set(again.keys) == {row["file_name"] for row in rows} and again.skipped == ()
+
+
+def test_opened_data_set_with_splits(tmp_path):
+    ds = open_dataset("demo", 64).select(range(0, 754, 50))
+    folder = export(ds, tmp_path / "set")
+    again = open_dataset(folder, 64)
+    assert np.array_equal(again.images, ds.images) and again.split == ds.split
+    keys = [row["key"] for split in ("train", "val")
+            for row in rows_of(folder / split / "metadata.jsonl")]
+    assert keys == ds.keys
+    assert (folder / "README.md").read_text().startswith("# Real images: demo\n")
+
+
+def test_folders_without_classes(tmp_path):
+    folder = export(images(3), tmp_path / "set")
+    assert listing(folder) == ["00000000.png", "00000001.png", "00000002.png", "README.md",
+                               "metadata.jsonl"]
+
+
+def test_masks_lie_beside_their_images(tmp_path):
+    masks = images(7, 1, seed=1)[:, 0] > 99
+    folder = export(images(), tmp_path / "set", masks=masks, **NAMED)
+    for row, mask in zip(rows_of(folder / "metadata.jsonl"), masks, strict=True):
+        assert row["mask_file_name"] == row["file_name"].replace("images/", "masks/", 1)
+        written = np.asarray(Image.open(folder / row["mask_file_name"]))
+        assert np.array_equal(written, mask * 255) and written.ndim == 2
+    assert len(folder_source(folder / "images")) == 7
+
+
+def test_folders_in_an_archive(tmp_path):
+    place = export(images(), tmp_path / "set.zip", **NAMED)
+    with zipfile.ZipFile(place) as archive:
+        archive.extractall(tmp_path / "out")
+    export(images(), tmp_path / "set", **NAMED)
+    assert listing(tmp_path / "out") == listing(tmp_path / "set")
+    for name in listing(tmp_path / "out"):
+        both = [(tmp_path / top / name).read_bytes() for top in ("out", "set")]
+        assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize("with_splits", [False, True])
+def test_hugging_face_reads_it(tmp_path, monkeypatch, with_masks, with_splits):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    datasets.disable_progress_bars()
+    array = images()
+    source, options = array, dict(NAMED)
+    if with_splits:
+        source, options = open_dataset("demo", 64).select(range(0, 754, 90)), {}
+        array = np.array(source.images)
+    masks = images(len(array), 1, *array.shape[2:], seed=2) if with_masks else None
+    folder = export(source, tmp_path / "set", masks=masks, **options)
+    cache = str(tmp_path / "cache")
+    read = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=cache)
+    assert set(read) == ({"train", "validation"} if with_splits else {"train"})
+    rows = [row for part in read.values() for row in part]
+    columns = ["image", "label", "class", "key"] + ["mask"] * with_masks
+    assert list(rows[0]) == columns and len(rows) == len(array)
+    for i, (row, pixels) in enumerate(zip(rows, as_stored(array), strict=True)):
+        assert np.array_equal(np.asarray(row["image"]), pixels)
+        if with_masks:
+            assert np.array_equal(np.asarray(row["mask"]), masks[i, 0])
+    if not with_splits:
+        assert [row["label"] for row in rows] == LABELS
+        assert [row["class"] for row in rows] == [CLASSES[k] for k in LABELS]
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "con:1", ".hidden", "Train", "masks", "", "x" * 300])
+def test_folder_names_are_safe(name):
+    [safe] = folder_names([name])
+    assert re.fullmatch(r"[\w\- ][\w.\- ]{0,90}", safe)
+    assert safe.lower() not in ("train", "masks")
+
+
+def test_folder_names_differ():
+    names = ["a:b", "a?b", "A_B", "a_b 2", "a|b"]
+    assert len({name.lower() for name in folder_names(names)}) == 5
+
+
+# --- StyleGAN
+
+
+def test_stylegan_archive(tmp_path):
+    array = images(1003, 1, 8, 8)
+    labels = [i % 3 for i in range(1003)]
+    place = export(array, tmp_path / "set.zip", "stylegan", labels=labels)
+    with zipfile.ZipFile(place) as archive:
+        assert archive.testzip() is None
+        entries = archive.infolist()
+        assert {e.compress_type for e in entries} == {zipfile.ZIP_STORED}
+        assert {e.external_attr >> 16 & 0o777 for e in entries} == {0o644}
+        names = sorted(n for n in archive.namelist() if n.endswith(".png"))
+        assert names[0] == "00000/img00000000.png" and names[-1] == "00001/img00001002.png"
+        pairs = json.loads(archive.read("dataset.json"))["labels"]
+        assert pairs == [[name, k] for name, k in zip(names, labels, strict=True)]
+        for i in (0, 31, 32, 1002):
+            with archive.open(names[i]) as file:
+                image = Image.open(file)
+                assert image.format == "PNG" and np.array_equal(np.asarray(image), array[i, 0])
+
+
+def test_stylegan_without_labels(tmp_path):
+    place = export(images(2), tmp_path / "set.zip", "stylegan")
+    with zipfile.ZipFile(place) as archive:
+        assert json.loads(archive.read("dataset.json")) == {"labels": None}
+
+
+def test_stylegan_wants_squares_and_says_what_the_networks_want(tmp_path):
+    with pytest.raises(ParameterError, match="square images, got 32x40"):
+        export(images(width=40), tmp_path / "set.zip", "stylegan")
+    place = export(images(2, 3, 48, 48), tmp_path / "set.zip", "stylegan")
+    with zipfile.ZipFile(place) as archive:
+        assert "power of two, which 48 is not" in archive.read("README.md").decode()
+    place = export(images(2, 3, 64, 64), tmp_path / "two.zip", "stylegan")
+    with zipfile.ZipFile(place) as archive:
+        assert "power of two" not in archive.read("README.md").decode()
+
+
+# --- NumPy
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_numpy_archive(tmp_path, channels):
+    array, masks = images(100, channels), images(100, 1, seed=3)
+    keys = [f"Größe {i}" for i in range(100)]
+    place = export(array, tmp_path / "set.npz", "npz", labels=[0, 1] * 50, classes=["ä", "b"],
+                   keys=keys, masks=masks)
+    read = np.load(place, allow_pickle=False)
+    assert np.array_equal(read["images"], as_stored(array)) and read["images"].dtype == np.uint8
+    assert np.array_equal(read["masks"], masks[:, 0])
+    assert read["labels"].tolist() == [0, 1] * 50 and read["keys"].tolist() == keys
+    assert read["classes"].tolist() == ["ä", "b"]
+    assert read["README.md"].decode().startswith("# Synthetic images")
+
+
+def test_numpy_archive_of_a_data_set(tmp_path):
+    ds = open_dataset("demo", 64).select(range(0, 754, 90))
+    read = np.load(export(ds, tmp_path / "set.npz", "npz"))
+    assert np.array_equal(read["images"], ds.images.transpose(0, 2, 3, 1))
+    assert read["split"].tolist() == ds.split and read["keys"].tolist() == ds.keys
+
+
+# --- all forms
+
+FORMS = [("imagefolder", ""), ("imagefolder", ".zip"), ("stylegan", ".zip"), ("npz", ".npz")]
+
+
+def content(place):
+    if place.is_file():
+        return place.read_bytes()
+    return [(name, (place / name).read_bytes()) for name in listing(place)]
+
+
+@pytest.mark.parametrize(("form", "ending"), FORMS)
+def test_same_images_same_bytes_and_a_newer_one_replaces(tmp_path, form, ending):
+    place = tmp_path / f"set{ending}"
+    first = content(export(images(), place, form, **NAMED))
+    assert content(export(torch.from_numpy(images()), place, form, **NAMED)) == first
+    assert content(export(images(3), place, form)) != first
+    assert sorted(p.name for p in tmp_path.iterdir()) == [place.name]
+
+
+@pytest.mark.parametrize(("form", "ending"), FORMS)
+def test_floats_are_rounded_and_clipped(tmp_path, form, ending):
+    samples = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    place = export(samples.requires_grad_(), tmp_path / f"a{ending}", form)
+    other = export(to_uint8(samples), tmp_path / f"b{ending}", form)
+    assert content(place) == content(other)
+
+
+@pytest.mark.parametrize(("form", "ending"), FORMS)
+def test_failure_leaves_what_was_there(tmp_path, form, ending, monkeypatch):
+    place = export(images(), tmp_path / f"set{ending}", form)
+    before = content(place)
+    bad = torch.zeros(50, 3, 16, 16)
+    bad[-1, 0, 0, 0] = float("nan")
+    with pytest.raises(ParameterError, match="not numbers"):
+        export(bad, place, form)
+    assert content(place) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == [place.name]
+
+
+@pytest.mark.parametrize(("form", "ending"), FORMS)
+def test_other_peoples_files_stay(tmp_path, form, ending):
+    place = tmp_path / f"set{ending}"
+    if ending:
+        place.write_bytes(b"thesis")
+    else:
+        place.mkdir()
+        (place / "thesis.txt").write_text("thesis")
+    before = content(place)
+    with pytest.raises(FileExistsError, match="is not an unchanged export"):
+        export(images(), place, form)
+    assert content(place) == before
+
+
+def test_an_export_with_files_added_stays(tmp_path):
+    folder = export(images(), tmp_path / "set")
+    (folder / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="is not an unchanged export"):
+        export(images(), folder)
+
+
+def test_a_file_stands_where_a_folder_should_be(tmp_path):
+    (tmp_path / "set").write_text("x")
+    with pytest.raises(FileExistsError):
+        export(images(), tmp_path / "set")
+    (tmp_path / "set.zip").mkdir()
+    with pytest.raises(FileExistsError):
+        export(images(), tmp_path / "set.zip", "stylegan")
+
+
+def test_few_images_are_in_memory(tmp_path):
+    "A memory-mapped array is read a few images at a time, each once."
+    asked = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, rows):
+            part = np.asarray(self).__getitem__(rows)
+            if isinstance(rows, slice):
+                asked.append(len(part))
+            return part
+
+    export(images(100).view(Watched), tmp_path / "set.npz", "npz")
+    assert max(asked) <= 32 and 100 <= sum(asked) <= 103
+
+
+# --- what does not fit
+
+WRONG = [
+    (dict(form="tfrecord"), "`form`"),
+    (dict(images=images()[0]), "`images`"),
+    (dict(images=images(channels=2)), "`images`"),
+    (dict(images=images(0)), "`images`"),
+    (dict(images=images().astype(np.float32)), "`images` as a NumPy array must be uint8"),
+    (dict(images=torch.zeros(2, 3, 8, 8, dtype=torch.int64)), "`images`"),
+    (dict(images="demo"), "`images`"),
+    (dict(labels=[0]), "`labels` needs one entry for each of the 7"),
+    (dict(labels=[0, 1, 2, 3, 0, 0, 0], classes=CLASSES), "`labels` must be 0 … 2"),
+    (dict(labels=[-1] * 7), "`labels`"),
+    (dict(classes=CLASSES), "`classes` needs `labels`"),
+    (dict(keys=["a"] * 7), "`keys` has 'a' more than once"),
+    (dict(masks=np.ones((7, 32, 33), bool)), "`masks`"),
+    (dict(masks=np.ones((7, 32, 32), np.uint8)), "`masks` holds 0 and 1"),
+    (dict(masks=np.ones((7, 32, 32), np.float32)), "`masks` must be bool"),
+    (dict(place="set.npz"), "written to a folder or a file that ends in .zip"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "match"), WRONG, ids=[m for _, m in WRONG])
+def test_what_does_not_fit_is_named(tmp_path, wrong, match):
+    call = dict(images=images(), place="set") | wrong
+    with pytest.raises(ParameterError, match=re.escape(match)):
+        export(**call | dict(place=tmp_path / call["place"]))
+    assert os.listdir(tmp_path) == []
+
+
+# --- the card
+
+
+def test_card_says_what_made_it(tmp_path):
+    ds = open_dataset("demo", 64).select(range(0, 754, 90))
+    about = dict(name="tissue", model="outputs/x", seed=3, licence="CC0", audit=audit(ds).findings)
+    folder = export(images(), tmp_path / "set", about=about, **NAMED)
+    lines = (folder / "README.md").read_text().splitlines()
+    assert lines[0] == "# Synthetic images, made by a model: tissue"
+    for line in ("- images: 7, 32x32 pixels, RGB, 8 bits", "- model: outputs/x", "- seed: 3",
+                 "- licence: CC0", "| grade 1/2 | 2 |", "- audited: demo",
+                 "- 0 images outside `train` have a copy in it"):
+        assert line in lines
+
+
+def test_a_folder_of_synthetic_images_can_say_so(tmp_path):
+    ds = open_dataset("demo", 64).select(range(3))
+    first = (export(ds, tmp_path / "a", synthetic=True) / "README.md").read_text()
+    assert first.startswith("# Synthetic images") and "licence: not stated" in first
+    array = export(images(), tmp_path / "b", synthetic=False)
+    assert (array / "README.md").read_text().startswith("# Real images\n")
