@@ -329,6 +329,8 @@ def with_split(
     lists = {name: [getattr(source, name)[i] for i in kept] for name in ("keys", "labels")}
     positions = None if source.positions is None else source.positions[kept]
     masks = None if source.masks is None else lambda i: source.masks(kept[i])
-    return replace(source, **lists, groups=list(ds.groups), split=list(ds.split), masks=masks,
+    alone = ds.groups == ds.hashes  # nobody named any
+    groups = None if alone else list(ds.groups)
+    return replace(source, **lists, groups=groups, split=list(ds.split), masks=masks,
                    content=lambda i: source.content(kept[i]), positions=positions,
                    skipped=tuple(ds.skipped))
