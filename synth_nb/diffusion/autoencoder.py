@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['AUTOENCODER_VERSION', 'new_autoencoder', 'perceptual_distance', 'ReconstructionLoss', 'whiten', 'encode', 'decode',
-           'encode_all', 'decode_all', 'check_size', 'fit_autoencoder', 'load_autoencoder']
+           'encode_all', 'decode_all', 'check_size', 'train_autoencoder', 'fit_autoencoder', 'load_autoencoder']
 
 # %% ../../nbs/05_diffusion_autoencoder.ipynb #d691c7a4
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL
+from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -158,27 +161,22 @@ def check_size(
         raise ParameterError(f"parameter `image_size` must be a multiple of 8, got {size}")
     return height, width
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #e32188f4
-def fit_autoencoder(
-    dataset: ImageDataset,  # training images only
-    steps: int = 600,
-    embedder=None,  # for the perceptual term
-    seed: int = 0,
-    lr: float = 2e-3,
-    batch_size: int = 8,
-    widths: tuple[int, ...] = (16, 32, 64),
-    device: str = "auto",
-    precision: str = "auto",
-) -> AutoencoderKL:  # on `device`, frozen, latents whitened
-    "Train an autoencoder on a data set, in every view, or load it from the cache."
-    height, width = check_size(dataset)
-    views = 8 if height == width else 2
-    chosen = dict(steps=steps, views=views, seed=seed, lr=lr, batch=batch_size, widths=widths)
-    perceptual = f"{embedder.id}-{embedder.revision}" if embedder else ""
-    key = digest(dataset.fingerprint, chosen, perceptual, precision, AUTOENCODER_VERSION)[:16]
-    folder = cache_root() / "autoencoders" / key
-    if (folder / "model").is_dir():
-        return load_autoencoder(folder / "model", device)
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #fa97bc59
+def train_autoencoder(
+    dataset: ImageDataset,
+    folder: Path,  # checkpoints go there, and in the end the autoencoder as `model`
+    embedder,  # for the perceptual term, or None
+    device: str,
+    precision: str,
+    *,
+    steps: int,
+    views: int,  # 2 or 8
+    seed: int,
+    lr: float,
+    batch_size: int,
+    widths: tuple[int, ...],
+):
+    "Train an autoencoder, continuing where a stopped training of the same folder was."
     seed_everything(seed)
     vae = new_autoencoder(dataset.channels, widths)
     optimizer = torch.optim.AdamW(
@@ -199,7 +197,32 @@ def fit_autoencoder(
     whiten(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
     with whole_folder(folder / "model") as made:
         vae.save_pretrained(made)
-    return vae.requires_grad_(False)
+
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #e32188f4
+def fit_autoencoder(
+    dataset: ImageDataset,  # training images only
+    steps: int = 600,
+    embedder=None,  # for the perceptual term
+    seed: int = 0,
+    lr: float = 2e-3,
+    batch_size: int = 8,
+    widths: tuple[int, ...] = (16, 32, 64),
+    device: str = "auto",
+    precision: str = "auto",
+) -> AutoencoderKL:  # on `device`, frozen, latents whitened
+    "Train an autoencoder on a data set, in every view, or load it from the cache."
+    height, width = check_size(dataset)
+    views = 8 if height == width else 2
+    chosen = dict(steps=steps, views=views, seed=seed, lr=lr, batch_size=batch_size, widths=widths)
+    perceptual = f"{embedder.id}-{embedder.revision}" if embedder else ""
+    key = digest(dataset.fingerprint, chosen, perceptual, precision, AUTOENCODER_VERSION)[:16]
+    folder = cache_root() / "autoencoders" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # who comes second finds what the first trained
+        if not (folder / "model").is_dir():
+            where = dict(device=device, precision=precision)
+            train_autoencoder(dataset, folder, embedder, **chosen, **where)
+    return load_autoencoder(folder / "model", device)
 
 # %% ../../nbs/05_diffusion_autoencoder.ipynb #7a413513
 AUTOENCODER_VERSION = 1  # to be raised when what `fit_autoencoder` learns changes
