@@ -69,7 +69,7 @@ def fetch_model(
         raise hub_trouble(name, revision, error) from None
     return Path(folder)
 
-# %% ../../nbs/01_embedders_hub.ipynb #91ad55c5
+# %% ../../nbs/01_embedders_hub.ipynb #08f62bc2
 def is_folder(
     what: str,  # what followed `hf:` or `timm:`
 ) -> bool:
@@ -93,6 +93,10 @@ def model_folder(
         raise FileNotFoundError(f"{title} holds no model: config.json is missing")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise FileNotFoundError(f"{title} holds no weights: no .safetensors or .bin file is there")
+    try:
+        json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{title} cannot be used: its config.json is not JSON ({error})") from None
     return folder
 
 
@@ -120,7 +124,7 @@ def model_id(
         what = f"./{shown(resolve(what).resolve())}" if inside else shown(resolve(what))
     return f"{family}{what}@{size}"
 
-# %% ../../nbs/01_embedders_hub.ipynb #d1279bdb
+# %% ../../nbs/01_embedders_hub.ipynb #452d4261
 free_licences = {"apache-2.0", "mit", "bsd", "bsd-3-clause", "bsd-2-clause", "cc0-1.0", "cc-by-4.0"}
 told = set()
 
@@ -131,9 +135,11 @@ def model_licence(
     "The licence that a model card declares."
     from huggingface_hub import ModelCard
 
+    card = folder / "README.md"
     try:
-        about = ModelCard.load(folder / "README.md").data.to_dict()
-    except Exception:  # no card, or one without a head
+        text = card.read_text() if card.is_file() else ""
+        about = ModelCard(text).data.to_dict() if text.startswith("---") else {}
+    except Exception:  # a head that is no YAML, or a file that is no text
         return ""
     name = about.get("license_name") if about.get("license") == "other" else None
     return str(name or about.get("license") or "")
@@ -221,7 +227,7 @@ class Pooled(nn.Module):
         tokens = out.last_hidden_state
         return tokens[:, 0] if self.feature == "class token" else tokens.mean(1)
 
-# %% ../../nbs/01_embedders_hub.ipynb #1ffc39ac
+# %% ../../nbs/01_embedders_hub.ipynb #1a3ee295
 @contextmanager
 def quiet():
     "No progress bars and reports of transformers inside."
@@ -257,18 +263,22 @@ def read_network(
     options = dict(dtype=torch.float32, local_files_only=True, output_loading_info=True)
     if "add_pooling_layer" in inspect.signature(build.__init__).parameters and feature != "pooled":
         options["add_pooling_layer"] = False  # few checkpoints have it, and nothing here needs it
+    if kind == "clip":  # both halves are there; only the whole knows how wide they project
+        options["projection_dim"] = config.get("projection_dim", 512)
+    options["ignore_mismatched_sizes"] = True  # reported, and refused below
     try:
         with quiet():
             network, report = build.from_pretrained(folder, **options)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise ValueError(f"the weights of `{name}` cannot be read: {text}") from None
-    if missing := sorted(report["missing_keys"]):
-        lacks = f"{len(missing)} tensors that the network needs, {missing[0]} among them"
-        raise ValueError(f"the weights of `{name}` lack {lacks}")
+    misfits = [key[0] for key in report["mismatched_keys"]]
+    if missing := sorted({*report["missing_keys"], *misfits}):
+        lacks = f"lack {len(missing)} tensors that fit the network, {missing[0]} among them"
+        raise ValueError(f"the weights of `{name}` {lacks}")
     return network, feature
 
-# %% ../../nbs/01_embedders_hub.ipynb #402a9f2e
+# %% ../../nbs/01_embedders_hub.ipynb #a3c30f18
 def read_processor(
     folder: Path,  # of a model
     name: str,  # for the message
@@ -283,41 +293,39 @@ def read_processor(
         files = "preprocessor_config.json is missing or cannot be read"
         raise ValueError(f"`{name}` does not say how images are prepared: {files}") from None
     cropped = getattr(p, "do_center_crop", False) and p.crop_size
-    sides = dict(p.crop_size if cropped else p.size)
+    sides = dict((p.crop_size if cropped else p.size) or {})
     size = sides.get("height") or sides.get("shortest_edge") or sides.get("longest_edge")
     # x·255·factor is what the processor normalises, and x what the interface does
     scale = 255 * (p.rescale_factor if p.do_rescale else 1)
     mean, std = (p.image_mean, p.image_std) if p.do_normalize else ([0.0], [1.0])
-    resize = "bilinear" if int(p.resample) == 2 else "bicubic"  # Pillow's numbers; 3 is bicubic
+    resize = "bilinear" if p.resample == 2 else "bicubic"  # Pillow's numbers; 3 is bicubic
     mean, std = ([v / scale for v in values] for values in (mean, std))
     return dict(size=size, mean=mean, std=std, resize=resize)
 
-# %% ../../nbs/01_embedders_hub.ipynb #f89b74aa
+# %% ../../nbs/01_embedders_hub.ipynb #46f7697b
 @register_embedder("hf:")
 def load_hf(
     what: str,  # owner/model, owner/model@revision, or ./folder
     input_size: int | None = None,  # pixels; None: as it was trained
-    name: str = "",  # an alias that stands for it
-    licence: str = "",  # where the card does not say
 ) -> Embedder:
     "An encoder that transformers can read. Raises `ValueError` or `OSError` in one sentence."
-    name, folder = name or f"hf:{what}", model_folder(what)
+    name, folder, options = f"hf:{what}", model_folder(what), {}
     network, feature = read_network(folder, name)
-    given = read_processor(folder, name)
-    size = given.pop("size")
-    options, config = {}, network.config
-    if input_size and input_size != size:
-        size = input_size
-    check_patches(name, size, getattr(config, "patch_size", None) or 1)
+    given, native = read_processor(folder, name), getattr(network.config, "image_size", None)
+    size = input_size or given["size"] or native
+    if not isinstance(size, int):
+        raise ValueError(f"`{name}` does not say its input size: add it, as in `{name}@224`")
+    check_patches(name, size, getattr(network.config, "patch_size", None) or 1)
     takes = inspect.signature(network.forward).parameters
-    if "interpolate_pos_encoding" in takes and size != getattr(config, "image_size", size):
+    if "interpolate_pos_encoding" in takes and size != native:
         options["interpolate_pos_encoding"] = True
-    body = Pooled(network.eval(), feature, **options)
-    dim, licence = feature_width(body, name, size), model_licence(folder) or licence
+    body, licence = Pooled(network.eval(), feature, **options), model_licence(folder)
+    dim = feature_width(body, name, size)
     if not is_folder(what):
         tell_licence(name, licence, f"https://huggingface.co/{what.partition('@')[0]}")
-    id = model_id("hf:", what, size) if name == f"hf:{what}" else f"{name}@{size}"
-    return Embedder(body, id, model_revision(folder), dim, size, licence=licence, **given)
+    about = {key: given[key] for key in ("mean", "std", "resize")} | dict(licence=licence)
+    id = model_id("hf:", what, size)
+    return Embedder(body, id, model_revision(folder), dim, size, **about)
 
 # %% ../../nbs/01_embedders_hub.ipynb #8f1b77a5
 def timm_model(
