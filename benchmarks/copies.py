@@ -75,7 +75,7 @@ def main():
                  for plant, other in zip(plants, others, strict=True)]
         spaces = {name: (asked[i], seen[i], others[i][parts[0]])
                   for i, name in enumerate(("features", "pixels"))}
-        table, _ = search(spaces)
+        table, _ = search(spaces, given.train)
         hits = table["copy"][:copies].to_numpy()
         found += hits.sum()
         by_space += [int(table[f"copy_{name}"][:copies].sum()) for name in spaces]

@@ -128,13 +128,13 @@ def all_warnings(
     said += [note for a in audits for note in a.notes]
     return [one for one in dict.fromkeys(said) if one]
 
-# %% ../../nbs/08_evaluation_report.ipynb #5ed96019
+# %% ../../nbs/08_evaluation_report.ipynb #c6f75874
 originals = [
     ("text to image", "FID", 415.36, "histopathology at 256 px, image count not given"),
     ("image to image", "FID", 162.16, "histopathology at 256 px, image count not given"),
     ("embedding to image", "FID", 62.18, "histopathology at 256 px, image count not given"),
     ("letters", "FID", 0.0054, "64 features, 52 images, one per class: not the usual FID"),
-    ("letters", "IS", 1.76, "52 images, one per class; photographs' classes say nothing of letters"),
+    ("letters", "IS", 1.76, "52 images, one per class; classes of photographs, not letters"),
     ("letters", "SSIM", 0.374, "one pair per class; which pairs decides the value"),
 ]
 

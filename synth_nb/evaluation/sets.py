@@ -239,11 +239,12 @@ def size_for(
             continue
     raise DataError(f"{source.name} holds no readable image among its first {len(source)}")
 
-# %% ../../nbs/08_evaluation_sets.ipynb #38d5b6c0
+# %% ../../nbs/08_evaluation_sets.ipynb #2c0ced2e
 @dataclass
 class Question:
     "Sets to compare, and what they were opened with."
-    real: ImageSet
+    real: ImageSet  # at most as many as were asked for
+    unseen: ImageSet  # all of them, at most 2000: they set the threshold for copies
     fakes: list[ImageSet]
     train: ImageSet | None  # what the generator learnt from, if that is known
     models: list[str]  # folders of the sets that were sampled
@@ -280,7 +281,8 @@ def open_question(
         fakes = [one_set(word, title, given, n, seed, device)
                  for word, title in zip(words, titles_of(words), strict=True)]
     used = manifest.get("parameters", {}).get("embedder", "")
-    return Question(draw(judge, n, seed), fakes, learnt, models, size, used)
+    unseen = draw(judge, 2000, seed)
+    return Question(draw(judge, n, seed), unseen, fakes, learnt, models, size, used)
 
 # %% ../../nbs/08_evaluation_sets.ipynb #0e4c4f77
 def open_real(word: str, learnt: str, given: dict, own: dict, seed: int) -> ImageSet:
