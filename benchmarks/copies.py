@@ -16,7 +16,13 @@ from PIL import Image
 
 from synth_nb.data import open_dataset
 from synth_nb.embedders import embed_images, image_keys, load_embedder
-from synth_nb.evaluation.copies import InViews, search, thumbnails
+from synth_nb.evaluation.copies import (
+    InViews,
+    relative_nearness,
+    same_picture,
+    search,
+    thumbnails,
+)
 from synth_nb.evaluation.scores import wilson
 
 KINDS = ("as it is", "view", "JPEG 75", "JPEG 50", "view and JPEG 75")
@@ -62,6 +68,9 @@ def main():
     embedder, rest = load_embedder(given.embedder, "auto"), images[given.train :]
     views = InViews(images[: given.train])
     seen, others = spaces_of(embedder, views), spaces_of(embedder, rest)
+    again = relative_nearness(others[1], seen[1], given.train)[0] < same_picture
+    print(f"{int(again.sum())} of {len(rest)} other images are training images again: left out")
+    rest, others = rest[~again.numpy()], [x[~again] for x in others]
     found, missed, flagged, honest = 0, {}, [0, 0], [0, 0]
     by_space = np.zeros(2, int)
     for seed in range(given.seeds):
@@ -75,7 +84,7 @@ def main():
                  for plant, other in zip(plants, others, strict=True)]
         spaces = {name: (asked[i], seen[i], others[i][parts[0]])
                   for i, name in enumerate(("features", "pixels"))}
-        table, _ = search(spaces, given.train)
+        table, _, _ = search(spaces, given.train)
         hits = table["copy"][:copies].to_numpy()
         found += hits.sum()
         by_space += [int(table[f"copy_{name}"][:copies].sum()) for name in spaces]

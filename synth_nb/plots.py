@@ -254,6 +254,7 @@ def interval_panels(
     columns: int = 4,
 ) -> Figure:
     "Numbers of several sets side by side, with their intervals and the floor."
+    columns = min(columns, len(panels))
     bands, rows = bands or {}, -(-len(panels) // columns)
     sets = [one["set"] for one in next(iter(panels.values()))]
     height = rows * (0.75 + 0.24 * len(sets))
@@ -263,12 +264,14 @@ def interval_panels(
     looks = appearance(sets)
     for axis, (title, ones) in zip(axes.flat, panels.items(), strict=False):
         if title in bands and np.isfinite(bands[title]).all():
-            axis.axvspan(*bands[title], color="#d9d9d9", lw=0, zorder=0)
+            axis.axvspan(*bands[title], color="#d9d9d9", lw=2, zorder=0)
         for line, (one, look) in enumerate(zip(ones, looks, strict=True)):
             axis.plot([one["low"], one["high"]], [line, line], lw=1.3, color=look["color"])
             axis.plot(one["value"], line, ms=5, ls="", **look)
             axis.plot(one.get("at_count", np.nan), line, ms=5, ls="", mfc="white", **look)
-        axis.set(title=title, yticks=range(len(sets)), yticklabels=sets)
+        axis.set_title(title, fontsize=9)
+        axis.set_yticks(range(len(sets)), sets, fontsize=8)
+        axis.tick_params(axis="x", labelsize=7)
         axis.set_ylim(len(sets) - 0.5, -0.5)
         axis.locator_params(axis="x", nbins=4)
     return figure

@@ -161,7 +161,7 @@ def test_planted_copies_are_found_and_others_left_alone(eye, phantoms):
                   for name, f, s, o in zip(
                       ("features", "pixels"), (lambda x: embed_images(eye, x), thumbnails),
                       seen, others, strict=True)}
-        table, expected = search(spaces, 120)
+        table, expected, _ = search(spaces, 120)
         assert expected <= 0.01
         found, total = found + table["copy"][:6].sum(), total + 6
         alarms, honest = alarms + table["copy"][6:].sum(), honest + len(fresh)

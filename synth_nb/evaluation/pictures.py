@@ -55,7 +55,7 @@ def neighbour_strips(
         rows[f"nearest {other.title}"] = torch.as_tensor(np.array(other.images[near]))
     return rows
 
-# %% ../../nbs/08_evaluation_pictures.ipynb #9edbb4f6
+# %% ../../nbs/08_evaluation_pictures.ipynb #45d7f094
 def side_by_side(
     rows: pd.DataFrame,  # from `judge_sets`
     extractor: str,  # an embedder's id
@@ -68,6 +68,8 @@ def side_by_side(
             columns = ["set", "value", "low", "high", "at_count"]
             panels[title] = mine[columns].to_dict("records")
             bands[title] = (mine.floor_low.min(), mine.floor_high.max())
+            if name == "accuracy":
+                bands[title] = (0.5, 0.5)
     return interval_panels(panels, bands)
 
 # %% ../../nbs/08_evaluation_pictures.ipynb #3a1ce881

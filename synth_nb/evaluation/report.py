@@ -154,7 +154,7 @@ def beside_originals(
                           here=here or "none", comparable=why))
     return pd.DataFrame(lines).set_index("original")
 
-# %% ../../nbs/08_evaluation_report.ipynb #3e05bd49
+# %% ../../nbs/08_evaluation_report.ipynb #3e63b042
 def latex(
     table: pd.DataFrame,  # from `table_of`
     caption: str,
@@ -168,7 +168,8 @@ def latex(
 
 def caption(real: ImageSet, extractor: str) -> str:
     "What a table needs to be read alone."
-    return (f"Judged by {extractor} against {len(real)} real images. In brackets 95\\,\\% "
+    name = extractor.replace("_", "\\_")
+    return (f"Judged by {name} against {len(real)} real images. In brackets 95\\,\\% "
             "intervals by subsampling; for real against real the range of 95\\,\\% of the draws. "
             "Rows with a count compare sets of that many images, and may be read against the floor "
             "of that count.")

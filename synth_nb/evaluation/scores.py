@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['neighbours', 'heads', 'features_of', 'measure_for', 'usable_groups', 'real_floor', 'at_count', 'wilson', 'told_apart',
-           'judged', 'kernel_subsets', 'judge_sets', 'digits', 'table_of', 'by_class']
+           'in_range', 'judged', 'kernel_subsets', 'judge_sets', 'digits', 'table_of', 'by_class']
 
 # %% ../../nbs/08_evaluation_scores.ipynb #6945e24c
 from collections import Counter
@@ -144,7 +144,18 @@ def told_apart(
     return dict(value=done["accuracy"], low=low, high=high) | {
         name: done[name] for name in ("p_value", "images")}
 
-# %% ../../nbs/08_evaluation_scores.ipynb #c564c730
+# %% ../../nbs/08_evaluation_scores.ipynb #b00e733c
+def in_range(
+    ends: dict[str, dict],  # number → value, low, high
+) -> dict[str, dict]:
+    "Intervals that do not leave what a number can be."
+    most = dict.fromkeys(("precision", "recall", "coverage"), 1.0)
+    least = dict.fromkeys((*most, "density", "fid", "frechet"), 0.0) | dict(vendi=1.0)
+    return {name: dict(one, low=max(one["low"], least.get(name, -np.inf)),
+                       high=min(one["high"], most.get(name, np.inf)))
+            for name, one in ends.items()}
+
+# %% ../../nbs/08_evaluation_scores.ipynb #4c6a40e2
 def judged(
     embedder: Embedder,
     real: ImageSet,
@@ -159,7 +170,7 @@ def judged(
     a, b = (features_of(embedder, x).to(device) for x in (real, fake))
     size = min(size, len(fake))
     groups = usable_groups(real)[0]
-    ends = interval(measure, a, b, repeats, seed=seed, groups=groups)
+    ends = in_range(interval(measure, a, b, repeats, seed=seed, groups=groups))
     smaller = at_count(measure, a, b, size, max(repeats // 2, 10), seed)
     counts = dict(set=fake.title, extractor=embedder.id, images=len(fake), real_images=len(real))
     rows = [counts | dict(metric=name, **ends[name], count=size, at_count=smaller[name],
