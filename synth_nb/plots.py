@@ -142,7 +142,7 @@ def strips(
             sns.despine(ax=axis, left=True, bottom=True)
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", labelpad=6)
     for axis, title in zip(axes[0], titles, strict=False):
-        axis.set_title(title)
+        axis.set_title(title, fontsize=9)
     return figure
 
 # %% ../nbs/00_plots.ipynb #2cb42ad1
@@ -204,7 +204,7 @@ def scatter(
         axis.scatter(*points.T, s=11, alpha=0.7, lw=0, label=label, **look)
     axis.set(xticks=[], yticks=[], xlabel=f"{method} 1", ylabel=f"{method} 2")
     axis.legend(loc="upper left", bbox_to_anchor=(0, -0.08), ncols=2 if len(groups) < 7 else 3,
-                handletextpad=0.1, frameon=False)
+                handletextpad=0.1, columnspacing=0.8, fontsize=8, frameon=False)
 
 # %% ../nbs/00_plots.ipynb #5ccb6cf6
 def tsne_map(
@@ -244,7 +244,7 @@ def feature_map(
     handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     axis.set(xticks=[], yticks=[], xlabel=f"{method} 1", ylabel=f"{method} 2")
     axis.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(0, -0.08),
-                ncols=2, handletextpad=0.1, frameon=False)
+                ncols=2, handletextpad=0.1, columnspacing=0.8, fontsize=8, frameon=False)
     return figure
 
 # %% ../nbs/00_plots.ipynb #782bc922
