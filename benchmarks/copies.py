@@ -1,0 +1,106 @@
+"""How many planted copies the copy audit finds, and how many images that are none it flags.
+
+One in a hundred synthetic images is a training image again: as it is, mirrored or turned,
+compressed as JPEG, or both. The others are images of the same kind that were not learnt from, as a
+perfect generator would make. Pooled over seeds, which draw anew which images are planted, which
+judge and which are judged. Run: python benchmarks/copies.py [--data WORD] [--size 64] …
+"""
+
+import argparse
+import io
+
+import numpy as np
+import torch
+from common import machine
+from PIL import Image
+
+from synth_nb.data import open_dataset
+from synth_nb.embedders import embed_images, image_keys, load_embedder
+from synth_nb.evaluation.copies import (
+    InViews,
+    relative_nearness,
+    same_picture,
+    search,
+    thumbnails,
+)
+from synth_nb.evaluation.scores import wilson
+
+KINDS = ("as it is", "view", "JPEG 75", "JPEG 50", "view and JPEG 75")
+
+
+def planted(views: InViews, row: int, kind: str, rng) -> np.ndarray:  # (C, H, W)
+    "A copy of a training image."
+    number = rng.integers(1, len(views.numbers)) if "view" in kind else 0
+    image = views[[number * len(views.images) + row]][0]
+    if "JPEG" not in kind:
+        return image
+    stored = io.BytesIO()
+    pixels = Image.fromarray(image.transpose(1, 2, 0).squeeze())
+    pixels.save(stored, "JPEG", quality=int(kind[-2:]))
+    return np.asarray(Image.open(stored)).reshape(*image.shape[1:], -1).transpose(2, 0, 1)
+
+
+def spaces_of(embedder, images) -> list[torch.Tensor]:
+    "Features and thumbnails."
+    return [embed_images(embedder, images), thumbnails(images)]
+
+
+def main():
+    words = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    words.add_argument("--data", default="mr_phantom")
+    words.add_argument("--size", default=64, type=int)
+    words.add_argument("--channels", default=3, type=int)
+    words.add_argument("--embedder", default="efficientnet_lite2")
+    words.add_argument("--train", default=400, type=int)
+    words.add_argument("--held-out", default=400, type=int, help="that set the threshold")
+    words.add_argument("--synthetic", default=1000, type=int)
+    words.add_argument("--fresh", default=400, type=int, help="held out, to count false alarms")
+    words.add_argument("--seeds", default=20, type=int)
+    given = words.parse_args()
+    copies = max(given.synthetic // 100, 1)
+    wanted = given.train + given.held_out + given.fresh + given.synthetic - copies
+    options = dict(n=wanted) if given.data.endswith("phantom") else {}
+    ds = open_dataset(given.data, given.size, given.channels, **options)
+    once = sorted({key: i for i, key in enumerate(image_keys(ds.images))}.values())
+    images = ds.images[np.random.default_rng(0).permutation(once)[:wanted]]
+    if len(images) < wanted:
+        raise SystemExit(f"{given.data} has {len(images)} images, {wanted} are needed")
+    embedder, rest = load_embedder(given.embedder, "auto"), images[given.train :]
+    views = InViews(images[: given.train])
+    seen, others = spaces_of(embedder, views), spaces_of(embedder, rest)
+    again = relative_nearness(others[1], seen[1], given.train)[0] < same_picture
+    print(f"{int(again.sum())} of {len(rest)} other images are training images again: left out")
+    rest, others = rest[~again.numpy()], [x[~again] for x in others]
+    found, missed, flagged, honest = 0, {}, [0, 0], [0, 0]
+    by_space = np.zeros(2, int)
+    for seed in range(given.seeds):
+        rng = np.random.default_rng(seed)
+        parts = np.split(rng.permutation(len(rest)), [given.held_out, given.held_out + given.fresh])
+        rows = rng.choice(given.train, copies, replace=False)
+        kinds = [KINDS[i % len(KINDS)] for i in range(seed, seed + copies)]
+        made = np.stack([planted(views, r, k, rng) for r, k in zip(rows, kinds, strict=True)])
+        plants = spaces_of(embedder, made)
+        asked = [torch.cat([plant, other[np.concatenate(parts[1:])]])
+                 for plant, other in zip(plants, others, strict=True)]
+        spaces = {name: (asked[i], seen[i], others[i][parts[0]])
+                  for i, name in enumerate(("features", "pixels"))}
+        table, _, _ = search(spaces, given.train)
+        hits = table["copy"][:copies].to_numpy()
+        found += hits.sum()
+        by_space += [int(table[f"copy_{name}"][:copies].sum()) for name in spaces]
+        for kind, hit in zip(kinds, hits, strict=True):
+            missed[kind] = missed.get(kind, 0) + (not hit)
+        for counter, part in ((flagged, slice(copies, copies + given.fresh)),
+                              (honest, slice(copies + given.fresh, None))):
+            counter[0] += int(table["copy"][part].sum())
+            counter[1] += len(table["copy"][part])
+    total = copies * given.seeds
+    print(f"{machine()}, {embedder.id}, {given}")
+    print(f"found {found} of {total} ({found / total:.1%}, 95 % {wilson(found / total, total)}); "
+          f"features alone {by_space[0]}, pixels alone {by_space[1]}; missed {missed}")
+    for name, (n, of) in (("unseen real", flagged), ("synthetic that are no copies", honest)):
+        print(f"{name} flagged: {n} of {of} ({n / of:.2%})")
+
+
+if __name__ == "__main__":
+    main()
