@@ -181,7 +181,7 @@ def _cast_list(value, kind):
 # %% ../nbs/00_runs.ipynb #f7d0f52f
 limits = {
     **dict.fromkeys(["epochs", "batch_size", "sampling_steps", "num_processes"], (1, None)),
-    **dict.fromkeys(["vae_steps", "accumulate", "components", "candidates"], (1, None)),
+    **dict.fromkeys(["vae_steps", "accumulate", "components", "candidates", "seeds"], (1, None)),
     **dict.fromkeys(["images_per_epoch", "keep_every", "max_minutes", "guidance_scale"], (0, None)),
     **dict.fromkeys(["lr", "vae_lr", "kimg"], ("above 0", None)),
     "n_samples": (5, None),
