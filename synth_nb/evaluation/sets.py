@@ -9,7 +9,6 @@ __all__ = ['least_images', 'ImageSet', 'draw', 'as_set', 'open_set', 'names_spli
            'oddities']
 
 # %% ../../nbs/08_evaluation_sets.ipynb #72834a14
-import ast
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -198,12 +197,13 @@ def words_in(
     "One or several sets. Raises `ParameterError` for text that is no list."
     if isinstance(given, list):
         return [str(word) for word in given]
-    if not given.strip().startswith("["):
-        return [given] if given.strip() else []
-    try:
-        return [str(word) for word in ast.literal_eval(given)]
-    except (ValueError, SyntaxError):
-        raise ParameterError(f"parameter `synthetic` is no list: {given!r}") from None
+    text = given.strip()
+    if not text.startswith("["):
+        return [given] if text else []
+    if not text.endswith("]"):
+        raise ParameterError(f"parameter `synthetic` is no list: {given!r}")
+    words = [word.strip().strip("'\"") for word in text[1:-1].split(",")]
+    return [word for word in words if word]
 
 
 def titles_of(
