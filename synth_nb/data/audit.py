@@ -241,8 +241,8 @@ def said_of_copies(
                      f"split: {some(found['groups_across_splits'])}.")
     if found["across_classes"]:
         pairs = [" = ".join(p) for p in found["across_classes"]]
-        lines.append(f"{plural(len(pairs), 'pair')} of copies in two classes, so one label of each "
-                     f"is wrong: {some(pairs, 2)}.")
+        lines.append(f"{plural(len(pairs), 'pair')} of copies in two classes: one label of each is "
+                     f"wrong, or they are too simple to tell apart: {some(pairs, 2)}.")
     if found["identical"] + found["near"]:
         lines.append(f"{plural(found['identical'], 'image')} identical to another one; "
                      f"{plural(found['near'], 'pair')} nearly so.")
