@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['colours', 'look', 'further', 'markers', 'new_figure', 'save', 'compact_figures', 'appearance', 'to_pixels', 'sheet',
-           'strips', 'curves', 'flat_places', 'scatter', 'tsne_map', 'feature_map', 'interval_panels']
+           'strips', 'save_samples', 'over_epochs', 'curves', 'flat_places', 'scatter', 'tsne_map', 'feature_map',
+           'interval_panels']
 
 # %% ../nbs/00_plots.ipynb #f62c2e1c
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 # %% ../nbs/00_plots.ipynb #578e4121
-from .runs import in_kernel, whole
+from .runs import in_kernel, sample_file, whole
 
 # %% ../nbs/00_plots.ipynb #b6c220ec
 colours = dict(real="#3b6ea8", synthetic="#d9792b", other="#7a7a7a")
@@ -144,6 +145,34 @@ def strips(
     for axis, title in zip(axes[0], titles, strict=False):
         axis.set_title(title, fontsize=9)
     return figure
+
+# %% ../nbs/00_plots.ipynb #df5e54d3
+def save_samples(
+    images: Tensor,  # (N, C, H, W) in [-1, 1], or uint8
+    folder: str | Path,  # a run folder
+    epoch: int,
+) -> Image.Image:  # the sheet
+    "Write what a model makes after an epoch: `samples/epoch_003.npy` and `.png`."
+    images = (images.half() if images.is_floating_point() else images).cpu()
+    with whole(sample_file(folder, f"epoch_{epoch:03}.npy")) as f:
+        np.save(f, images.numpy())
+    save(drawn := sheet(images), sample_file(folder, f"epoch_{epoch:03}.png"))
+    return drawn
+
+
+def over_epochs(
+    folder: str | Path,  # a run folder
+    epochs: Iterable[int],  # those without samples are left out
+    most: int = 5,  # of them, evenly spaced
+) -> Figure | None:  # None where there are no samples
+    "What the same noise became from epoch to epoch."
+    files = {e: sample_file(folder, f"epoch_{e:03}.npy") for e in sorted(set(epochs))}
+    there = [epoch for epoch, file in files.items() if file.is_file()]
+    if not there:
+        return None
+    chosen = {there[int(i)] for i in np.linspace(0, len(there) - 1, most)}
+    rows = {f"epoch {e}": torch.from_numpy(np.load(files[e])) for e in sorted(chosen)}
+    return strips(rows)
 
 # %% ../nbs/00_plots.ipynb #2cb42ad1
 def curves(

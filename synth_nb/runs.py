@@ -6,8 +6,9 @@
 __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'resolve', 'shown', 'cache_root', 'whole',
            'whole_folder', 'digest', 'in_kernel', 'ParameterError', 'cast', 'check_value', 'injected_names',
            'check_parameters', 'seed_everything', 'stream', 'random_state', 'set_random_state', 'isolated',
-           'pick_device', 'pick_precision', 'duration', 'cost', 'library_hash', 'notebook_sources', 'now',
-           'code_version', 'environment', 'Run', 'in_test', 'differences', 'read_manifest', 'open_run', 'load_model']
+           'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'library_hash', 'notebook_sources', 'now',
+           'code_version', 'environment', 'sample_file', 'Run', 'in_test', 'differences', 'read_manifest', 'open_run',
+           'Samples', 'load_model']
 
 # %% ../nbs/00_runs.ipynb #c169c36a
 import ast
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import types
 import typing
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -336,6 +338,22 @@ def pick_precision(
         )
     return precision
 
+# %% ../nbs/00_runs.ipynb #79353237
+@contextmanager
+def quiet(
+    logging: types.ModuleType,  # `diffusers.utils.logging` or `transformers.utils.logging`
+):
+    "Without the messages and progress bars of a library."
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
 # %% ../nbs/00_runs.ipynb #c00f3561
 def duration(
     seconds: float,
@@ -470,6 +488,14 @@ def environment(
     return dict(packages=packages, python=platform.python_version(), system=platform.system(),
                 machine=platform.machine(), **hardware)
 
+# %% ../nbs/00_runs.ipynb #7490c4f8
+def sample_file(
+    folder: str | Path,  # a run folder
+    name: str,  # "epoch_003.png"
+) -> Path:  # need not exist
+    "Where a run folder has its images."
+    return resolve(folder) / "samples" / name
+
 # %% ../nbs/00_runs.ipynb #8911a2ea
 @dataclass
 class Run:
@@ -483,6 +509,19 @@ class Run:
         path = self.folder.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def kept(
+        self,
+        name: str,  # of a set of images, without ending
+        make: Callable[[], torch.Tensor],  # makes it: uint8
+    ) -> torch.Tensor:  # what `make` returned, now or in an earlier session
+        "Images from the run folder, or made and kept there."
+        path = sample_file(self.folder, f"{name}.npy")
+        if not path.exists():
+            images = make()
+            with whole(path) as f:
+                np.save(f, images.cpu().numpy())
+        return torch.from_numpy(np.load(path))
 
     def update(self, **fields):
         "Change fields of the manifest, on disk too."
@@ -616,13 +655,28 @@ def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str
     atexit.register(run._abandoned)
     return run
 
+# %% ../nbs/00_runs.ipynb #598dfa4e
+@dataclass
+class Samples:
+    "Synthetic images, and what they were made for."
+
+    images: torch.Tensor  # (N, C, H, W) in [-1, 1]
+    labels: torch.Tensor | None = None  # (N,) int64
+    conditions: torch.Tensor | None = None  # (N, ...): one for each image
+    keys: list[str] = field(
+        default_factory=list
+    )  # names of the images that the conditions came from
+
+    def __len__(self):
+        return len(self.images)
+
 # %% ../nbs/00_runs.ipynb #790f25d9
 def load_model(
     run: str
     | Path
     | Run,  # a run folder, or a snapshot inside one: "outputs/05_e2i/demo/checkpoints/epoch_50"
     device: str = "auto",
-):  # an object with `sample(n, seed)` → images, and labels, masks or conditions where it has them
+):  # an object with `sample(n, seed)` → `Samples`
     "Load a trained model. Raises `FileNotFoundError` or `ValueError` that says what is missing."
     folder = resolve(run.folder if isinstance(run, Run) else run)
     home = next((p for p in (folder, *folder.parents) if (p / "manifest.json").is_file()), None)

@@ -15,8 +15,9 @@ import torch
 
 from synth_nb.embedders import embed_images, inception, load_embedder
 from synth_nb.embedders.base import Embedder
-from synth_nb.embedders.hub import quiet, told
+from synth_nb.embedders.hub import told
 from synth_nb.embedders.images import cache_folder, watched
+from synth_nb.runs import quiet
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -49,7 +50,7 @@ def processor(**options):
 
 def saved(folder, network, prepare=None):
     "A network as its makers save it, in a folder."
-    with quiet():
+    with quiet(transformers.utils.logging):
         network.save_pretrained(folder)
     (prepare or processor()).save_pretrained(folder)
     return network.eval()

@@ -21,12 +21,8 @@ from synth_nb.diffusion.autoencoder import (
 )
 from .latents import LatentSet, cached_latents, view_embeddings, weights_digest
 from .model import DiffusionLoss, held_out_loss, layouts, new_scheduler, new_unet
-from synth_nb.diffusion.sampling import (
-    Samples,
-    generate,
-    load_pipeline,
-    new_pipeline,
-)
+from .sampling import generate, load_pipeline, new_pipeline
+from ..runs import Samples
 
 # %% ../../nbs/05_diffusion.ipynb #e95bf8dc
 _all_ = [

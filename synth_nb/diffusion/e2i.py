@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 # %% ../../nbs/05_e2i.ipynb #91c67e72
 from ..data import ImageDataset, to_uint8
-from .sampling import Samples, generate, load_pipeline, quiet
+from .sampling import generate, load_pipeline
 from ..embedders import Embedder, embed_images, load_embedder
-from ..runs import stream
+from ..runs import Samples, quiet, stream
 
 # %% ../../nbs/05_e2i.ipynb #47de86d4
 @dataclass
@@ -122,7 +123,7 @@ def save(
     folder: Path,  # exists
 ):
     "Write a model: a stock pipeline, `conditions.safetensors` and `conditions.json`."
-    with quiet():
+    with quiet(logging):
         model.pipeline.save_pretrained(folder)
     conditioner = model.conditioner
     parts = dict(mean=conditioner.mean, components=conditioner.components)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weight_files', 'old_weight_files', 'free_licences', 'told', 'vision_models', 'aliases', 'hub_trouble', 'fetch_model',
            'is_folder', 'model_folder', 'model_revision', 'model_id', 'model_licence', 'tell_licence', 'check_patches',
-           'feature_width', 'Pooled', 'quiet', 'read_network', 'read_processor', 'load_hf', 'timm_model', 'read_timm',
+           'feature_width', 'Pooled', 'read_network', 'read_processor', 'load_hf', 'timm_model', 'read_timm',
            'load_timm']
 
 # %% ../../nbs/01_embedders_hub.ipynb #ed9afc46
@@ -14,7 +14,6 @@ import hashlib
 import inspect
 import json
 import re
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Embedder, register_embedder
-from ..runs import isolated, project_root, resolve, shown
+from ..runs import isolated, project_root, quiet, resolve, shown
 
 # %% ../../nbs/01_embedders_hub.ipynb #65259aa0
 def hub_trouble(
@@ -228,28 +227,13 @@ class Pooled(nn.Module):
         return tokens[:, 0] if self.feature == "class token" else tokens.mean(1)
 
 # %% ../../nbs/01_embedders_hub.ipynb #1a3ee295
-@contextmanager
-def quiet():
-    "No progress bars and reports of transformers inside."
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def read_network(
     folder: Path,  # of a model
     name: str,  # for messages
 ) -> tuple[nn.Module, str]:  # the network in float32, and what is its feature
     "Read a vision network with transformers. Raises `ValueError` for any other, or half a one."
     import transformers
+    from transformers.utils import logging
 
     config = json.loads((folder / "config.json").read_text())
     kind = config.get("model_type")
@@ -267,7 +251,7 @@ def read_network(
         options["projection_dim"] = config.get("projection_dim", 512)
     options["ignore_mismatched_sizes"] = True  # reported, and refused below
     try:
-        with quiet():
+        with quiet(logging):
             network, report = build.from_pretrained(folder, **options)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
@@ -285,9 +269,10 @@ def read_processor(
 ) -> dict:  # size, and mean, std, resize as `Embedder` takes them
     "What a model's image processor does to an image. Raises `ValueError` where that is unknown."
     from transformers import AutoImageProcessor
+    from transformers.utils import logging
 
     try:
-        with quiet():
+        with quiet(logging):
             p = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except Exception:
         files = "preprocessor_config.json is missing or cannot be read"
