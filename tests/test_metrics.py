@@ -24,6 +24,7 @@ from synth_nb.metrics import (
     nearest,
     pairwise_ssim,
     prdc,
+    spread,
     ssim,
     train_test_gap,
     two_sample_test,
@@ -52,6 +53,7 @@ PAIRS = {
     "copy_scores": lambda a, b: copy_scores(a[:5], a, b)["threshold"],
     "interval": lambda a, b: interval(frechet_distance, a, b, repeats=20)["low"],
     "vendi_score": lambda a, b: vendi_score(a) + vendi_score(b),
+    "spread": lambda a, b: spread(a) + spread(b),
 }
 BAD = {
     "NaN or infinity": (torch.tensor([[0.0, torch.nan]] * 30), torch.zeros(30, 2)),
@@ -70,7 +72,7 @@ def test_bad_features_are_refused_in_one_sentence(name, sentence):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(PAIRS.keys() - {"vendi_score"}))
+@pytest.mark.parametrize("name", sorted(PAIRS.keys() - {"vendi_score", "spread"}))
 def test_different_widths_are_refused(name):
     with pytest.raises(ValueError, match=r"widths differ: \[\d, \d"):
         PAIRS[name](normal(30, 3), normal(30, 4))
@@ -90,6 +92,7 @@ EQUAL = {
     "train_test_gap": 0,
     "interval": 0,
     "vendi_score": 2,
+    "spread": 0,
 }
 
 

@@ -27,6 +27,7 @@ from synth_nb.metrics import (
     kernel_distance,
     kernel_distance_subsets,
     prdc,
+    spread,
     two_sample_test,
     vendi_score,
 )
@@ -62,6 +63,7 @@ def measure_for(
                  f"{name}_infinity": frechet_infinity(real, fake, points=8),
                  "kernel": 1000 * kernel_distance(real, fake)}
         found |= prdc(real, fake, neighbours) | dict(vendi=vendi_score(fake))
+        found["spread"] = spread(fake) / max(spread(real), 1e-12)
         if probabilities:
             score = "is" if name == "fid" else "class_score"
             found[score] = inception_score(probabilities(fake))["mean"]
@@ -150,7 +152,7 @@ def in_range(
 ) -> dict[str, dict]:
     "Intervals that do not leave what a number can be."
     most = dict.fromkeys(("precision", "recall", "coverage"), 1.0)
-    least = dict.fromkeys((*most, "density", "fid", "frechet"), 0.0) | dict(vendi=1.0)
+    least = dict.fromkeys((*most, "density", "fid", "frechet", "spread"), 0.0) | dict(vendi=1.0)
     return {name: dict(one, low=max(one["low"], least.get(name, -np.inf)),
                        high=min(one["high"], most.get(name, np.inf)))
             for name, one in ends.items()}
@@ -222,7 +224,8 @@ def judge_sets(
 heads = dict(
     fid="FID", fid_infinity="FID∞", frechet="Fréchet", frechet_infinity="Fréchet∞",
     kernel="kernel ×1000", precision="precision", recall="recall", density="density",
-    coverage="coverage", vendi="Vendi", accuracy="told apart", class_score="class score")
+    coverage="coverage", vendi="Vendi", spread="spread", accuracy="told apart",
+    class_score="class score")
 heads["is"] = "IS"
 
 

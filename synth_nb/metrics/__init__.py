@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['authenticity', 'copy_scores', 'membership_auc', 'train_test_gap', 'frechet_distance', 'frechet_infinity',
            'kernel_distance', 'kernel_distance_subsets', 'feature_similarity', 'ms_ssim', 'pairwise_ssim', 'ssim',
-           'nearest', 'prdc', 'retrieval', 'retrieval_hits', 'inception_score', 'two_sample_test', 'vendi_score',
-           'floor', 'interval']
+           'nearest', 'prdc', 'retrieval', 'retrieval_hits', 'inception_score', 'spread', 'two_sample_test',
+           'vendi_score', 'floor', 'interval']
 
 # %% ../../nbs/08_metrics.ipynb #abc02158
 from .copies import authenticity, copy_scores, membership_auc, train_test_gap
@@ -19,11 +19,11 @@ from synth_nb.metrics.distances import (
 from .images import feature_similarity, ms_ssim, pairwise_ssim, ssim
 from .neighbours import nearest, prdc
 from .retrieval import retrieval, retrieval_hits
-from .scores import inception_score, two_sample_test, vendi_score
+from .scores import inception_score, spread, two_sample_test, vendi_score
 from .uncertainty import floor, interval
 
 # %% ../../nbs/08_metrics.ipynb #3535113f
 _all_ = [authenticity, copy_scores, membership_auc, train_test_gap, frechet_distance,
          frechet_infinity, kernel_distance, kernel_distance_subsets, feature_similarity, ms_ssim,
          pairwise_ssim, ssim, nearest, prdc, retrieval, retrieval_hits, inception_score,
-         two_sample_test, vendi_score, floor, interval]
+         spread, two_sample_test, vendi_score, floor, interval]
