@@ -26,13 +26,13 @@ from PIL import Image
 from .cache import mapped
 from .copies import (
     all_pairs, check_thresholds, clusters, find_near, identical_groups, leaked, low_frequencies,
-    perceptual_hashes, thumbnail, views, watched)
+    perceptual_hashes, thumbnail, views)
 from .dataset import ImageDataset, split_order
 from .export import about_lines, count_table, markdown_table
 from .sources import (
     DataError, ImageError, Source, formats, open_image, reason, to_mode)
 from ..plots import new_figure, save, strips
-from ..runs import ParameterError, digest, resolve, whole
+from ..runs import ParameterError, digest, resolve, watched, whole
 
 # %% ../../nbs/01_data_audit.ipynb #151a6505
 def moments(
@@ -107,7 +107,7 @@ def examine_all(
     "Measure every image; few are in memory at a time. Raises `DataError` when none can be read."
     rows, thumbs, total = [], [], np.zeros((3, 256), np.int64)
     results = mapped(lambda i: examine(source.content(i)), len(source))
-    for i, result in enumerate(watched(results, len(source), "reading")):
+    for i, result in enumerate(watched(results, len(source), "reading images")):
         row = dict(key=source.keys[i], **{"class": source.classes[source.labels[i]]},
                    split=source.split[i] if source.split else "",
                    group=source.groups[i] if source.groups else "", problem="")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['views', 'no_pairs', 'inverse', 'thumbnail', 'low_frequencies', 'perceptual_hashes', 'oriented', 'view_hashes',
-           'hash_hits', 'correlations', 'near_by_hash', 'near_by_features', 'watched', 'features_of',
-           'check_thresholds', 'find_near', 'identical_groups', 'telling_pair', 'all_pairs', 'leaked', 'clusters']
+           'hash_hits', 'correlations', 'near_by_hash', 'near_by_features', 'features_of', 'check_thresholds',
+           'find_near', 'identical_groups', 'telling_pair', 'all_pairs', 'leaked', 'clusters']
 
 # %% ../../nbs/01_data_copies.ipynb #d21e3e0d
 from collections.abc import Callable, Iterator
@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 # %% ../../nbs/01_data_copies.ipynb #7b4aedb2
 from .cache import mapped
 from .sources import DataError, Source, decode
-from ..runs import ParameterError, in_kernel
+from ..runs import ParameterError, watched
 
 # %% ../../nbs/01_data_copies.ipynb #87728103
 def thumbnail(
@@ -152,17 +151,6 @@ def near_by_features(
     pairs = pd.concat([part for part in kept if len(part)] or kept[:1])
     return pairs.sort_values("likeness", ascending=False, kind="stable").reset_index(drop=True)
 
-# %% ../../nbs/01_data_copies.ipynb #40bd56b5
-def watched(
-    things: Iterator,
-    n: int,  # how many there will be
-    what: str,
-) -> Iterator:  # the same things
-    "Pass things on, with one line of progress if they take more than a few seconds."
-    quiet = None if not in_kernel() else False  # None: quiet where nobody watches, in a log file
-    # plain text also in a notebook: a widget's state would stay in the file
-    return tqdm(things, what, n, leave=False, disable=quiet, delay=3, mininterval=1, unit=" images")
-
 # %% ../../nbs/01_data_copies.ipynb #f97c426a
 def features_of(
     source: Source,
@@ -173,7 +161,7 @@ def features_of(
     "Features of images, scaled and cropped to 224 pixels. Raises `ParameterError`."
     decoded = mapped(lambda i: decode(source.content(places[i]), 224, 224, 3), len(places))
     rows, parts = [], []
-    for i, image in enumerate(watched(decoded, len(places), "encoding"), 1):
+    for i, image in enumerate(watched(decoded, len(places), "encoding images"), 1):
         if isinstance(image, Exception):
             raise DataError(f"{source.keys[places[i - 1]]} changed while it was read")
         rows.append(image)
