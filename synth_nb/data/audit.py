@@ -21,10 +21,7 @@ if TYPE_CHECKING:  # imported where they are used: not every program that opens 
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['grey_modes', 'moments', 'examine', 'stored_as', 'as_source', 'examine_all', 'in_order', 'count', 'find_copies',
-           'find_numbers', 'find_facts', 'groups_in_two_splits', 'plural', 'some', 'said_of_copies', 'said_of_images',
-           'shown_image', 'class_pictures', 'said_of_pair', 'number_tables', 'data_card', 'listing', 'Audit',
-           'write_audit', 'audit', 'with_hashes']
+__all__ = ['Audit', 'audit']
 
 # %% ../../nbs/01_data_audit.ipynb #053aaa0a
 from .cache import mapped
@@ -38,7 +35,7 @@ from .sources import (
 from ..runs import ParameterError, digest, resolve, watched, whole
 
 # %% ../../nbs/01_data_audit.ipynb #151a6505
-def moments(
+def _moments(
     counts: np.ndarray,  # (C, 256) pixels of each value
 ) -> tuple[np.ndarray, np.ndarray]:  # mean, standard deviation, (C,) in 0 … 255
     "Mean and deviation per channel."
@@ -48,12 +45,12 @@ def moments(
     return mean, np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
 
 # %% ../../nbs/01_data_audit.ipynb #e69d40aa
-def examine(
+def _examine(
     content: bytes | np.ndarray,  # of one image
 ) -> tuple[dict, np.ndarray, np.ndarray]:  # columns; uint8 (32, 32); (1 or 3, 256) pixel counts
     "Measure one image at its original size. Raises `ImageError` with the reason."
     try:
-        mode, form = stored_as(content)
+        mode, form = _stored_as(content)
         image = to_mode(open_image(content), 3)
     except MemoryError:
         raise
@@ -63,7 +60,7 @@ def examine(
     grey = (pixels == pixels[..., :1]).all()
     planes = [np.ascontiguousarray(pixels[..., c]) for c in range(1 if grey else 3)]
     counts = np.stack([np.bincount(plane.ravel(), minlength=256) for plane in planes])
-    mean, std = (np.broadcast_to(m, 3).round(3) for m in moments(counts))
+    mean, std = (np.broadcast_to(m, 3).round(3) for m in _moments(counts))
     row = dict(height=image.height, width=image.width, mode=mode, format=form,
                bytes=content.nbytes if isinstance(content, np.ndarray) else len(content))
     row |= {f"mean_{c}": m for c, m in zip("rgb", mean, strict=True)}
@@ -72,7 +69,7 @@ def examine(
     return row, thumbnail(image), counts
 
 # %% ../../nbs/01_data_audit.ipynb #1e24f216
-def stored_as(
+def _stored_as(
     content: bytes | np.ndarray,
 ) -> tuple[str, str]:  # mode and format in Pillow's words: "L", "PNG"
     "How an image is stored, from its header."
@@ -84,7 +81,7 @@ def stored_as(
     return image.mode, image.format
 
 # %% ../../nbs/01_data_audit.ipynb #4a2f8ab4
-def as_source(
+def _as_source(
     data: Source | ImageDataset,
 ) -> Source:
     "A source of the images of a data set, decoded as they are. Raises `ParameterError`."
@@ -104,14 +101,14 @@ def as_source(
                   data.positions, tuple(data.skipped), about=about)
 
 # %% ../../nbs/01_data_audit.ipynb #c774cb47
-def examine_all(
+def _examine_all(
     source: Source,
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # table; (M, 32, 32) of those read; (3, 256)
     "Measure every image; few are in memory at a time. Raises `DataError` when none can be read."
     import pandas as pd
 
     rows, thumbs, total = [], [], np.zeros((3, 256), np.int64)
-    results = mapped(lambda i: examine(source.content(i)), len(source))
+    results = mapped(lambda i: _examine(source.content(i)), len(source))
     for i, result in enumerate(watched(results, len(source), "reading images")):
         row = dict(key=source.keys[i], **{"class": source.classes[source.labels[i]]},
                    split=source.split[i] if source.split else "",
@@ -127,10 +124,10 @@ def examine_all(
         raise DataError(f"none of the {len(source)} images in {source.name} can be read{first}")
     rows += [{"key": key, "class": "", "split": "", "group": "", "problem": why}
              for key, why in source.skipped]
-    return in_order(pd.DataFrame(rows)), np.stack(thumbs), total
+    return _in_order(pd.DataFrame(rows)), np.stack(thumbs), total
 
 # %% ../../nbs/01_data_audit.ipynb #86a77c98
-def in_order(
+def _in_order(
     table: pd.DataFrame,
 ) -> pd.DataFrame:
     "Columns in the order people look at them, whole numbers where they are whole."
@@ -140,14 +137,14 @@ def in_order(
     return table[[name for name in table if name not in last] + last]
 
 # %% ../../nbs/01_data_audit.ipynb #ff433da6
-def count(
+def _count(
     values,  # anything that can be counted
 ) -> dict:  # value → how often, most frequent first
     "How often each value occurs."
     return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], str(item[0]))))
 
 # %% ../../nbs/01_data_audit.ipynb #7e79831c
-def find_copies(
+def _find_copies(
     table: pd.DataFrame,  # of readable images
     pairs: pd.DataFrame,
     places: list[int],  # of images that leaked
@@ -163,20 +160,20 @@ def find_copies(
                 across_classes=named(pairs[pairs["across_classes"]]))
 
 # %% ../../nbs/01_data_audit.ipynb #33b80f70
-def find_numbers(
+def _find_numbers(
     good: pd.DataFrame,  # the readable images
     total: np.ndarray,  # (3, 256) pixels of each value
 ) -> dict:  # plain values
     "Sizes, modes, formats, and mean and deviation over all pixels: one of each for a grey set."
     grey = good["grey"].eq(True)
-    mean, std = moments(total[:1] if grey.all() else total)
-    sizes = count(f"{h}x{w}" for h, w in zip(good["height"], good["width"], strict=True))
-    return dict(sizes=sizes, modes=count(good["mode"]), formats=count(good["format"]),
+    mean, std = _moments(total[:1] if grey.all() else total)
+    sizes = _count(f"{h}x{w}" for h, w in zip(good["height"], good["width"], strict=True))
+    return dict(sizes=sizes, modes=_count(good["mode"]), formats=_count(good["format"]),
                 mean=mean.round(3).tolist(), std=std.round(3).tolist(),
-                grey_stored_as_colour=int((~good["mode"].isin(grey_modes) & grey).sum()))
+                grey_stored_as_colour=int((~good["mode"].isin(_grey_modes) & grey).sum()))
 
 # %% ../../nbs/01_data_audit.ipynb #11237bd5
-def find_facts(
+def _find_facts(
     source: Source,
     table: pd.DataFrame,
     total: np.ndarray,  # (3, 256) pixels of each value
@@ -192,14 +189,14 @@ def find_facts(
         small_classes=[name for name, n in per_class.items() if n < 2],
         splits={s: {c: counts[s, c] for c in source.classes} for s in split_order
                 if s in set(good["split"])},
-        blank=good["key"][spread < 2].tolist(), groups_across_splits=groups_in_two_splits(good),
-        **find_numbers(good, total))
+        blank=good["key"][spread < 2].tolist(), groups_across_splits=_groups_in_two_splits(good),
+        **_find_numbers(good, total))
 
 # %% ../../nbs/01_data_audit.ipynb #18bc599a
-grey_modes = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
+_grey_modes = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
 
 
-def groups_in_two_splits(
+def _groups_in_two_splits(
     table: pd.DataFrame,
 ) -> list[str]:  # names
     "Groups, patients for instance, that have images in more than one split."
@@ -207,7 +204,7 @@ def groups_in_two_splits(
     return sorted(named.groupby("group")["split"].nunique().loc[lambda n: n > 1].index)
 
 # %% ../../nbs/01_data_audit.ipynb #cd788bac
-def plural(
+def _plural(
     n: int,
     one: str,  # "image"
     many: str = "",  # "images"; one + "s" without
@@ -216,7 +213,7 @@ def plural(
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
-def some(
+def _some(
     names: list,
     most: int = 3,
 ) -> str:  # "a, b, c and 4 more"
@@ -225,7 +222,7 @@ def some(
     return ", ".join(str(name) for name in names[:most]) + rest
 
 # %% ../../nbs/01_data_audit.ipynb #5ceda0c2
-def said_of_copies(
+def _said_of_copies(
     found: dict,  # findings
 ) -> list[str]:  # sentences
     "The findings that decide whether a score can be believed."
@@ -236,49 +233,50 @@ def said_of_copies(
         lines.append("The source has one split or none: keep each `cluster` of the table on one "
                      "side when you cut it.")
     elif found["across_splits"]:
-        lines.append(f"{len(found['leaked'])} of {plural(n, 'image')} held out have a copy in "
-                     f"`train`; {plural(len(found['across_splits']), 'pair')} of copies lie in two "
-                     f"splits: {some([' = '.join(p) for p in found['across_splits']], 2)}.")
+        pairs = [" = ".join(p) for p in found["across_splits"]]
+        lines.append(f"{len(found['leaked'])} of {_plural(n, 'image')} held out have a copy in "
+                     f"`train`; {_plural(len(pairs), 'pair')} of copies lie in two splits: "
+                     f"{_some(pairs, 2)}.")
     else:
         lines.append("No image has a copy in another split.")
     if found["groups_across_splits"]:
-        lines.append(f"{plural(len(found['groups_across_splits']), 'group')} in more than one "
-                     f"split: {some(found['groups_across_splits'])}.")
+        lines.append(f"{_plural(len(found['groups_across_splits']), 'group')} in more than one "
+                     f"split: {_some(found['groups_across_splits'])}.")
     if found["across_classes"]:
         pairs = [" = ".join(p) for p in found["across_classes"]]
-        lines.append(f"{plural(len(pairs), 'pair')} of copies in two classes: one label of each is "
-                     f"wrong, or they are too simple to tell apart: {some(pairs, 2)}.")
+        lines.append(f"{_plural(len(pairs), 'pair')} of copies in two classes: one label of each "
+                     f"is wrong, or they are too simple to tell apart: {_some(pairs, 2)}.")
     if found["identical"] + found["near"]:
-        lines.append(f"{plural(found['identical'], 'image')} identical to another one; "
-                     f"{plural(found['near'], 'pair')} nearly so.")
+        lines.append(f"{_plural(found['identical'], 'image')} identical to another one; "
+                     f"{_plural(found['near'], 'pair')} nearly so.")
     return lines
 
 # %% ../../nbs/01_data_audit.ipynb #f9e3ca48
-def said_of_images(
+def _said_of_images(
     found: dict,  # findings
 ) -> list[str]:  # sentences
     "The findings about single images and the whole set."
     lines, bad = [], [f"{key} ({why})" for key, why in found["problems"]]
     if bad:
-        whole_set = plural(found["images"], "image")
-        lines.append(f"{len(bad)} of {whole_set} cannot be used: {some(bad)}.")
+        whole_set = _plural(found["images"], "image")
+        lines.append(f"{len(bad)} of {whole_set} cannot be used: {_some(bad)}.")
     if found["blank"] or found["small_classes"]:
-        parts = [f"blank: {some(found['blank'])}"] if found["blank"] else []
+        parts = [f"blank: {_some(found['blank'])}"] if found["blank"] else []
         if found["small_classes"]:
-            parts.append(f"classes with fewer than two images: {some(found['small_classes'])}")
+            parts.append(f"classes with fewer than two images: {_some(found['small_classes'])}")
         text = "; ".join(parts)
         lines.append(f"{text[0].upper()}{text[1:]}.")
     classes = [f"{name} {n:,}" for name, n in found["classes"].items()]
-    lines.append(f"{plural(found['readable'], 'image')} in "
-                 f"{plural(len(classes), 'class', 'classes')}: {some(classes, 6)}.")
-    sizes = ("all " if len(found["sizes"]) == 1 else "") + some(list(found["sizes"]))
+    lines.append(f"{_plural(found['readable'], 'image')} in "
+                 f"{_plural(len(classes), 'class', 'classes')}: {_some(classes, 6)}.")
+    sizes = ("all " if len(found["sizes"]) == 1 else "") + _some(list(found["sizes"]))
     mean, std = (", ".join(f"{v:.0f}" for v in found[m]) for m in ("mean", "std"))
-    kinds = f"{some(list(found['modes']), 6)}; {some(list(found['formats']))}"
+    kinds = f"{_some(list(found['modes']), 6)}; {_some(list(found['formats']))}"
     lines.append(f"Pixels {sizes}; {kinds}; mean {mean}, deviation {std} of 255.")
     return lines
 
 # %% ../../nbs/01_data_audit.ipynb #3c5e7beb
-def shown_image(
+def _shown_image(
     content: bytes | np.ndarray,
     side: int = 128,  # pixels
 ) -> np.ndarray:  # (3, side, side) uint8, on white
@@ -292,7 +290,7 @@ def shown_image(
     return np.array(canvas).transpose(2, 0, 1)
 
 # %% ../../nbs/01_data_audit.ipynb #51dd166d
-def class_pictures(
+def _class_pictures(
     source: Source,
     table: pd.DataFrame,
     columns: int = 8,
@@ -305,12 +303,12 @@ def class_pictures(
     lines, pictures = max(1, min(4, 8 // len(parts))), {}
     for name, places in parts:
         chosen = np.linspace(0, len(places) - 1, min(len(places), columns * lines))
-        seen = [shown_image(source.content(places[i])) for i in chosen.round().astype(int)]
+        seen = [_shown_image(source.content(places[i])) for i in chosen.round().astype(int)]
         pictures[name] = torch.from_numpy(np.stack(seen))
     return pictures
 
 # %% ../../nbs/01_data_audit.ipynb #7ae24527
-def said_of_pair(
+def _said_of_pair(
     pair: pd.Series,
 ) -> str:
     "How two images are alike, and what tells their places apart."
@@ -323,7 +321,7 @@ def said_of_pair(
     return f"{how}\n{place[0]} | {place[1]}"
 
 # %% ../../nbs/01_data_audit.ipynb #d44f73ce
-def number_tables(
+def _number_tables(
     found: dict,  # findings
     most: int = 12,  # sizes
 ) -> list[str]:  # lines of Markdown
@@ -337,7 +335,7 @@ def number_tables(
             "Pixel values 0 … 255, over all pixels.", ""]
 
 # %% ../../nbs/01_data_audit.ipynb #0070d82c
-def data_card(
+def _data_card(
     found: dict,  # findings
     table: pd.DataFrame,
     pairs: pd.DataFrame,
@@ -348,17 +346,17 @@ def data_card(
     known = {"fingerprint": found["fingerprint"]} if found["fingerprint"] else {}
     kinds = [f"- {part}: " + ", ".join(f"{kind} {n:,}" for kind, n in found[part].items())
              for part in ("modes", "formats")]
-    said = [*said_of_copies(found), *said_of_images(found), found["method"]]
+    said = [*_said_of_copies(found), *_said_of_images(found), found["method"]]
     copies = pairs.assign(likeness=pairs["likeness"].round(4))
     lines = [f"# Data: {found['source']}", "", *about_lines(known | about), *kinds, "",
              "## Findings", "", *(f"- {line}" for line in said), "", "## Images", "",
              count_table(good["class"].tolist(), good["split"].tolist()), "",
-             *number_tables(found), *listing("Not used", bad[["key", "problem"]]),
-             *listing("Copies", copies[["key_a", "key_b", "kind", "likeness"]])]
+             *_number_tables(found), *_listing("Not used", bad[["key", "problem"]]),
+             *_listing("Copies", copies[["key_a", "key_b", "kind", "likeness"]])]
     return "\n".join(lines)
 
 # %% ../../nbs/01_data_audit.ipynb #9df5d722
-def listing(
+def _listing(
     title: str,
     rows: pd.DataFrame,
     most: int = 20,  # rows
@@ -381,7 +379,7 @@ class Audit:
     places: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # of readable images
 
     def __str__(self):
-        return "\n".join([*said_of_copies(self.findings), *said_of_images(self.findings)])
+        return "\n".join([*_said_of_copies(self.findings), *_said_of_images(self.findings)])
 
     def __repr__(self):
         return f"Audit({self.findings['source']}: {self.findings['readable']} images)"
@@ -390,7 +388,7 @@ class Audit:
         from synth_nb.plots import contact_sheet
 
         counts = self.table["class"][self.table["problem"] == ""].value_counts()
-        return contact_sheet(class_pictures(self.source, self.table), counts.to_dict())
+        return contact_sheet(_class_pictures(self.source, self.table), counts.to_dict())
 
     def histograms(self) -> Figure:
         from synth_nb.plots import histograms
@@ -405,21 +403,21 @@ class Audit:
         pairs = [pair for _, pair in self.pairs.head(most).iterrows()]
         both = [tuple(self._picture(pair[s]) for s in "ab") for pair in pairs]
         names = [(pair["key_a"], pair["key_b"]) for pair in pairs]
-        return image_pairs(both, list(map(said_of_pair, pairs)), names, "no copies were found")
+        return image_pairs(both, list(map(_said_of_pair, pairs)), names, "no copies were found")
 
     def _picture(self, place: int) -> torch.Tensor:  # (3, 128, 128) uint8
-        return torch.from_numpy(shown_image(self.source.content(self.places[place])))
+        return torch.from_numpy(_shown_image(self.source.content(self.places[place])))
 
     def card(self) -> str:  # Markdown
         about = {k: v for k, v in self.source.about.items() if k != "fingerprint"}
-        return data_card(self.findings, self.table, self.pairs, about)
+        return _data_card(self.findings, self.table, self.pairs, about)
 
     def write(self, folder: str | Path) -> Path:  # the folder, absolute
         "Write two tables, three figures and the card."
-        return write_audit(self, resolve(folder))
+        return _write_audit(self, resolve(folder))
 
 # %% ../../nbs/01_data_audit.ipynb #8435a73b
-def write_audit(
+def _write_audit(
     found: Audit,
     folder: Path,  # absolute; made if it is not there
 ) -> Path:
@@ -450,9 +448,9 @@ def audit(
 
     Raises `ParameterError`, or `DataError` when no image can be read.
     """
-    source = as_source(source)
+    source = _as_source(source)
     check_thresholds(bits, correlation, cosine)
-    table, thumbs, total = examine_all(source)
+    table, thumbs, total = _examine_all(source)
     places = np.flatnonzero(table["problem"] == "")
     good = table.iloc[places]
     groups = identical_groups(good["pixels"].tolist())
@@ -460,15 +458,15 @@ def audit(
     found, how = find_near(source, [int(places[i]) for i in firsts], thumbs[firsts], near,
                            bits, correlation, cosine)
     pairs = all_pairs(good, groups, found)
-    facts = find_facts(source, table, total) | dict(method=how)
-    facts |= find_copies(good, pairs, leaked(good["split"].tolist(), groups, found))
-    done = Audit(with_hashes(table, places, thumbs, pairs), pairs, facts, source, total, places)
+    facts = _find_facts(source, table, total) | dict(method=how)
+    facts |= _find_copies(good, pairs, leaked(good["split"].tolist(), groups, found))
+    done = Audit(_with_hashes(table, places, thumbs, pairs), pairs, facts, source, total, places)
     if folder is not None:
         done.write(folder)
     return done
 
 # %% ../../nbs/01_data_audit.ipynb #6548f9c4
-def with_hashes(
+def _with_hashes(
     table: pd.DataFrame,
     places: np.ndarray,  # of readable images
     thumbs: np.ndarray,  # (M, 32, 32), of these
