@@ -226,6 +226,15 @@ def injected_names(
     return [target.id for node in assigns for target in node.targets]
 
 # %% ../nbs/00_runs.ipynb #1c90d053
+def _check_names(names: list[str], declared: dict):
+    "Refuse a name that is not declared, with the nearest one that is."
+    for name in names:
+        if name not in declared:
+            near = difflib.get_close_matches(name, declared, 1, 0.4)
+            hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(declared)}"
+            raise ParameterError(f"no parameter `{name}`{hint}")
+
+
 def check_parameters(
     namespace: dict,  # the notebook's `globals()`
 ) -> dict:  # name → value of every declared parameter, as its declared type
@@ -234,11 +243,7 @@ def check_parameters(
     Raises `ParameterError` that names the parameter, and the nearest right name for an unknown one.
     """
     declared = namespace.get("__annotations__") or namespace["__annotate__"](1)
-    for name in injected_names(namespace.get("In", [])):
-        if name not in declared:
-            near = difflib.get_close_matches(name, declared, 1, 0.4)
-            hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(declared)}"
-            raise ParameterError(f"no parameter `{name}`{hint}")
+    _check_names(injected_names(namespace.get("In", [])), declared)
     for name, kind in declared.items():
         value = namespace[name]
         try:
@@ -653,6 +658,26 @@ def read_manifest(
     except ValueError as e:
         raise ValueError(f"{shown(path)} is not a manifest: {e}") from None
 
+# %% ../nbs/00_runs.ipynb #db473296
+def _identity(notebook: str, parameters: dict, data: dict, loader: str) -> dict:
+    "What makes a run another one, as `open_run` gets it."
+    loads = [f"import {loader.partition(':')[0]}"] if loader else []
+    return dict(
+        notebook=notebook,
+        parameters={k: v for k, v in parameters.items() if k not in free_parameters},
+        data=data["fingerprint"],
+        code=library_hash([*notebook_sources(notebook), *loads]),
+    )
+
+
+def _run_folder(parameters: dict, identity: dict) -> Path:
+    "Where a run belongs. Raises `ParameterError` for a name that is a path."
+    name = parameters.get("run_name") or digest(identity)[:10]
+    if Path(name).name != name:
+        raise ParameterError(f"parameter `run_name` must be a plain folder name, got {name!r}")
+    outputs = tempfile.mkdtemp() if in_test() else parameters.get("outputs", "outputs")
+    return resolve(outputs) / identity["notebook"] / name
+
 # %% ../nbs/00_runs.ipynb #aa6997d9
 def open_run(
     notebook: str,  # name without ending: "05_e2i"
@@ -665,21 +690,8 @@ def open_run(
     Raises `ParameterError` when `run_name` names a folder that holds another run,
     and `RuntimeError` when another process is writing it.
     """
-    chosen = {k: v for k, v in parameters.items() if k not in free_parameters}
-    loads = [f"import {loader.partition(':')[0]}"] if loader else []
-    identity = dict(
-        notebook=notebook,
-        parameters=chosen,
-        data=data["fingerprint"],
-        code=library_hash([*notebook_sources(notebook), *loads]),
-    )
-    name = parameters.get("run_name") or digest(identity)[:10]
-    if Path(name).name != name:
-        raise ParameterError(f"parameter `run_name` must be a plain folder name, got {name!r}")
-    parent = (
-        Path(tempfile.mkdtemp()) if in_test() else resolve(parameters.get("outputs", "outputs"))
-    )
-    folder = parent / notebook / name
+    identity = _identity(notebook, parameters, data, loader)
+    folder = _run_folder(parameters, identity)
     there = read_manifest(folder)
     if there and (said := differences(there.get("identity", {}), identity)):
         message = f"{shown(folder)} holds another run ({'; '.join(said)})"

@@ -222,23 +222,28 @@ def _some(
     return ", ".join(str(name) for name in names[:most]) + rest
 
 # %% ../../nbs/01_data_audit.ipynb #5ceda0c2
+def _said_of_splits(
+    found: dict,  # findings
+) -> str:  # a sentence
+    "Whether copies lie in two splits."
+    if not found["identical"] + found["near"]:
+        return "No copies were found."
+    if len(found["splits"]) < 2:
+        return ("The source has one split or none: keep each `cluster` of the table on one "
+                "side when you cut it.")
+    if not found["across_splits"]:
+        return "No image has a copy in another split."
+    n = sum(sum(counts.values()) for name, counts in found["splits"].items() if name != "train")
+    pairs = [" = ".join(pair) for pair in found["across_splits"]]
+    return (f"{len(found['leaked'])} of {_plural(n, 'image')} held out have a copy in `train`; "
+            f"{_plural(len(pairs), 'pair')} of copies lie in two splits: {_some(pairs, 2)}.")
+
+
 def _said_of_copies(
     found: dict,  # findings
 ) -> list[str]:  # sentences
     "The findings that decide whether a score can be believed."
-    lines, n = [], sum(sum(c.values()) for s, c in found["splits"].items() if s != "train")
-    if not found["identical"] + found["near"]:
-        lines.append("No copies were found.")
-    elif len(found["splits"]) < 2:
-        lines.append("The source has one split or none: keep each `cluster` of the table on one "
-                     "side when you cut it.")
-    elif found["across_splits"]:
-        pairs = [" = ".join(p) for p in found["across_splits"]]
-        lines.append(f"{len(found['leaked'])} of {_plural(n, 'image')} held out have a copy in "
-                     f"`train`; {_plural(len(pairs), 'pair')} of copies lie in two splits: "
-                     f"{_some(pairs, 2)}.")
-    else:
-        lines.append("No image has a copy in another split.")
+    lines = [_said_of_splits(found)]
     if found["groups_across_splits"]:
         lines.append(f"{_plural(len(found['groups_across_splits']), 'group')} in more than one "
                      f"split: {_some(found['groups_across_splits'])}.")

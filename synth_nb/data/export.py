@@ -469,17 +469,23 @@ def export(
     masks = images.masks.astype(bool) if masks is None and has_masks else masks
     parcel = _parcel_of(images, labels, classes, keys, masks, about)
     synthetic = not isinstance(images, ImageDataset) if synthetic is None else synthetic
+    if form == "stylegan":
+        _check_square(parcel)
+    _write(parcel, place, form, synthetic)
+    return place
+
+
+def _write(parcel: _Parcel, place: Path, form: str, synthetic: bool):
+    "Write the images, and the card last: it says how many files there are."
     if form == "npz":
         with whole(place) as f, zipfile.ZipFile(f, "w") as archive:
             n = _write_npz(parcel, archive)
             archive.writestr(_entry("README.md"), _card(parcel, form, n, synthetic))
-        return place
-    if form == "stylegan":
-        _check_square(parcel)
+        return
+    write = _write_stylegan if form == "stylegan" else _write_imagefolder
     with _writing(place) as put:
-        n = (_write_stylegan if form == "stylegan" else _write_imagefolder)(parcel, put)
+        n = write(parcel, put)
         put("README.md", _card(parcel, form, n, synthetic).encode())
-    return place
 
 # %% ../../nbs/01_data_export.ipynb #95a3a2a4
 _forms = ("imagefolder", "stylegan", "npz")

@@ -12,7 +12,7 @@ import io
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -267,25 +267,27 @@ def _file_digest(
         return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=20)).hexdigest()
 
 # %% ../../nbs/01_data_stacks.ipynb #0fb99f52
+def _blocks(path: Path, source: BinaryIO) -> Iterator[bytes]:
+    "What an unpacking stream gives, piece by piece. Raises `DataError` where it is damaged."
+    try:
+        while block := source.read(2**20):
+            yield block
+    except Exception as e:
+        raise DataError(f"{shown(path)} cannot be unpacked: {reason(e)}") from e
+
+
 def unpacked(
     path: Path,  # a compressed file
     part: str,  # which part of it, for the name
     opener: Callable[[], BinaryIO],  # opens that part for reading
 ) -> Path:  # in the cache
     "Unpack a file once. Raises `DataError` for one that is cut or grows, `OSError` without room."
-    def blocks(source):
-        try:
-            while block := source.read(2**20):
-                yield block
-        except Exception as e:
-            raise DataError(f"{shown(path)} cannot be unpacked: {reason(e)}") from e
-
     target = cache_root() / "archives" / f"{digest(_file_digest(path), part)}{Path(part).suffix}"
     if target.is_file():
         return target
     packed, n = path.stat().st_size, 0
     with whole(target) as fresh, opener() as source, open(fresh, "wb") as file:
-        for block in blocks(source):
+        for block in _blocks(path, source):
             n += len(block)
             check_growth(shown(path), packed, n)
             if shutil.disk_usage(target.parent).free < 2**26 + len(block):
