@@ -418,7 +418,7 @@ class Audit:
         return _data_card(self.findings, self.table, self.pairs, about)
 
     def write(self, folder: str | Path) -> Path:  # the folder, absolute
-        "Write two tables, three figures and the card."
+        "Write two tables, the card, and the figures; one of copies only where there are any."
         return _write_audit(self, resolve(folder))
 
 # %% ../../nbs/01_data_audit.ipynb #8435a73b
@@ -429,8 +429,11 @@ def _write_audit(
     "Write the files of an audit, each whole or not at all."
     from synth_nb.plots import save
 
-    for name in ("contact_sheet", "histograms", "duplicates"):
+    drawn = ["contact_sheet", "histograms", *(["duplicates"] if len(found.pairs) else [])]
+    for name in drawn:
         save(getattr(found, name)(), folder / f"{name}.png")
+    if "duplicates" not in drawn:  # of an earlier audit
+        (folder / "duplicates.png").unlink(missing_ok=True)
     columns = [name for name in found.pairs if name not in ("a", "b")]
     turned = found.pairs[columns].assign(view=[views[v] for v in found.pairs["view"]])
     for name, table in (("audit", found.table), ("duplicates", turned)):
