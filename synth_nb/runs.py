@@ -6,9 +6,9 @@
 __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'resolve', 'shown', 'cache_root', 'whole',
            'whole_folder', 'digest', 'in_kernel', 'ParameterError', 'cast', 'check_value', 'injected_names',
            'check_parameters', 'seed_everything', 'stream', 'random_state', 'set_random_state', 'isolated',
-           'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'library_hash', 'notebook_sources', 'now',
-           'code_version', 'environment', 'sample_file', 'Run', 'in_test', 'differences', 'read_manifest', 'open_run',
-           'Samples', 'load_model']
+           'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'Progress', 'watched', 'library_hash',
+           'notebook_sources', 'now', 'code_version', 'environment', 'sample_file', 'Run', 'in_test', 'differences',
+           'read_manifest', 'open_run', 'Samples', 'load_model']
 
 # %% ../nbs/00_runs.ipynb #c169c36a
 import ast
@@ -25,9 +25,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 # %% ../nbs/00_runs.ipynb #5fa928bc
 def project_root() -> Path:  # absolute
@@ -224,6 +226,15 @@ def injected_names(
     return [target.id for node in assigns for target in node.targets]
 
 # %% ../nbs/00_runs.ipynb #1c90d053
+def _check_names(names: list[str], declared: dict):
+    "Refuse a name that is not declared, with the nearest one that is."
+    for name in names:
+        if name not in declared:
+            near = difflib.get_close_matches(name, declared, 1, 0.4)
+            hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(declared)}"
+            raise ParameterError(f"no parameter `{name}`{hint}")
+
+
 def check_parameters(
     namespace: dict,  # the notebook's `globals()`
 ) -> dict:  # name → value of every declared parameter, as its declared type
@@ -232,11 +243,7 @@ def check_parameters(
     Raises `ParameterError` that names the parameter, and the nearest right name for an unknown one.
     """
     declared = namespace.get("__annotations__") or namespace["__annotate__"](1)
-    for name in injected_names(namespace.get("In", [])):
-        if name not in declared:
-            near = difflib.get_close_matches(name, declared, 1, 0.4)
-            hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(declared)}"
-            raise ParameterError(f"no parameter `{name}`{hint}")
+    _check_names(injected_names(namespace.get("In", [])), declared)
     for name, kind in declared.items():
         value = namespace[name]
         try:
@@ -381,6 +388,83 @@ def cost(
         need = f"needs {disk / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free"
         raise OSError(f"{shown(folder)} {need}; choose another `outputs` or make room")
     return f"about {duration(seconds)}, {memory / 1e9:.1f} GB memory, {disk / 1e6:.0f} MB disk"
+
+# %% ../nbs/00_runs.ipynb #c1e57340
+class Progress:
+    "One updating line: how far, how long still, and the latest figures."
+
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        what: str = "training",
+        after: float = 0,  # seconds that pass without a word
+    ):
+        self.total, self.start, self.what, self.after = total, done, what, after
+        self.began, self.drawn, self.text, self.handle = time.monotonic(), 0.0, "", None
+        bar = dict(total=total, initial=done, desc=what, delay=after, disable=None)
+        self.bar = None if in_kernel() else tqdm(**bar)
+
+    def show(self, done: int, text: str = ""):
+        "Draw the line, at most once a second until the end."
+        self.text, now = text or self.text, time.monotonic()
+        due = now - self.began >= self.after
+        if self.bar is None:
+            if due and (done >= self.total or now - self.drawn > 1):
+                self._draw(done)
+        elif self.bar.disable:
+            self._log(done, text, due)
+        else:
+            self.bar.set_postfix_str(self.text, refresh=False)
+            self.bar.update(done - self.bar.n)
+
+    def _left(self, done: int) -> str:
+        "The expected time to the end, in words."
+        each = (time.monotonic() - self.began) / max(done - self.start, 1)
+        return f"{duration(each * (self.total - done))} left"
+
+    def _log(self, done: int, text: str, due: bool):
+        "One line for every text, and one for what takes longer than `after`."
+        if text:
+            print(f"{self.what} {done}/{self.total} {text}", flush=True)
+        elif self.after and due and not self.drawn and done < self.total:
+            self.drawn = time.monotonic()
+            print(f"{self.what} {done}/{self.total}, about {self._left(done)}", flush=True)
+
+    def _draw(self, done: int):
+        from IPython.display import display
+
+        self.drawn = time.monotonic()
+        cells = round(24 * done / max(self.total, 1))
+        time_text = self._left(done) if done < self.total else duration(self.drawn - self.began)
+        line = f"{self.what} {'█' * cells}{'░' * (24 - cells)} {done}/{self.total} · {time_text}"
+        data = {"text/plain": f"{line} · {self.text}" if self.text else line}
+        if self.handle is None:
+            self.handle = display(data, raw=True, display_id=True)
+        else:
+            self.handle.update(data, raw=True)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+
+# %% ../nbs/00_runs.ipynb #4da85912
+def watched(
+    things: Iterable,  # done one after another
+    total: int,  # images in all
+    what: str,  # is done: "embedding images"
+    count: Callable[[object], int] = lambda thing: 1,  # images in one of the things
+    after: float = 3,  # seconds that pass without a word
+) -> Iterator:  # the same things
+    "Pass things on, with a line of progress if they take more than a few seconds."
+    line, done = Progress(total, 0, what, after), 0
+    try:
+        for thing in things:
+            yield thing
+            done += count(thing)
+            line.show(done)
+    finally:
+        line.close()
 
 # %% ../nbs/00_runs.ipynb #2297de40
 free_parameters = (
@@ -574,6 +658,26 @@ def read_manifest(
     except ValueError as e:
         raise ValueError(f"{shown(path)} is not a manifest: {e}") from None
 
+# %% ../nbs/00_runs.ipynb #db473296
+def _identity(notebook: str, parameters: dict, data: dict, loader: str) -> dict:
+    "What makes a run another one, as `open_run` gets it."
+    loads = [f"import {loader.partition(':')[0]}"] if loader else []
+    return dict(
+        notebook=notebook,
+        parameters={k: v for k, v in parameters.items() if k not in free_parameters},
+        data=data["fingerprint"],
+        code=library_hash([*notebook_sources(notebook), *loads]),
+    )
+
+
+def _run_folder(parameters: dict, identity: dict) -> Path:
+    "Where a run belongs. Raises `ParameterError` for a name that is a path."
+    name = parameters.get("run_name") or digest(identity)[:10]
+    if Path(name).name != name:
+        raise ParameterError(f"parameter `run_name` must be a plain folder name, got {name!r}")
+    outputs = tempfile.mkdtemp() if in_test() else parameters.get("outputs", "outputs")
+    return resolve(outputs) / identity["notebook"] / name
+
 # %% ../nbs/00_runs.ipynb #aa6997d9
 def open_run(
     notebook: str,  # name without ending: "05_e2i"
@@ -586,21 +690,8 @@ def open_run(
     Raises `ParameterError` when `run_name` names a folder that holds another run,
     and `RuntimeError` when another process is writing it.
     """
-    chosen = {k: v for k, v in parameters.items() if k not in free_parameters}
-    loads = [f"import {loader.partition(':')[0]}"] if loader else []
-    identity = dict(
-        notebook=notebook,
-        parameters=chosen,
-        data=data["fingerprint"],
-        code=library_hash([*notebook_sources(notebook), *loads]),
-    )
-    name = parameters.get("run_name") or digest(identity)[:10]
-    if Path(name).name != name:
-        raise ParameterError(f"parameter `run_name` must be a plain folder name, got {name!r}")
-    parent = (
-        Path(tempfile.mkdtemp()) if in_test() else resolve(parameters.get("outputs", "outputs"))
-    )
-    folder = parent / notebook / name
+    identity = _identity(notebook, parameters, data, loader)
+    folder = _run_folder(parameters, identity)
     there = read_manifest(folder)
     if there and (said := differences(there.get("identity", {}), identity)):
         message = f"{shown(folder)} holds another run ({'; '.join(said)})"

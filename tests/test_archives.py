@@ -20,7 +20,7 @@ from synth_nb.data import archives as archives_module
 from synth_nb.data.archives import archive_source, open_archive
 from synth_nb.data.cache import decode_source
 from synth_nb.data.dataset import assemble
-from synth_nb.data.sources import folder_source
+from synth_nb.data.find import folder_source
 
 
 def picture(seed, ending="png", size=16):

@@ -13,7 +13,8 @@ from PIL import Image, ImageEnhance
 from synth_nb.data import DataError, open_dataset
 from synth_nb.data.audit import audit
 from synth_nb.data.copies import near_by_features, near_by_hash, thumbnail
-from synth_nb.data.sources import Source, demo_source, folder_source
+from synth_nb.data.find import folder_source
+from synth_nb.data.sources import Source, demo_source
 from synth_nb.runs import ParameterError
 
 DEMO = demo_source(64, 64)
@@ -236,10 +237,13 @@ def test_findings_are_plain():
     assert json.loads(json.dumps(findings)) == findings
 
 
-def test_no_copies_are_said_and_drawn():
-    found = audit(source({f"a/{i}": encoded(crop(100 * i)) for i in range(3)}))
+def test_no_copies_are_said_and_not_drawn(tmp_path):
+    (tmp_path / "duplicates.png").touch()  # of an earlier audit
+    found = audit(source({f"a/{i}": encoded(crop(100 * i)) for i in range(3)}), tmp_path)
     assert str(found).startswith("No copies were found.")
-    assert found.duplicates() is not None and 4 <= len(str(found).splitlines()) + 1 <= 8
+    assert 4 <= len(str(found).splitlines()) + 1 <= 8
+    assert not (tmp_path / "duplicates.png").exists()
+    assert (tmp_path / "histograms.png").exists() and (tmp_path / "duplicates.csv").exists()
 
 
 def test_many_classes_and_sizes(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from synth_nb.data import DataError, Views, open_dataset
-from synth_nb.data import sources as sources_module
+from synth_nb.data import find as find_module
 from synth_nb.runs import ParameterError
 
 
@@ -157,14 +157,14 @@ def test_huge_bomb(folder, monkeypatch):
 
 
 def test_unreadable_file(folder, monkeypatch):
-    real = sources_module.read_bytes
+    real = find_module.read_bytes
 
     def read_bytes(path):
         if path.name == "4.png":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path)
 
-    monkeypatch.setattr(sources_module, "read_bytes", read_bytes)
+    monkeypatch.setattr(find_module, "read_bytes", read_bytes)
     ds, said = opened(folder)
     assert ds.skipped == [("a/4.png", "no permission to read it")]
     assert said == ["skipped 1 of 10 images: a/4.png (no permission to read it)"]
@@ -465,8 +465,8 @@ def test_interrupted_decoding_leaves_no_array(folder, monkeypatch):
 
 
 def test_file_that_changes_while_it_is_read(folder, monkeypatch):
-    real = sources_module.read_bytes
-    monkeypatch.setattr(sources_module, "read_bytes", lambda p: real(p) + os.urandom(4))
+    real = find_module.read_bytes
+    monkeypatch.setattr(find_module, "read_bytes", lambda p: real(p) + os.urandom(4))
     with pytest.raises(OSError, match=r"a/0\.png changed while it was read"):
         opened(folder)
 

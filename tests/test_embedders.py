@@ -16,7 +16,7 @@ import torch
 from synth_nb.embedders import embed_images, inception, load_embedder
 from synth_nb.embedders.base import Embedder
 from synth_nb.embedders.hub import told
-from synth_nb.embedders.images import cache_folder, watched
+from synth_nb.embedders.images import cache_folder
 from synth_nb.runs import quiet
 
 timm = pytest.importorskip("timm")
@@ -326,9 +326,3 @@ def test_two_processes_share_a_cache():
     assert torch.allclose(embed_images(embedder, all_images()), plain, atol=1e-5)
     assert embedder.body.images == 0
     assert not list(cache_folder(embedder).glob(".*"))  # no temporary file is left
-
-
-def test_a_long_set_says_once_in_a_log_how_long(capsys):
-    assert list(watched([[1], [2], [3]], 3, after=-1)) == [[1], [2], [3]]
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1 and said[0].startswith("embedding 3 images, about 0 s left")

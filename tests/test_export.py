@@ -13,7 +13,7 @@ from PIL import Image
 from synth_nb.data import open_dataset, to_uint8
 from synth_nb.data.audit import audit
 from synth_nb.data.export import export, folder_names
-from synth_nb.data.sources import folder_source
+from synth_nb.data.find import folder_source
 from synth_nb.runs import ParameterError
 
 

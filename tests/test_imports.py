@@ -1,8 +1,14 @@
-"Modules that every notebook imports stay light: what is heavy is imported where it is used."
+"""What imports what: rooms lie in floors, imports go down only, and never round in a circle.
 
+Modules that every notebook imports stay light: what is heavy is imported where it is used.
+"""
+
+import ast
 import importlib.util
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +16,9 @@ HEAVY = "diffusers transformers tensorflow IPython jupyter notebook".split()
 ALSO = {"data": ["pandas", "sklearn", "skimage", "torchvision", "matplotlib"]}
 MODULES = ["data", "metrics", "runs", "training", "embedders"]
 PROGRAM = "import sys, {name}; print(*[m for m in {heavy} if m in sys.modules])"
+
+HOME = Path(__file__).parent.parent / "synth_nb"
+FLOORS = [{"runs", "metrics", "plots"}, {"data", "training", "embedders"}, {"evaluation"}]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -21,3 +30,94 @@ def test_import_is_light(module):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def modules(home: Path) -> dict[str, Path]:
+    "Dotted name → file of every module of the library."
+    files = [p for p in home.rglob("*.py") if p.name != "_modidx.py"]
+    parts = {p: p.relative_to(home.parent).with_suffix("").parts for p in files}
+    return {".".join(q[:-1] if q[-1] == "__init__" else q): p for p, q in parts.items()}
+
+
+def reached(name: str, file: Path, known: dict[str, Path]) -> set[str]:
+    "Modules of the library that a module imports, within its functions too."
+    package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            inner = {f"{start}.{alias.name}" for alias in node.names}
+            # from a package its modules, or what its front holds
+            found |= (inner & known.keys()) | ({start} if inner - known.keys() else set())
+    return found & known.keys() - {name}
+
+
+def graph(home: Path) -> dict[str, set[str]]:
+    "Module → modules that it imports."
+    known = modules(home)
+    return {name: reached(name, file, known) for name, file in known.items()}
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    "Names that lead back to the first, or nothing."
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def room(name: str) -> str:
+    return name.split(".")[1] if "." in name else ""
+
+
+def between_rooms(edges: dict[str, set[str]]) -> dict[str, set[str]]:
+    "Room → other rooms that its modules import."
+    rooms = {room(name): set() for name in edges}
+    for name, others in edges.items():
+        rooms[room(name)] |= {room(other) for other in others} - {room(name)}
+    return rooms
+
+
+def upwards(rooms: dict[str, set[str]]) -> list[str]:
+    "Imports from a higher floor, in words; rooms without a floor are models, at the top."
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    pairs = [(name, other) for name, others in rooms.items() for other in others]
+    return [f"{a} imports {b}" for a, b in pairs if floor.get(a, 3) < floor.get(b, 3)]
+
+
+def test_modules_do_not_import_in_a_circle():
+    assert circle(graph(HOME)) == []
+
+
+def test_rooms_import_downwards_and_not_in_a_circle():
+    rooms = between_rooms(graph(HOME))
+    assert {"runs", "data", "diffusion"} <= rooms.keys() and rooms["diffusion"] >= {"data", "runs"}
+    assert upwards(rooms) == []
+    assert circle(rooms) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "up"),
+    [
+        ({"data/a.py": "from .b import x", "data/b.py": "def f():\n from .a import y"},
+         {"synth_nb.data.a", "synth_nb.data.b"}, []),
+        ({"data/__init__.py": "from .a import x", "data/a.py": "from ..data import x"},
+         {"synth_nb.data", "synth_nb.data.a"}, []),
+        ({"runs.py": "import synth_nb.training", "training.py": ""}, set(),
+         ["runs imports training"]),
+        ({"data/a.py": "from synth_nb import dcgan", "dcgan.py": ""}, set(),
+         ["data imports dcgan"]),
+        ({"dcgan.py": "from synth_nb.data import a", "data/a.py": ""}, set(), []),
+    ],
+)
+def test_circles_and_ways_up_are_seen(files, names, up, tmp_path):
+    home = tmp_path / "synth_nb"
+    for name, text in files.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text)
+    edges = graph(home)
+    assert set(circle(edges)) == names and upwards(between_rooms(edges)) == up

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from synth_nb.data import DataError, open_dataset
-from synth_nb.data.sources import folder_source
+from synth_nb.data.find import folder_source
 from synth_nb.data.stacks import dicom_stack, tiff_stack, zipped_stack
 
 

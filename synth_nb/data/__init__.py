@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['open_dataset', 'find_source', 'ImageDataset', 'to_float', 'to_uint8', 'to_unit', 'parse_size', 'endings', 'DataError',
-           'ImageError', 'Source', 'decode_source', 'Views', 'view', 'with_split', 'export', 'write_tiles']
+           'ImageError', 'Source', 'decode_source', 'Views', 'view', 'with_split', 'export', 'write_tiles', 'audit']
 
 # %% ../../nbs/01_data_prep.ipynb #731bb164
+from .audit import audit
 from .cache import decode_source
 from synth_nb.data.dataset import (
     ImageDataset,
@@ -25,4 +26,4 @@ from .sources import DataError, ImageError, Source, endings, parse_size
 # %% ../../nbs/01_data_prep.ipynb #2efbd00c
 _all_ = [open_dataset, find_source, ImageDataset, to_float, to_uint8, to_unit, parse_size,
          endings, DataError, ImageError, Source, decode_source, Views, view,
-         with_split, export, write_tiles]
+         with_split, export, write_tiles, audit]

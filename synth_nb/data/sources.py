@@ -6,7 +6,7 @@
 __all__ = ['formats', 'endings', 'stack_endings', 'crops', 'split_names', 'parse_size', 'DataError', 'ImageError', 'open_image',
            'to_mode', 'fit', 'squeeze', 'letterbox', 'cropped_size', 'open_mask', 'decode', 'reason', 'Source',
            'demo_source', 'find_files', 'passed_over', 'layout', 'as_if', 'class_order', 'arrange', 'name_groups',
-           'folder_source', 'files_source', 'existing_folder', 'nothing_in', 'read_bytes']
+           'existing_folder', 'nothing_in', 'read_bytes']
 
 # %% ../../nbs/01_data_sources.ipynb #9f0448c2
 import io
@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..runs import ParameterError, digest, resolve, shown
+from ..runs import ParameterError, digest, resolve
 
 # %% ../../nbs/01_data_sources.ipynb #edf22e12
 def parse_size(
@@ -336,46 +336,6 @@ def name_groups(
     if not any(groups):
         return None
     return [alone(i) if group is None else group for i, group in enumerate(groups)]
-
-# %% ../../nbs/01_data_sources.ipynb #605a7047
-def folder_source(
-    folder: str | Path,  # absolute, or relative to the project root
-) -> Source:  # `split` is None without split folders
-    """List the images below a folder; nothing is decoded and nothing is written there.
-
-    Raises `FileNotFoundError`, `NotADirectoryError`, `PermissionError` or `DataError`;
-    `ImportError` names the package for a kind of file that needs one.
-    """
-    folder = existing_folder(folder)
-    files, others = find_files(folder)
-    if not files:
-        raise DataError(nothing_in(folder, others))
-    return files_source(folder, files, shown(folder), folder.resolve().name)
-
-
-def files_source(
-    folder: Path,
-    files: list[str],  # relative, with `/`
-    name: str,  # of the source
-    only_class: str,  # its name, where there are no classes
-) -> Source:
-    "The images of these files."
-    from synth_nb.data.stacks import list_files
-
-    images, bad = list_files(folder, files)
-    kept, split, classes, labels = arrange([image.file for image in images],
-                                           [image.label for image in images], only_class)
-    left = sorted({image.file for image in images} - {images[i].file for i in kept})
-    skipped = [*bad, *((file, "outside the class or split folders") for file in left)]
-    images = [images[i] for i in kept]
-
-    def content(i):
-        return images[i].page() if images[i].page else read_bytes(folder / images[i].file)
-
-    keys = [image.key for image in images]
-    groups = name_groups([image.group for image in images], keys, content)
-    return Source(name, keys, classes, labels, groups, content, split,
-                  skipped=tuple(sorted(skipped)))
 
 # %% ../../nbs/01_data_sources.ipynb #365d1370
 def existing_folder(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['cached_latents', 'check_size', 'decode', 'decode_all', 'DiffusionLoss', 'encode', 'encode_all', 'fit_autoencoder',
-           'generate', 'held_out_loss', 'LatentSet', 'layouts', 'load_autoencoder', 'load_pipeline', 'new_autoencoder',
-           'new_pipeline', 'new_scheduler', 'new_unet', 'Samples', 'view_embeddings', 'weights_digest', 'whiten']
+           'generate', 'held_out_loss', 'LatentSet', 'layouts', 'load_autoencoder', 'load_parts', 'load_pipeline',
+           'new_autoencoder', 'new_pipeline', 'new_scheduler', 'new_unet', 'Samples', 'save_model', 'view_embeddings',
+           'weights_digest', 'whiten']
 
 # %% ../../nbs/05_diffusion.ipynb #ac376076
 from synth_nb.diffusion.autoencoder import (
@@ -21,7 +22,13 @@ from synth_nb.diffusion.autoencoder import (
 )
 from .latents import LatentSet, cached_latents, view_embeddings, weights_digest
 from .model import DiffusionLoss, held_out_loss, layouts, new_scheduler, new_unet
-from .sampling import generate, load_pipeline, new_pipeline
+from synth_nb.diffusion.sampling import (
+    generate,
+    load_parts,
+    load_pipeline,
+    new_pipeline,
+    save_model,
+)
 from ..runs import Samples
 
 # %% ../../nbs/05_diffusion.ipynb #e95bf8dc
@@ -39,12 +46,14 @@ _all_ = [
     LatentSet,
     layouts,
     load_autoencoder,
+    load_parts,
     load_pipeline,
     new_autoencoder,
     new_pipeline,
     new_scheduler,
     new_unet,
     Samples,
+    save_model,
     view_embeddings,
     weights_digest,
     whiten,

@@ -6,7 +6,6 @@
 __all__ = ['EmbeddingConditioner', 'nearest_draws', 'EmbeddingToImage', 'save', 'load', 'assemble']
 
 # %% ../../nbs/05_e2i.ipynb #85363d6c
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import logging
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 # %% ../../nbs/05_e2i.ipynb #91c67e72
 from ..data import ImageDataset, to_uint8
-from .sampling import generate, load_pipeline
+from .sampling import generate, load_parts, save_model
 from ..embedders import Embedder, embed_images, load_embedder
-from ..runs import Samples, quiet, stream
+from ..runs import Samples, stream
 
 # %% ../../nbs/05_e2i.ipynb #47de86d4
 @dataclass
@@ -122,15 +119,12 @@ def save(
     model: EmbeddingToImage,
     folder: Path,  # exists
 ):
-    "Write a model: a stock pipeline, `conditions.safetensors` and `conditions.json`."
-    with quiet(logging):
-        model.pipeline.save_pretrained(folder)
+    "Write a model."
     conditioner = model.conditioner
-    parts = dict(mean=conditioner.mean, components=conditioner.components)
-    parts |= dict(embeddings=model.embeddings, labels=model.labels)
-    save_file({k: v.contiguous() for k, v in parts.items()}, folder / "conditions.safetensors")
-    about = dict(embedder=conditioner.embedder) | model.settings
-    (folder / "conditions.json").write_text(json.dumps(about, indent=2) + "\n")
+    tensors = dict(mean=conditioner.mean, components=conditioner.components)
+    tensors |= dict(embeddings=model.embeddings, labels=model.labels)
+    settings = dict(embedder=conditioner.embedder) | model.settings
+    save_model(folder, model.pipeline, tensors, settings)
 
 
 def load(
@@ -138,10 +132,8 @@ def load(
     device: torch.device | str = "cpu",
 ) -> EmbeddingToImage:
     "A saved model."
-    parts = load_file(folder / "conditions.safetensors")
-    settings = json.loads((folder / "conditions.json").read_text())
+    pipeline, parts, settings = load_parts(folder, device)
     conditioner = EmbeddingConditioner(settings.pop("embedder"), parts["mean"], parts["components"])
-    pipeline = load_pipeline(folder, device)
     return EmbeddingToImage(pipeline, conditioner, parts["embeddings"], parts["labels"], settings)
 
 # %% ../../nbs/05_e2i.ipynb #841f3818

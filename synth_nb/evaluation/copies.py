@@ -170,17 +170,29 @@ def audit_copies(
         table, alarms, leaked = search(spaces, len(train), share)
     except ValueError as e:
         raise DataError(f"no copy audit of `{fake.title}`: {e}") from None
-    if leaks := int(leaked.sum()):
-        notes.append(f"{leaks} of {len(held_out)} real test images are training images again, "
-                     "compressed or in another view: all numbers are flattered by that")
-    if len(held_out) < 2 / share:
-        few = f"only {len(held_out)} held-out images set the threshold for copies"
-        notes.append(f"{few}: about {alarms:.1%} of others are flagged by mistake")
+    notes += _doubts(int(leaked.sum()), len(held_out), alarms, share)
     table["view"] = [views.numbers[r // len(train)] for r in table["train_row"]]
     table["train_row"] %= len(train)
     return CopyAudit(fake.title, table, alarms, authenticity(features[1], features[0]),
                      membership_auc(features[1], features[2], features[0]),
                      len(train), len(views.numbers), len(held_out), notes)
+
+
+def _doubts(
+    leaks: int,  # held-out images that were learnt from
+    n: int,  # held-out images
+    alarms: float,  # share of others that are flagged
+    share: float,  # that was asked for
+) -> list[str]:  # one phrase each
+    "What takes from the weight of a search for copies."
+    said = []
+    if leaks:
+        said.append(f"{leaks} of {n} real test images are training images again, "
+                    "compressed or in another view: all numbers are flattered by that")
+    if n < 2 / share:
+        few = f"only {n} held-out images set the threshold for copies"
+        said.append(f"{few}: about {alarms:.1%} of others are flagged by mistake")
+    return said
 
 
 def without_leaks(held_out: ImageSet, train: ImageSet) -> tuple[ImageSet, list[str]]:

@@ -216,13 +216,8 @@ def write_report(
     "Write `evaluation.csv`, `.tex`, `.json` and `report.md`."
     parts = sections(rows, real, fakes, list(said), list(audits), list(use), list(figures))
     report = "# Evaluation\n\n" + "\n\n".join(f"## {head}\n\n{text}" for head, text in parts) + "\n"
-    extractors = {e.id: dict(revision=e.revision, dim=e.dim, input_size=e.input_size,
-                             standard_fid=bool(getattr(e, "standard_fid", False)))
-                  for e in embedders}
-    sets = {one.title: dict(images=len(one), **one.about) for one in [real, *fakes]}
-    numbers = rows.astype(object).where(rows.notna(), None).to_dict("records")
-    everything = dict(extractors=extractors, sets=sets, numbers=numbers, warnings=list(said),
-                      copies=[a.numbers() for a in audits], usefulness=list(use)) | context
+    everything = _about(rows, [real, *fakes], embedders) | dict(
+        warnings=list(said), copies=[a.numbers() for a in audits], usefulness=list(use)) | context
     tex = "\n".join(latex(table_of(rows, e.id), caption(real, e.id)) for e in embedders)
     texts = {"evaluation.csv": rows.to_csv(index=False), "evaluation.tex": tex, "report.md": report,
              "evaluation.json": json.dumps(everything, indent=2, default=plain) + "\n"}
@@ -230,6 +225,16 @@ def write_report(
         with whole(Path(folder) / name) as f:
             f.write_text(text, encoding="utf-8")
     return report
+
+
+def _about(rows: pd.DataFrame, sets: list[ImageSet], embedders: list[Embedder]) -> dict:
+    "All numbers, and what they were measured on and with, as JSON holds them."
+    extractors = {e.id: dict(revision=e.revision, dim=e.dim, input_size=e.input_size,
+                             standard_fid=bool(getattr(e, "standard_fid", False)))
+                  for e in embedders}
+    return dict(extractors=extractors,
+                sets={one.title: dict(images=len(one), **one.about) for one in sets},
+                numbers=rows.astype(object).where(rows.notna(), None).to_dict("records"))
 
 
 def plain(value):
