@@ -30,7 +30,7 @@ FAMILIES = {  # configuration, network, what its makers call the feature
     "deit": ("DeiT", VIT | dict(patch_size=8), "token"),
     "dinov2": ("Dinov2", VIT | dict(patch_size=8), "token"),
     "dinov2_with_registers": ("Dinov2WithRegisters", VIT | dict(patch_size=8), "token"),
-    "dinov3_vit": ("DINOv3ViT", VIT | dict(patch_size=8), "token"),
+    "dinov3_vit": ("DINOv3ViT", VIT | dict(patch_size=8, num_register_tokens=2), "token"),
     "ijepa": ("IJepa", VIT | dict(patch_size=8), "mean"),
     "clip_vision_model": ("CLIPVision", VIT | dict(patch_size=8, projection_dim=6), "image_embeds"),
     "siglip_vision_model": ("SiglipVision", VIT | dict(patch_size=8), "pooler_output"),
@@ -89,6 +89,12 @@ def test_every_family_gives_what_its_library_gives(kind, tmp_path):
     assert larger(images / 255).shape == expected.shape and larger.id.endswith("@64")
     x = (images / 255).requires_grad_()
     assert torch.autograd.grad(embedder(x).square().sum(), x)[0].norm() > 0
+    found, last = embedder.tokens(images / 255), out.last_hidden_state
+    first = {"deit": 2, "dinov2_with_registers": 5, "dinov3_vit": 3, "ijepa": 0}.get(kind, 1)
+    first = 0 if kind.startswith(("siglip", "swin")) else first  # tokens before the patches
+    last = last.flatten(2).mT if last.ndim == 4 else last[:, first:]
+    torch.testing.assert_close(found, last, atol=1e-5, rtol=1e-4)
+    assert found.shape[1] in (1, 4, 16, 64) and torch.autograd.grad(embedder.tokens(x).sum(), x)
 
 
 def test_whole_clip_and_classifier_checkpoints_give_their_encoder(tmp_path):
@@ -106,6 +112,26 @@ def test_whole_clip_and_classifier_checkpoints_give_their_encoder(tmp_path):
     embedder = load_embedder(f"hf:{tmp_path / 'judge'}")
     expected = judge.vit(**seen).last_hidden_state[:, 0]
     torch.testing.assert_close(embedder(images / 255), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind, options, count",
+    [
+        ("vit_tiny_patch16_224", dict(img_size=64, depth=1, reg_tokens=3), 16),
+        ("swin_tiny_patch4_window7_224", dict(img_size=64, depths=(1, 1, 1, 1)), 4),
+        ("resnet10t", {}, 4),
+    ],
+)
+def test_patch_tokens_of_timm_keep_their_places(kind, options, count, tmp_path):
+    network = timm.create_model(kind, **options).eval()
+    timm.models.save_for_hf(network, tmp_path, safe_serialization=True)
+    embedder = load_embedder(f"timm:{tmp_path}@64")
+    x = torch.full((1, 3, 64, 64), 0.5)
+    x[..., :8, 56:] = 1.0  # something at the top right
+    plain = embedder.tokens(torch.full((1, 3, 64, 64), 0.5))
+    changed = (embedder.tokens(x) - plain).norm(dim=2)[0]
+    side = int(count**0.5)
+    assert changed.shape == (count,) and changed.argmax() == side - 1
 
 
 @pytest.mark.parametrize(

@@ -35,17 +35,22 @@ def check_unit_images(
         raise ValueError(f"images must be in [0, 1], got values from {low:.3g} to {high:.3g}")
 
 # %% ../../nbs/01_embedders_base.ipynb #dcfdb208
+def _asked(images: Tensor) -> bool:
+    "Whether gradients with respect to the images will be wanted."
+    return torch.is_grad_enabled() and getattr(images, "requires_grad", False)
+
+
 def _attention(images: Tensor):
     "Attention that can be differentiated twice, where gradients are asked for."
-    asked = torch.is_grad_enabled() and images.requires_grad
-    return sdpa_kernel(SDPBackend.MATH) if asked else nullcontext()
+    return sdpa_kernel(SDPBackend.MATH) if _asked(images) else nullcontext()
 
 # %% ../../nbs/01_embedders_base.ipynb #f41bbd10
 class Embedder(nn.Module):
     """A frozen encoder: float images (B, 3 or 1, H, W) in [0, 1] → features (B, dim) float32.
 
-    Differentiable with respect to the images. Training mode and a surrounding autocast do not
-    reach it, so features do not depend on who asks. Raises as `check_unit_images` does.
+    Differentiable with respect to the images, where `differentiable` says so. Training mode and
+    a surrounding autocast do not reach it, so features do not depend on who asks. Raises as
+    `check_unit_images` does, and `ValueError` for gradients that there are none of.
     """
 
     standard_fid = False  # True only where a Fréchet distance of the features is the FID
@@ -60,12 +65,14 @@ class Embedder(nn.Module):
         mean: float | Iterable[float] = 0.5,  # of [0, 1] images, one or per channel
         std: float | Iterable[float] = 0.5,
         early: Iterable[nn.Module] = (),  # parts of `body`, one after another, for `layers`
+        patches: Callable[[Tensor], Tensor] | None = None,  # for `tokens`: from what `body` takes
+        # to (B, T, D) or a map (B, D, h, w); computed by parts of `body`
         differentiable: bool = True,  # False where gradients do not reach the images
         resize: str = "bilinear",  # or bicubic, as the weights were trained; both antialiased
         licence: str = "",  # of the weights, where it is known
     ):
         super().__init__()
-        self.body, self.early = body, tuple(early)
+        self.body, self.early, self.patches = body, tuple(early), patches
         self.id, self.revision, self.dim, self.input_size = id, revision, dim, input_size
         self.differentiable, self._looked = differentiable, False
         self.resize, self.licence = resize, licence
@@ -93,10 +100,28 @@ class Embedder(nn.Module):
         x = (images.expand(-1, 3, -1, -1) - self.mean) / self.std
         return x.contiguous(memory_format=torch.channels_last)
 
+    def _through(self, part: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        "What a part of the network makes of images; raises `ValueError`."
+        if _asked(images) and not self.differentiable:
+            cure = "detach them, or take another embedder"
+            raise ValueError(f"embedder `{self.id}` passes no gradients to its images: {cure}")
+        with torch.autocast(self.mean.device.type, enabled=False), _attention(images):
+            return part(self.prepare(images))
+
     def forward(self, images: Tensor) -> Tensor:
         "Features (B, dim)."
-        with torch.autocast(images.device.type, enabled=False), _attention(images):
-            return self.body(self.prepare(images))
+        return self._through(self.body, images)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Features (B, T, D) of patches, row by row, from the network's last layer.
+
+        Images are resized as for the features of the whole. Raises `ValueError` where the
+        encoder has no such tokens.
+        """
+        if self.patches is None:
+            raise ValueError(f"embedder `{self.id}` offers no patch tokens")
+        found = self._through(self.patches, images)
+        return found.flatten(2).transpose(1, 2) if found.ndim == 4 else found
 
     def layers(self, images: Tensor) -> list[Tensor]:
         """Early feature maps (B, C, h, w), fine to coarse, of images at their own size.

@@ -6,7 +6,7 @@
 __all__ = ['weight_files', 'old_weight_files', 'free_licences', 'told', 'vision_models', 'aliases', 'hub_trouble', 'fetch_model',
            'is_folder', 'model_folder', 'model_revision', 'model_id', 'model_licence', 'tell_licence', 'check_patches',
            'feature_width', 'Pooled', 'read_network', 'read_processor', 'load_hf', 'timm_model', 'read_timm',
-           'load_timm']
+           'timm_patches', 'load_timm']
 
 # %% ../../nbs/01_embedders_hub.ipynb #ed9afc46
 import difflib
@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import json
 import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def hub_trouble(
     name: str,  # owner/model
     revision: str | None,
     error: Exception,  # what fetching it raised
+    family: str = "hf:",  # that takes a folder too
 ) -> Exception:  # `ValueError` for a wrong name, `OSError` for what is out of reach
     "Say in one sentence why a model cannot be had from the Hub, and what to do."
     from huggingface_hub import errors
@@ -40,7 +42,8 @@ def hub_trouble(
     if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
         seen = "that you may see: check the name, or `hf auth login` if it is private"
         return ValueError(f"the Hub has no model `{name}` {seen}")
-    ways = f"connect, or download it from {page} elsewhere and name its folder, as in `hf:./folder`"
+    ways = f"connect, or download it from {page} elsewhere and name its folder, as in "
+    ways += f"`{family}./folder`"
     if isinstance(error, (errors.LocalEntryNotFoundError, ConnectionError)):
         return ConnectionError(f"{name} is not on this machine and the Hub is out of reach: {ways}")
     text = " ".join(str(error).split())[:200] or type(error).__name__
@@ -54,18 +57,20 @@ old_weight_files = ("pytorch_model.bin", "pytorch_model-*.bin", "open_clip_pytor
 def fetch_model(
     name: str,  # owner/model
     revision: str | None = None,  # branch, tag or commit; None: the newest
+    kinds: Iterable[Iterable[str]] = (weight_files, old_weight_files),  # the first that is there
+    family: str = "hf:",  # for the message
 ) -> Path:  # its folder in the Hub's cache
     "Download a model's configuration and weights, or find them. Raises as `hub_trouble` says."
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "README.md"]
     try:
-        for files in (weight_files, old_weight_files):
+        for files in kinds:
             folder = snapshot_download(name, revision=revision, allow_patterns=[*wanted, *files])
             if any(path for kind in files for path in Path(folder).glob(kind)):
                 break
     except Exception as error:
-        raise hub_trouble(name, revision, error) from None
+        raise hub_trouble(name, revision, error, family) from None
     return Path(folder)
 
 # %% ../../nbs/01_embedders_hub.ipynb #08f62bc2
@@ -101,14 +106,16 @@ def model_folder(
 
 def model_revision(
     folder: Path,  # of a model
+    files: Iterable[str] = ("*.json", "*.safetensors", "*.bin"),  # that decide what comes out
 ) -> str:  # 8 hex digits
     "Commit of a folder in the Hub's cache, else a digest of its configuration and weights."
     if re.fullmatch("[0-9a-f]{40}", folder.name) and folder.parent.name == "snapshots":
         return folder.name[:8]
     h = hashlib.sha256()
-    for path in sorted(p for k in ("*.json", "*.safetensors", "*.bin") for p in folder.glob(k)):
+    for path in sorted(p for kind in files for p in folder.glob(kind) if p.is_file()):
         with open(path, "rb") as f:
-            h.update(path.name.encode() + hashlib.file_digest(f, "sha256").digest())
+            name = path.relative_to(folder).as_posix()
+            h.update(name.encode() + hashlib.file_digest(f, "sha256").digest())
     return h.hexdigest()[:8]
 
 
@@ -226,6 +233,15 @@ class Pooled(nn.Module):
         tokens = out.last_hidden_state
         return tokens[:, 0] if self.feature == "class token" else tokens.mean(1)
 
+    def patches(self, x: Tensor) -> Tensor:
+        "Tokens (B, T, D) of the patches alone, or the last map (B, D, h, w)."
+        found = self.network(pixel_values=x, **self.options).last_hidden_state
+        if found.ndim == 4:
+            return found
+        side = getattr(self.network.config, "patch_size", None) or 1
+        count = (x.shape[-2] // side) * (x.shape[-1] // side)
+        return found[:, -count:]  # class and register tokens come first
+
 # %% ../../nbs/01_embedders_hub.ipynb #1a3ee295
 def read_network(
     folder: Path,  # of a model
@@ -309,6 +325,7 @@ def load_hf(
     if not is_folder(what):
         tell_licence(name, licence, f"https://huggingface.co/{what.partition('@')[0]}")
     about = {key: given[key] for key in ("mean", "std", "resize")} | dict(licence=licence)
+    about["patches"] = body.patches
     id = model_id("hf:", what, size)
     return Embedder(body, id, model_revision(folder), dim, size, **about)
 
@@ -360,6 +377,17 @@ def read_timm(
         raise ValueError(f"`{name}` cannot be read by timm: {text}") from None
     return network.eval(), wants
 
+# %% ../../nbs/01_embedders_hub.ipynb #861af272
+def timm_patches(
+    network: nn.Module,  # of timm
+    x: Tensor,  # normalised images (B, 3, H, W)
+) -> Tensor:  # (B, T, D), or a map (B, D, h, w)
+    "What a network of timm makes of the patches, without class and register tokens."
+    found = network.forward_features(x)
+    if found.ndim == 3:
+        return found[:, getattr(network, "num_prefix_tokens", 0) :]
+    return found.movedim(3, 1) if getattr(network, "output_fmt", "") == "NHWC" else found
+
 # %% ../../nbs/01_embedders_hub.ipynb #024ffb8f
 @register_embedder("timm:")
 def load_timm(
@@ -376,6 +404,7 @@ def load_timm(
     size = input_size or wants["input_size"][-1]
     resize = "bilinear" if wants["interpolation"] == "bilinear" else "bicubic"
     options = dict(mean=wants["mean"], std=wants["std"], resize=resize)
+    options["patches"] = partial(timm_patches, network)
     dim, licence = feature_width(network, name, size), model_licence(folder) or licence
     if not is_folder(what):
         tell_licence(name, licence, f"https://huggingface.co/{where.partition('@')[0]}")

@@ -64,7 +64,7 @@ def _lite(name: str, input_size: int | None) -> Embedder:
     network.reset_classifier(0)
     early = [nn.Sequential(network.conv_stem, network.bn1), *network.blocks[:3]]
     revision = digest(lite_weights(name))[:8]
-    options = dict(early=early, licence="apache-2.0")
+    options = dict(early=early, patches=network.forward_features, licence="apache-2.0")
     return Embedder(network, f"{name}@{size}", revision, network.num_features, size, **options)
 
 
