@@ -10,12 +10,14 @@ __all__ = ['Phase', 'Plan', 'batch_indices', 'pass_order', 'warmup', 'moving_ave
 import csv
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import torch
@@ -188,6 +190,8 @@ class MetricsLog:
 
     def _show(self, row: dict):
         if self.writer is None:
+            # TensorBoard loads TensorFlow where it finds it, unless a module of this name is there
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(self.folder))

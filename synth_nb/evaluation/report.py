@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['better_low', 'better_high', 'photographs', 'medical', 'originals', 'side_of_floor', 'sentences', 'weaknesses',
            'extractor_notes', 'count_notes', 'all_warnings', 'beside_originals', 'latex', 'caption', 'sections',
-           'write_report', 'plain']
+           'write_report', 'plain', 'judge_run']
 
 # %% ../../nbs/08_evaluation_report.ipynb #8a693b55
 import json
@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 # %% ../../nbs/08_evaluation_report.ipynb #281b7fda
 from ..embedders import Embedder
-from .copies import CopyAudit, said_of_copies
-from .scores import digits, heads, table_of, usable_groups
-from .sets import ImageSet, oddities, shared_images
+from .copies import CopyAudit, audit_copies, said_of_copies
+from .scores import digits, heads, judge_sets, table_of, usable_groups
+from .sets import DataError, ImageSet, oddities, shared_images
 from .tables import markdown
 from ..runs import whole
 
@@ -240,3 +241,26 @@ def _about(rows: pd.DataFrame, sets: list[ImageSet], embedders: list[Embedder]) 
 def plain(value):
     "NumPy's numbers as Python's, for JSON."
     return value.item() if isinstance(value, np.generic) else str(value)
+
+# %% ../../nbs/08_evaluation_report.ipynb #97e2d80b
+def judge_run(
+    folder: str | Path,  # of a run
+    real: ImageSet,  # held-out images
+    train: ImageSet,  # what the model learnt from
+    fakes: list[ImageSet],  # the first is the model's
+    embedders: list[Embedder],  # the first gives the verdict and looks for copies
+    seed: int = 0,
+    used: str = "",  # the extractor that the model was trained with
+    repeats: int = 20,  # draws of each interval
+    device: str | torch.device = "cpu",  # where the numbers are computed
+) -> tuple[pd.DataFrame, CopyAudit | None]:  # from `judge_sets`; None where copies cannot be judged
+    "Judge a model's images, look for copies, write the report. Returns numbers and audit."
+    rows, audit, notes = judge_sets(real, fakes, embedders, repeats, seed, device), None, []
+    try:
+        audit = audit_copies(fakes[0], train, real, embedders[0])
+    except DataError as e:
+        notes.append(str(e))
+    audits = [audit] if audit else []
+    said = all_warnings(real, fakes, embedders, train, audits, used) + notes
+    write_report(folder, rows, real, fakes, embedders, said, audits)
+    return rows, audit
