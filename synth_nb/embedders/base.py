@@ -9,6 +9,7 @@ __all__ = ['registry', 'check_unit_images', 'Embedder', 'register_embedder', 'un
 import difflib
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,7 @@ class Embedder(nn.Module):
         mean: float | Iterable[float] = 0.5,  # of [0, 1] images, one or per channel
         std: float | Iterable[float] = 0.5,
         early: Iterable[nn.Module] = (),  # parts of `body`, one after another, for `layers`
+        late: nn.Module | None = None,  # the rest of `body` after them, for `in_depth`
         patches: Callable[[Tensor], Tensor] | None = None,  # for `tokens`: from what `body` takes
         # to (B, T, D) or a map (B, D, h, w); computed by parts of `body`
         differentiable: bool = True,  # False where gradients do not reach the images
@@ -72,7 +74,7 @@ class Embedder(nn.Module):
         licence: str = "",  # of the weights, where it is known
     ):
         super().__init__()
-        self.body, self.early, self.patches = body, tuple(early), patches
+        self.body, self.early, self.late, self.patches = body, tuple(early), late, patches
         self.id, self.revision, self.dim, self.input_size = id, revision, dim, input_size
         self.differentiable, self._looked = differentiable, False
         self.resize, self.licence = resize, licence
@@ -123,6 +125,21 @@ class Embedder(nn.Module):
         found = self._through(self.patches, images)
         return found.flatten(2).transpose(1, 2) if found.ndim == 4 else found
 
+    def in_depth(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Features (B, dim) and the early maps on the way to them, fine to coarse, in one pass.
+
+        Images are resized as for the features alone. Raises `ValueError` where the encoder has
+        no such layers.
+        """
+        if self.late is None:
+            raise ValueError(f"embedder `{self.id}` offers no early layers")
+
+        def part(x):
+            maps = list(accumulate(self.early, lambda x, stage: stage(x), initial=x))
+            return self.late(maps[-1]), maps[1:]
+
+        return self._through(part, images)
+
     def layers(self, images: Tensor) -> list[Tensor]:
         """Early feature maps (B, C, h, w), fine to coarse, of images at their own size.
 
@@ -132,10 +149,8 @@ class Embedder(nn.Module):
         if not self.early:
             raise ValueError(f"embedder `{self.id}` offers no early layers")
         with torch.autocast(images.device.type, enabled=False):
-            maps = [self.normalise(images.to(self.mean.dtype))]
-            for stage in self.early:
-                maps.append(stage(maps[-1]))
-        return maps[1:]
+            x = self.normalise(images.to(self.mean.dtype))
+            return list(accumulate(self.early, lambda x, stage: stage(x), initial=x))[1:]
 
 # %% ../../nbs/01_embedders_base.ipynb #9e5d4e7d
 registry: dict[str, Callable[..., Embedder]] = {}

@@ -63,8 +63,9 @@ def _lite(name: str, input_size: int | None) -> Embedder:
     network = lite_network(name).to(memory_format=torch.channels_last)
     network.reset_classifier(0)
     early = [nn.Sequential(network.conv_stem, network.bn1), *network.blocks[:3]]
+    late = nn.Sequential(*network.blocks[3:], network.conv_head, network.bn2, network.global_pool)
     revision = digest(lite_weights(name))[:8]
-    options = dict(early=early, patches=network.forward_features, licence="apache-2.0")
+    options = dict(early=early, late=late, patches=network.forward_features, licence="apache-2.0")
     return Embedder(network, f"{name}@{size}", revision, network.num_features, size, **options)
 
 
