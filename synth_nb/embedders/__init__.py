@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Embedder', 'check_unit_images', 'load_embedder', 'register_embedder', 'lite_network', 'Inception', 'load_hf',
-           'load_timm', 'cache_folder', 'embed_images', 'image_keys']
+           'load_timm', 'SavedModel', 'load_savedmodel', 'cache_folder', 'embed_images', 'image_keys']
 
 # %% ../../nbs/01_embedders.ipynb #5a3e7dfb
 from .base import Embedder, check_unit_images, load_embedder, register_embedder
@@ -12,7 +12,8 @@ from .hub import load_hf, load_timm
 from .images import cache_folder, embed_images, image_keys
 from .inception import Inception
 from .lite import lite_network
+from .savedmodel import SavedModel, load_savedmodel
 
 # %% ../../nbs/01_embedders.ipynb #2de318ff
 _all_ = [Embedder, check_unit_images, load_embedder, register_embedder, lite_network, Inception,
-         load_hf, load_timm, cache_folder, embed_images, image_keys]
+         load_hf, load_timm, SavedModel, load_savedmodel, cache_folder, embed_images, image_keys]

@@ -6,8 +6,9 @@
 __all__ = ['saved_files', 'start_tensorflow', 'to_tensorflow', 'to_torch', 'no_gradient', 'Bridge', 'check_input', 'check_output',
            'read_savedmodel', 'SavedModel', 'saved_folder', 'load_savedmodel']
 
-# %% ../../nbs/01_embedders_savedmodel.ipynb #cc09acb5
+# %% ../../nbs/01_embedders_savedmodel.ipynb #b23346ae
 import importlib.util
+import logging
 import os
 import sys
 import warnings
@@ -134,7 +135,7 @@ class Bridge(torch.autograd.Function):
             raise no_gradient(ctx.name, "the way back is cut")
         return to_torch(found), None, None
 
-# %% ../../nbs/01_embedders_savedmodel.ipynb #48d93419
+# %% ../../nbs/01_embedders_savedmodel.ipynb #c2da0db0
 def check_input(
     name: str,  # for messages
     inputs: dict,  # name → TensorFlow's TensorSpec
@@ -142,7 +143,7 @@ def check_input(
 ) -> tuple[str, torch.dtype, int, bool]:  # name, type, pixels, and whether any size is taken
     "Read what goes in; raises `ValueError` where it is not a batch of images of that size."
     if len(inputs) != 1:
-        takes = f"takes {len(inputs)} inputs ({', '.join(inputs)})"
+        takes = f"takes {len(inputs)} inputs ({', '.join(sorted(inputs))})"
         raise ValueError(f"`{name}` {takes}: an embedder needs one, the images")
     ((key, spec),) = inputs.items()
     shape = [None] * 4 if spec.shape.rank is None else spec.shape.as_list()
@@ -160,14 +161,14 @@ def check_input(
         raise ValueError(f"`{name}` leaves its input size open: add one, as in `{name}@224`")
     return key, getattr(torch, spec.dtype.name), size or sides.pop(), None in shape[1:3]
 
-# %% ../../nbs/01_embedders_savedmodel.ipynb #784a4d31
+# %% ../../nbs/01_embedders_savedmodel.ipynb #e9d8f621
 def check_output(
     name: str,  # for messages
     outputs: dict,  # name → TensorFlow's TensorSpec
 ) -> tuple[str, int | None]:  # name, and width where it is known
     "Read what comes out; raises `ValueError` where it is not one vector for an image."
     if len(outputs) != 1:
-        gives = f"gives {len(outputs)} outputs ({', '.join(outputs)})"
+        gives = f"gives {len(outputs)} outputs ({', '.join(sorted(outputs))})"
         raise ValueError(f"`{name}` {gives}: an embedder needs one, the features")
     ((key, spec),) = outputs.items()
     if spec.shape.rank not in (2, None):
@@ -175,24 +176,28 @@ def check_output(
         raise ValueError(f"`{name}` {gives}, not one vector for an image")
     return key, spec.shape[1] if spec.shape.rank else None
 
-# %% ../../nbs/01_embedders_savedmodel.ipynb #3213336b
+# %% ../../nbs/01_embedders_savedmodel.ipynb #cac9aa89
 def read_savedmodel(
     folder: Path,  # holds saved_model.pb
     name: str,  # for messages
 ) -> tuple:  # what must be kept for the weights to live, and the function `serving_default`
     "Read a SavedModel. Raises `ValueError` where TensorFlow cannot, or there is no such function."
-    tf = start_tensorflow(f"`{name}`")
+    tf, log = start_tensorflow(f"`{name}`"), logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)  # gradients that are missing are told when they are asked for
     try:
         loaded = tf.saved_model.load(str(folder))
     except Exception as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"`{name}` cannot be read by TensorFlow: {text}") from None
+    finally:
+        log.setLevel(level)
     if "serving_default" not in loaded.signatures:
         has = ", ".join(loaded.signatures) or "none"
         raise ValueError(f"`{name}` has no signature `serving_default` (it has {has})")
     return loaded, loaded.signatures["serving_default"]
 
-# %% ../../nbs/01_embedders_savedmodel.ipynb #73d189c5
+# %% ../../nbs/01_embedders_savedmodel.ipynb #660663ef
 class SavedModel(nn.Module):
     """Images (B, 3, size, size) → features (B, dim), by TensorFlow; differentiable once.
 
@@ -234,6 +239,8 @@ class SavedModel(nn.Module):
         if os.getpid() != self.process:
             cure = "start processes with `spawn` and load the embedder there"
             raise RuntimeError(f"`{self.name}`: TensorFlow does not survive a fork, {cure}")
+        if not len(x):  # a graph from JAX takes no empty batch
+            return x.new_zeros(0, self.dim)
         rows = x.permute(0, 2, 3, 1).to("cpu", self.dtype).contiguous()
         if torch.is_grad_enabled() and rows.requires_grad:
             y = Bridge.apply(rows, self.call, self.name)
