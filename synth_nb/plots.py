@@ -126,8 +126,7 @@ def sheet(
 
 # %% ../nbs/00_plots.ipynb #e47c9d8f
 def strips(
-    rows: dict[str, Tensor]
-    | Sequence[tuple[str, Tensor]],  # title → (N, C, H, W); the same N in every row
+    rows: dict[str, Tensor] | Sequence[tuple[str, Tensor]],  # title, (N, C, H, W): one N for all
     titles: Sequence[str] = (),  # over the columns
     size: float = 0.75,  # inches per image
 ) -> Figure:
