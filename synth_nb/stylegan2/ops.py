@@ -6,10 +6,11 @@
 __all__ = ['smoothing_kernel', 'resample', 'smooth', 'upsample', 'downsample', 'resampled_conv', 'demodulation', 'modulated_conv',
            'biased_leaky_relu', 'finish', 'normalize_second_moment', 'minibatch_std']
 
-# %% ../../nbs/04_stylegan2_ops.ipynb #4c9c8059
+# %% ../../nbs/04_stylegan2_ops.ipynb #287d640b
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,18 +18,16 @@ from torch import Tensor
 # %% ../../nbs/04_stylegan2_ops.ipynb #0057ad57
 from ..runs import ParameterError
 
-# %% ../../nbs/04_stylegan2_ops.ipynb #459e8164
+# %% ../../nbs/04_stylegan2_ops.ipynb #4f47b1be
 def smoothing_kernel(
     taps: Sequence[float] | None = (1, 3, 3, 1),  # one direction, or both as rows; None is [1]
 ) -> Tensor:  # (k, k) float32, sums to 1
     "The separable low-pass kernel of the networks. Raises `ParameterError` for unusable taps."
-    kernel = torch.as_tensor([1.0] if taps is None else taps, dtype=torch.float32)
-    if kernel.ndim < 2:
-        kernel = kernel.reshape(-1)
-        kernel = kernel[:, None] * kernel
-    if kernel.ndim != 2 or not kernel.numel() or kernel.sum() == 0:
+    kernel = np.array([1.0] if taps is None else taps, np.float32)
+    kernel = np.outer(kernel, kernel) if kernel.ndim < 2 else kernel
+    if kernel.ndim != 2 or not kernel.size or kernel.sum() == 0:
         raise ParameterError(f"`resample_filter` must be taps like [1, 3, 3, 1], got {taps!r}")
-    return kernel / kernel.sum()
+    return torch.tensor(kernel / kernel.sum())
 
 # %% ../../nbs/04_stylegan2_ops.ipynb #da8ee46c
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
