@@ -59,26 +59,58 @@ def _enlarge(x: Tensor, weight: Tensor, up: tuple[int, int], padding: tuple) -> 
     borders = (-crop[1], right - kx + ux, -crop[0], bottom - ky + uy)
     return F.pad(F.conv_transpose2d(x, weight, None, up, groups=x.shape[1]), borders)
 
-# %% ../../nbs/04_stylegan2_ops.ipynb #1035c7c1
+# %% ../../nbs/04_stylegan2_ops.ipynb #28b247c6
+def _resample(x: Tensor, kernel: Tensor, up: tuple, down: tuple, padding: tuple) -> Tensor:
+    "Insert zeros, pad, convolve, decimate."
+    weight = kernel.to(x.dtype).expand(x.shape[1], 1, *kernel.shape)
+    if up == (1, 1):
+        return _shrink(x, weight.flip(2, 3), down, padding)
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":  # in bf16 it is many times slower
+        x, weight = x.float(), weight.float()
+        return _enlarge(x, weight, up, padding)[..., :: down[0], :: down[1]].to(torch.bfloat16)
+    return _enlarge(x, weight, up, padding)[..., :: down[0], :: down[1]]
+
+
+def _back(before: int, size: int, made: int, k: int, up: int, down: int) -> tuple[int, int]:
+    "Padding of the gradient in one direction, for `size` pixels that became `made`."
+    return k - 1 - before, size * up - made * down + before - up + 1
+
+# %% ../../nbs/04_stylegan2_ops.ipynb #c32aca87
+class _Resampled(torch.autograd.Function):
+    "Resampling whose gradient is a resampling."
+
+    @staticmethod
+    def forward(ctx, x, kernel, up, down, padding):
+        y = _resample(x, kernel, up, down, padding)
+        ctx.save_for_backward(kernel)
+        ctx.plan = up, down, padding, x.shape[-2:], y.shape[-2:]
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (kernel,), (up, down, padding, size, made) = ctx.saved_tensors, ctx.plan
+        borders = []
+        for axis, before in ((1, padding[0]), (0, padding[2])):
+            here = size[axis], made[axis], kernel.shape[axis], up[axis], down[axis]
+            borders += _back(before, *here)
+        grad = _Resampled.apply(grad, kernel.flip(0, 1), down, up, tuple(borders))
+        return grad, None, None, None, None
+
+# %% ../../nbs/04_stylegan2_ops.ipynb #13e72ce5
 def resample(
     x: Tensor,  # (B, C, H, W)
-    kernel: Tensor,  # (k, l), or (k,) to be applied in both directions
+    kernel: Tensor,  # (k, l), or (k,) to be applied in both directions; it gets no gradient
     up: int | Sequence[int] = 1,  # pixels for each, or (vertical, horizontal)
     down: int | Sequence[int] = 1,  # one pixel of so many is kept
     padding: int | Sequence[int] = 0,  # of the enlarged image: left, right, top, bottom
     gain: float = 1.0,  # factor of the result
 ) -> Tensor:  # (B, C, (H·up + top + bottom − k) // down + 1, …)
     "Insert zeros, pad, convolve with the kernel, decimate. Negative padding crops."
-    (uy, ux), (dy, dx), borders = _pair(up), _pair(down), _borders(padding)
+    up, down, borders = _pair(up), _pair(down), _borders(padding)
     if kernel.ndim == 1:
-        x = resample(x, kernel[None], (1, ux), (1, dx), (*borders[:2], 0, 0), gain)
-        return resample(x, kernel[:, None], (uy, 1), (dy, 1), (0, 0, *borders[2:]))
-    weight = (kernel * gain).to(x.dtype).expand(x.shape[1], 1, *kernel.shape)
-    if (uy, ux) == (1, 1):
-        return _shrink(x, weight.flip(2, 3), (dy, dx), borders)
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu":  # there it is a hundred times slower
-        return _enlarge(x.float(), weight.float(), (uy, ux), borders)[..., ::dy, ::dx].to(x.dtype)
-    return _enlarge(x, weight, (uy, ux), borders)[..., ::dy, ::dx]
+        x = resample(x, kernel[None], (1, up[1]), (1, down[1]), (*borders[:2], 0, 0), gain)
+        return resample(x, kernel[:, None], (up[0], 1), (down[0], 1), (0, 0, *borders[2:]))
+    return _Resampled.apply(x, kernel * gain, up, down, borders)
 
 # %% ../../nbs/04_stylegan2_ops.ipynb #dddab290
 def smooth(
@@ -159,13 +191,15 @@ def resampled_conv(
     x = resample(x, kernel, down=down if point else 1, padding=borders)
     return F.conv2d(x, weight, bias, stride=1 if point else down)
 
-# %% ../../nbs/04_stylegan2_ops.ipynb #46752a79
+# %% ../../nbs/04_stylegan2_ops.ipynb #ffe7abc5
 def demodulation(
     weight: Tensor,  # (O, I, k, k)
     styles: Tensor,  # (B, I)
 ) -> Tensor:  # (B, O)
     r"What brings each output channel of a modulated convolution to unit deviation, $d$."
-    return (styles.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()
+    rows = weight.square().reshape(-1, weight[0, 0].numel())
+    sums = (rows @ rows.new_ones(rows.shape[1])).view(weight.shape[:2])  # faster than a sum
+    return (styles.square() @ sums.T + 1e-8).rsqrt()
 
 # %% ../../nbs/04_stylegan2_ops.ipynb #a5110ed3
 def _tamed(weight: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
