@@ -188,12 +188,18 @@ limits = {
     **dict.fromkeys(["vae_steps", "accumulate", "components", "candidates", "seeds"], (1, None)),
     **dict.fromkeys(["images_per_epoch", "keep_every", "max_minutes", "guidance_scale"], (0, None)),
     **dict.fromkeys(["lr", "vae_lr", "kimg"], ("above 0", None)),
+    **dict.fromkeys(["z_dim", "width", "hidden"], (1, None)),
+    **dict.fromkeys(["beta1", "beta2", "ema"], (0, 1)),
+    "gamma": (0, None),
     "n_samples": (5, None),
     "seed": (0, 2**32 - 1),
 }
 choices = {
     "channels": (1, 3),
     "views": (1, 2, 8),
+    "upsampling": ("resize", "transposed"),
+    "norm": ("batch", "spectral", "none"),
+    "loss": ("logistic", "hinge"),
     "unet_size": ("tiny", "small", "sd15"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),

@@ -1,0 +1,165 @@
+"The two GANs: resume bit for bit, through any embedder, and what they refuse."
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from synth_nb.data import Views, open_dataset
+from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
+from synth_nb.embedders import load_embedder
+from synth_nb.embedding_gan import EmbeddedViews, EmbeddingDiscriminator, EmbeddingGame, Sight
+from synth_nb.runs import ParameterError, load_model, seed_everything
+from synth_nb.training import Phase, Plan, Trainer, read_metrics
+
+ROOT = Path(__file__).parent.parent
+
+
+def adam(network):
+    return torch.optim.Adam(network.parameters(), 1e-3, betas=(0.5, 0.99))
+
+
+def phases_of(game, networks):
+    G, D = (adam(networks[name]) for name in "GD")
+    return [Phase(game.generator, G, "G", clip=None), Phase(game.discriminator, D, "D", clip=None),
+            Phase(game.penalty, D, "R1", every=2, clip=None)]
+
+
+def pixel_game():
+    augmentation = DiffAugment()
+    networks = dict(G=Generator(32, width=4), D=Discriminator(32, width=4, norm="spectral"))
+    game = Game(augmentation, lambda batch: augmentation(batch["image"]), gamma=1.0, every=2)
+    return game, networks, Views(open_dataset("demo", 32).train)
+
+
+def embedding_game(sees, augment=""):
+    ds, eye = open_dataset("demo", 32).train, load_embedder("efficientnet_lite0@32")
+    images = EmbeddedViews(ds, eye, 2) if sees == ["embedding"] else Views(ds, 2)
+    known = EmbeddedViews(ds, eye, 1).embeddings[0]
+    sight = Sight(eye, sees, known, DiffAugment(augment))
+    D = EmbeddingDiscriminator(sight(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
+    game = EmbeddingGame(sight, form="hinge", gamma=0.1, every=2)
+    return game, dict(G=Generator(32, width=4), D=D), images
+
+
+GAMES = {
+    "pixels": pixel_game,
+    "cached embeddings": lambda: embedding_game(["embedding"]),
+    "all of it": lambda: embedding_game(["embedding", "layers", "tokens", "pixels"], "translation"),
+}
+
+
+def trained(folder, make, epochs, stop_after=None):
+    "Weights, averages and log of a small training, or of its beginning."
+    seed_everything(0)
+    game, networks, data = make()
+    plan = Plan(epochs, 8, images_per_epoch=24, device="cpu")
+    trainer = Trainer(folder, data, networks, phases_of(game, networks), plan, dict(G=0.9))
+    if stop_after:
+        trainer.over = lambda: trainer.at.step == stop_after
+    assert trainer.fit() == ("stopped" if stop_after else "complete")
+    state = trainer.state()
+    return [t for part in ("modules", "averages") for net in state[part].values()
+            for t in net.values()]
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_going_on_after_a_stop_gives_the_same_bits(name, tmp_path):
+    whole = trained(tmp_path / "whole", GAMES[name], 2)
+    trained(tmp_path / "parts", GAMES[name], 2, stop_after=4)  # in the middle of an epoch
+    parts = trained(tmp_path / "parts", GAMES[name], 2)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    for folder in ("whole", "parts"):
+        assert len(read_metrics(tmp_path / folder)) == 2
+
+
+def test_accumulation_gives_every_piece_its_own_images():
+    game, networks, data = pixel_game()
+    for piece in ([0, 1, 2], [3, 4, 5, 6]):
+        game.generator(networks, data[piece])
+    sizes = []
+    networks["D"].register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    for piece in ([0, 1, 2], [3, 4, 5, 6]):
+        game.discriminator(networks, data[piece])
+    assert sizes == [3, 3, 4, 4] and not game.kept
+
+
+def test_gradients_reach_the_generator_through_every_kind_of_sight():
+    for sees in (["embedding"], ["layers"], ["tokens"], ["pixels"], ["embedding", "layers"]):
+        game, networks, _ = embedding_game(sees) if "embedding" in sees else _without_r1(sees)
+        game.generator(networks, dict(key=range(4))).backward()
+        norms = [p.grad.norm().item() for p in networks["G"].parameters()]
+        assert min(norms) > 0, sees
+        assert all(p.grad is None for p in game.see.embedder.parameters()), sees
+
+
+def _without_r1(sees):
+    eye = load_embedder("efficientnet_lite0@32")
+    sight = Sight(eye, sees, torch.randn(9, eye.dim))
+    D = EmbeddingDiscriminator(sight(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
+    return EmbeddingGame(sight), dict(G=Generator(32, width=4), D=D), None
+
+
+def test_an_embedder_without_gradients_is_refused():
+    eye = load_embedder("efficientnet_lite0@32")
+    eye.differentiable = False
+    with pytest.raises(ValueError, match=r"`efficientnet_lite0@32` passes no gradients"):
+        Sight(eye, ["embedding"], torch.randn(9, eye.dim))
+
+
+@pytest.mark.parametrize("size", [0, 7, 30, 100, 225])
+def test_a_size_it_cannot_make_names_its_neighbours(size):
+    with pytest.raises(ParameterError, match=rf"cannot make {size} pixels.*near are \d+"):
+        Generator(size)
+
+
+def test_one_image_is_too_few_for_batch_normalisation():
+    with pytest.raises(ValueError, match="raise `batch_size`"):
+        Generator(32, width=2).train()(torch.randn(1, 100))
+    with pytest.raises(ValueError, match="raise `batch_size`"):
+        Discriminator(32, width=2).train()(torch.randn(1, 3, 32, 32))
+    assert Generator(32, width=2).eval()(torch.randn(1, 100)).shape == (1, 3, 32, 32)
+
+
+def papermill(notebook: str, folder: Path, **parameters) -> subprocess.CompletedProcess:
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    env["SYNTH_NB_CACHE"] = str(folder / "cache")
+    given = [word for k, v in parameters.items() for word in ("-p", k, str(v))]
+    command = [sys.executable, "-m", "papermill", str(ROOT / f"nbs/{notebook}.ipynb"),
+               str(folder / "out.ipynb"), *given, "-p", "outputs", str(folder)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+SMALL = dict(image_size=32, epochs=1, images_per_epoch=16, batch_size=8, width=4, n_samples=24,
+             run_name="small")
+
+
+@pytest.mark.parametrize("notebook", ["02_dcgan", "03_embedding_gan"])
+def test_a_run_explains_itself_and_is_extended(notebook, tmp_path):
+    done = papermill(notebook, tmp_path, **SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / notebook / "small"
+    for name in ("manifest.json", "metrics.csv", "evaluation.csv", "report.md", "generator.png",
+                 "synthetic.png", "samples/epoch_001.png", "model/config.json"):
+        assert (run / name).is_file(), name
+    model = load_model(run, "cpu")
+    assert torch.equal(model.sample(3, 1).images, model.sample(5, 1).images[:3])
+    again = papermill(notebook, tmp_path, **SMALL | dict(epochs=2))
+    assert again.returncode == 0, again.stdout + again.stderr
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert (manifest["epoch"], len(manifest["starts"])) == (2, 2)
+
+
+@pytest.mark.parametrize(("notebook", "wrong", "sentence"), [
+    ("02_dcgan", dict(image_size=100), "near are 96 or 112"),
+    ("02_dcgan", dict(batch_size=1), "raise `batch_size`"),
+    ("02_dcgan", dict(gamma=1), "`norm` spectral or none"),
+    ("03_embedding_gan", dict(sees="patches"), "not 'patches'"),
+])
+def test_bad_parameters_get_one_sentence(notebook, wrong, sentence, tmp_path):
+    done = papermill(notebook, tmp_path, **SMALL | wrong)
+    assert done.returncode and sentence in done.stdout + done.stderr
