@@ -81,7 +81,7 @@ def widths(
         raise ParameterError(f"a network of {img_resolution} pixels needs {least}")
     return found
 
-# %% ../../nbs/04_stylegan2_networks.ipynb #bc47ceba
+# %% ../../nbs/04_stylegan2_networks.ipynb #168abe7f
 def working_type(
     like: Tensor,  # a parameter of the block
     half: bool,  # the block is among the `num_fp16_res` highest
@@ -101,8 +101,8 @@ def _no_autocast(like: Tensor):
 
 def _laid_out(x: Tensor, dtype: torch.dtype) -> Tensor:
     "As that type, in the memory layout that convolutions of it are fastest in."
-    fast = x.device.type == "cpu" or (x.device.type == "cuda" and dtype.itemsize < 4)
-    layout = torch.channels_last if fast else torch.contiguous_format
+    known = x.device.type in ("cpu", "cuda")
+    layout = torch.channels_last if known else torch.contiguous_format
     return x.to(dtype=dtype, memory_format=layout)
 
 
