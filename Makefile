@@ -12,7 +12,7 @@ EPOCHS ?= 10
 RUN ?= $(shell basename '$(DATASET)' | tr -c 'A-Za-z0-9._\n-' '_')
 OUT = outputs/05_e2i/$(RUN)
 BIN = .venv/bin
-SOURCES = $(wildcard nbs/*.ipynb synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml) Makefile
+SOURCES = $(wildcard nbs/*.ipynb nbs/params/*.yaml synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml) Makefile
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 8

@@ -478,7 +478,7 @@ free_parameters = (
 )
 
 # %% ../nbs/00_runs.ipynb #01276962
-judging = {"metrics", "plots", "evaluation"}
+judging = {"metrics", "plots", "diagrams", "evaluation"}
 
 
 def _without_docstrings(source: str) -> ast.Module:
@@ -604,7 +604,7 @@ class Run:
         self,
         name: str,  # of a set of images, without ending
         make: Callable[[], torch.Tensor],  # makes it: uint8
-    ) -> torch.Tensor:  # what `make` returned, now or in an earlier session
+    ) -> torch.Tensor:  # what `make` returned, now or at an earlier start
         "Images from the run folder, or made and kept there."
         path = sample_file(self.folder, f"{name}.npy")
         if not path.exists():
