@@ -76,10 +76,10 @@ def plain(size, batch_size, width):
     return step
 
 
-def embedding_step(size, batch_size, width, name):
+def embedding_step(size, batch_size, width, name, sees):
     "The generator's step of the embedding GAN; the sum of its parts."
     eye, images = load_embedder(name), torch.rand(batch_size, 3, size, size) * 2 - 1
-    sight = Sight(eye, ["embedding"], torch.randn(100, eye.dim))
+    sight = Sight(eye, sees, torch.randn(100, eye.dim))
     G, game = Generator(size, width=width), EmbeddingGame(sight)
     D = EmbeddingDiscriminator(sight(images)).requires_grad_(False)
     keys, back = dict(key=range(batch_size)), torch.randn(batch_size, eye.dim)
@@ -109,10 +109,11 @@ def main():
         sides = [side(size, batch_size, given.width) for side in (ours, plain)]
         found = alternate(*sides, given.rounds, clock=time.process_time)
         print(row(f"DCGAN, {size} px, batch {batch_size}", found), flush=True)
-    for size, name in ((64, "efficientnet_lite0@64"), (224, "efficientnet_lite0@224")):
-        sides = embedding_step(size, 16, given.width, name)
+    for size, sees in ((64, "embedding"), (64, "embedding,layers"), (224, "embedding")):
+        name = f"efficientnet_lite0@{size}"
+        sides = embedding_step(size, 16, given.width, name, sees.split(","))
         found = alternate(*sides, given.rounds, clock=time.process_time)
-        print(row(f"generator's step through {name}, batch 16", found), flush=True)
+        print(row(f"generator's step through {name}, {sees}, batch 16", found), flush=True)
 
 
 if __name__ == "__main__":

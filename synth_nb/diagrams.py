@@ -69,7 +69,7 @@ class Step(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
 
-# %% ../nbs/00_diagrams.ipynb #8f33bd03
+# %% ../nbs/00_diagrams.ipynb #90e3b9fa
 @torch.inference_mode()
 def steps_of(
     blocks: Sequence[nn.Module],  # one after another
@@ -78,9 +78,10 @@ def steps_of(
     "Run blocks one after another and note what each makes; the input comes first."
     found = [(tuple(x.shape[1:]), [], 0)]
     for block in blocks:
-        training = block.training
+        modes = [(module, module.training) for module in block.modules()]
         x = block.eval()(x)
-        block.train(training)
+        for module, training in modes:
+            module.training = training
         weights = sum(p.numel() for p in block.parameters())
         found.append((tuple(x.shape[1:]), step_names(block), weights))
     return found
@@ -114,7 +115,7 @@ def _block(axis, left: float, height: float, depth: float, colour: str):
     for corners, alpha in ((front, 0.85), (above, 0.45), (beside, 0.6)):
         axis.add_patch(Polygon(corners, fc=colour, ec="white", lw=0.7, alpha=alpha))
 
-# %% ../nbs/00_diagrams.ipynb #eec1e476
+# %% ../nbs/00_diagrams.ipynb #690059f8
 def architecture(
     blocks: Sequence[nn.Module],  # one after another
     x: Tensor,  # what the first takes, two of it
@@ -140,7 +141,8 @@ def architecture(
     axis.text(0, -bottom + 0.7, ends[0], ha="center", fontsize=8)
     axis.text(end, -bottom + 0.7, ends[1], ha="center", fontsize=8)
     total = sum(weights for *_, weights in steps)
-    axis.text(end, bottom - 3.1, f"{total / 1e6:.2f} million weights", ha="right", fontsize=7)
+    words = f"{total / 1e6:.2f} million weights to train"
+    axis.text(end, bottom - 3.1, words, ha="right", fontsize=7)
     axis.set(xlim=(-0.7, end + 0.9), ylim=(bottom - 3.3, -bottom + 1.2))
     axis.axis("off")
     return figure

@@ -6,27 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from synth_nb.data import Views, open_dataset
+from synth_nb.data import Views, open_dataset, to_uint8
 from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
 from synth_nb.embedders import load_embedder
 from synth_nb.embedding_gan import EmbeddedViews, EmbeddingDiscriminator, EmbeddingGame, Sight
 from synth_nb.runs import ParameterError, load_model, seed_everything
-from synth_nb.training import Phase, Plan, Trainer, read_metrics
+from synth_nb.training import Plan, Trainer, read_metrics
 
 ROOT = Path(__file__).parent.parent
-
-
-def adam(network):
-    return torch.optim.Adam(network.parameters(), 1e-3, betas=(0.5, 0.99))
-
-
-def phases_of(game, networks):
-    G, D = (adam(networks[name]) for name in "GD")
-    return [Phase(game.generator, G, "G", clip=None), Phase(game.discriminator, D, "D", clip=None),
-            Phase(game.penalty, D, "R1", every=2, clip=None)]
 
 
 def pixel_game():
@@ -58,7 +49,8 @@ def trained(folder, make, epochs, stop_after=None):
     seed_everything(0)
     game, networks, data = make()
     plan = Plan(epochs, 8, images_per_epoch=24, device="cpu")
-    trainer = Trainer(folder, data, networks, phases_of(game, networks), plan, dict(G=0.9))
+    phases = game.phases(networks["G"], networks["D"], 1e-3, (0.5, 0.99))
+    trainer = Trainer(folder, data, networks, phases, plan, dict(G=0.9))
     if stop_after:
         trainer.over = lambda: trainer.at.step == stop_after
     assert trainer.fit() == ("stopped" if stop_after else "complete")
@@ -146,12 +138,27 @@ def test_a_run_explains_itself_and_is_extended(notebook, tmp_path):
     for name in ("manifest.json", "metrics.csv", "evaluation.csv", "report.md", "generator.png",
                  "synthetic.png", "samples/epoch_001.png", "model/config.json"):
         assert (run / name).is_file(), name
-    model = load_model(run, "cpu")
-    assert torch.equal(model.sample(3, 1).images, model.sample(5, 1).images[:3])
     again = papermill(notebook, tmp_path, **SMALL | dict(epochs=2))
     assert again.returncode == 0, again.stdout + again.stderr
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["epoch"], len(manifest["starts"])) == (2, 2)
+    model = load_model(run, "cpu")
+    assert torch.equal(model.sample(3, 1).images, model.sample(5, 1).images[:3])
+    judged = torch.from_numpy(np.load(run / "samples" / f"synthetic_{manifest['step']}.npy"))
+    assert torch.equal(judged, to_uint8(model.sample(24, 0).images))  # not those before
+
+
+def test_grey_images_pixels_beside_and_a_given_model(tmp_path):
+    grey = SMALL | dict(channels=1, sees="embedding,pixels", beside="", gamma=0.1, augment="")
+    done = papermill("03_embedding_gan", tmp_path, **grey)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "03_embedding_gan" / "small"
+    other = SMALL | dict(channels=1, model=run, run_name="given")
+    done = papermill("02_dcgan", tmp_path, **other)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "02_dcgan" / "given" / "metrics.csv").exists()
+    done = papermill("02_dcgan", tmp_path, **SMALL | dict(model=run, run_name="colour"))
+    assert "the model makes 32 pixels with 1 channel:" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("notebook", "wrong", "sentence"), [
@@ -159,6 +166,7 @@ def test_a_run_explains_itself_and_is_extended(notebook, tmp_path):
     ("02_dcgan", dict(batch_size=1), "raise `batch_size`"),
     ("02_dcgan", dict(gamma=1), "`norm` spectral or none"),
     ("03_embedding_gan", dict(sees="patches"), "not 'patches'"),
+    ("03_embedding_gan", dict(judge="efficientnet_lite0@96"), "another network"),
 ])
 def test_bad_parameters_get_one_sentence(notebook, wrong, sentence, tmp_path):
     done = papermill(notebook, tmp_path, **SMALL | wrong)

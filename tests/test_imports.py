@@ -18,7 +18,8 @@ MODULES = ["data", "metrics", "runs", "training", "embedders"]
 PROGRAM = "import sys, {name}; print(*[m for m in {heavy} if m in sys.modules])"
 
 HOME = Path(__file__).parent.parent / "synth_nb"
-FLOORS = [{"runs", "metrics", "plots", "diagrams"}, {"data", "training", "embedders"}, {"evaluation"}]
+FLOORS = [
+    {"runs", "metrics", "plots", "diagrams"}, {"data", "training", "embedders"}, {"evaluation"}]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['forms', 'Seen', 'generator_loss', 'discriminator_loss', 'squared_slope', 'parts', 'detached', 'Game']
 
-# %% ../../nbs/02_dcgan_losses.ipynb #307fb219
+# %% ../../nbs/02_dcgan_losses.ipynb #b13de6da
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-# %% ../../nbs/02_dcgan_losses.ipynb #0057ad57
+# %% ../../nbs/02_dcgan_losses.ipynb #c17189e5
 from ..runs import ParameterError
+from ..training import Phase
 
 # %% ../../nbs/02_dcgan_losses.ipynb #428596d3
 forms = ("logistic", "hinge")
@@ -64,7 +65,7 @@ def detached(seen: Seen) -> Seen:
         return {name: part.detach() for name, part in seen.items()}
     return seen.detach()
 
-# %% ../../nbs/02_dcgan_losses.ipynb #fbd3fbfe
+# %% ../../nbs/02_dcgan_losses.ipynb #a2518574
 class Game:
     """Losses for two networks `G` and `D` of a `Trainer`: `generator`, `discriminator`, `penalty`.
 
@@ -87,20 +88,40 @@ class Game:
 
     def generator(self, nets: dict, batch: dict) -> Tensor:
         seen = self.made(nets, batch)
-        self.kept.append(detached(seen))
+        self.kept.append((batch["key"], detached(seen)))
         return sum(generator_loss(logits.float(), self.form) for logits in parts(nets["D"](seen)))
 
     def discriminator(self, nets: dict, batch: dict) -> Tensor:
-        if not self.kept:  # a step without the generator's turn
-            with torch.no_grad():
-                self.kept.append(self.made(nets, batch))
-        synthetic, real = nets["D"](self.kept.pop(0)), nets["D"](self.show(batch))
+        synthetic, real = nets["D"](self.last(nets, batch)), nets["D"](self.show(batch))
         pairs = zip(parts(real), parts(synthetic), strict=True)
         return sum(discriminator_loss(a.float(), b.float(), self.form) for a, b in pairs)
 
     def penalty(self, nets: dict, batch: dict) -> Tensor:
         slopes = squared_slope(nets["D"], self.show(batch))
         return self.every * self.gamma / 2 * slopes.mean()
+
+    def last(self, nets: dict, batch: dict) -> Seen:
+        "What the generator made in its turn beside this batch; new where it had no turn."
+        while self.kept:
+            keys, seen = self.kept.pop(0)
+            if keys == batch["key"]:
+                return seen
+        with torch.no_grad():
+            return self.made(nets, batch)
+
+    def phases(
+        self,
+        G: nn.Module,
+        D: nn.Module,
+        lr: float,
+        betas: tuple[float, float],  # of Adam
+    ) -> list[Phase]:  # for a `Trainer` whose networks are called `G` and `D`
+        "Generator, discriminator, and R1 where it has a weight, each with its optimiser."
+        adam = [torch.optim.Adam(net.parameters(), lr, betas=betas) for net in (G, D)]
+        found = [Phase(self.generator, adam[0], "G", clip=None),
+                 Phase(self.discriminator, adam[1], "D", clip=None)]
+        penalty = Phase(self.penalty, adam[1], "R1", every=self.every, clip=None)
+        return found + [penalty] * bool(self.gamma)
 
     def made(self, nets: dict, batch: dict) -> Seen:
         "New images, as `D` sees them."

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# %% ../../nbs/02_dcgan_model.ipynb #39dc96fe
+# %% ../../nbs/02_dcgan_model.ipynb #2fa44082
 from .networks import Generator
-from ..runs import Samples, stream
+from ..runs import ParameterError, Samples, stream
 
-# %% ../../nbs/02_dcgan_model.ipynb #3908e3a7
+# %% ../../nbs/02_dcgan_model.ipynb #a626fefd
 def latents(
     n: int,
     z_dim: int,
@@ -25,10 +25,12 @@ def latents(
     first: int = 0,  # number of the first
 ) -> Tensor:  # (n, z_dim), standard normal, on the CPU
     "Noise for images of a seed."
-    draws = (torch.Generator().manual_seed(stream(seed, i)) for i in range(first, first + n))
-    return torch.stack([torch.randn(z_dim, generator=draw) for draw in draws])
+    found = torch.empty(n, z_dim)
+    for i, row in enumerate(found, first):
+        row.normal_(generator=torch.Generator().manual_seed(stream(seed, i)))
+    return found
 
-# %% ../../nbs/02_dcgan_model.ipynb #470c082a
+# %% ../../nbs/02_dcgan_model.ipynb #fcf45f2a
 def slerp(
     a: Tensor,  # (..., D)
     b: Tensor,  # (..., D)
@@ -37,11 +39,11 @@ def slerp(
     "A point on the arc between two noises; on the line where they point the same or opposite way."
     cosine = torch.cosine_similarity(a, b, dim=-1).clamp(-1, 1)[..., None]
     angle = torch.acos(cosine)
-    sine, t = torch.sin(angle), torch.as_tensor(t, dtype=a.dtype)
+    sine, t = torch.sin(angle), torch.as_tensor(t, dtype=a.dtype, device=a.device)
     arc = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / sine
     return torch.where(sine.abs() < 1e-4, torch.lerp(a, b, t), arc)
 
-# %% ../../nbs/02_dcgan_model.ipynb #5b7d5daa
+# %% ../../nbs/02_dcgan_model.ipynb #32390d8f
 @dataclass
 class NoiseToImage:
     "A trained generator of images from noise."
@@ -58,7 +60,7 @@ class NoiseToImage:
         z = latents(n, self.generator.z_dim, seed)
         return Samples(self.images(z, batch_size), conditions=z)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def images(
         self,
         z: Tensor,  # (N, z_dim)
@@ -68,7 +70,18 @@ class NoiseToImage:
         network = self.generator.eval()
         device = next(network.parameters()).device
         made = [network(part.to(device)).float().cpu() for part in z.split(batch_size)]
-        return torch.cat(made).clone()
+        return torch.cat(made)
+
+    def check(
+        self,
+        image_size: int,  # wanted, pixels
+        channels: int,  # wanted
+    ):
+        "Raise `ParameterError` where the model makes other images than are asked for."
+        shape = tuple(self.images(latents(1, self.generator.z_dim)).shape[1:])
+        if shape != (channels, image_size, image_size):
+            makes = f"{shape[1]} pixels with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
+            raise ParameterError(f"the model makes {makes}: give `image_size` and `channels` so")
 
     def walk(
         self,

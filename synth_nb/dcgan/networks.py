@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 # %% ../../nbs/02_dcgan_networks.ipynb #0057ad57
 from ..runs import ParameterError
 
-# %% ../../nbs/02_dcgan_networks.ipynb #c349fdd1
+# %% ../../nbs/02_dcgan_networks.ipynb #3ea71c4f
 def doublings(
     image_size: int,  # pixels, s
 ) -> tuple[int, int]:  # b, k with s = b·2ᵏ, 4 ≤ b ≤ 7, k ≥ 2
@@ -26,7 +26,7 @@ def doublings(
         base, times = base // 2, times + 1
     if 4 <= base <= 7 and times >= 2:
         return base, times
-    sizes = sorted(b * 2**k for b in (4, 5, 6, 7) for k in range(2, 9))
+    sizes = sorted(b * 2**k for b in (4, 5, 6, 7) for k in range(2, 10))
     below = max((s for s in sizes if s < image_size), default=sizes[0])
     above = min((s for s in sizes if s > image_size), default=sizes[-1])
     near = " or ".join(map(str, sorted({below, above})))
