@@ -86,8 +86,8 @@ def steps_of(
         found.append((tuple(x.shape[1:]), step_names(block), weights))
     return found
 
-# %% ../nbs/00_diagrams.ipynb #bfcb511f
-gap = 1.3  # between two shapes, where the arrow is
+# %% ../nbs/00_diagrams.ipynb #8503cdd1
+gap = 1.75  # between two shapes, where the arrow is
 
 
 def _extent(shape: tuple[int, ...]) -> tuple[float, float]:  # height, depth; in rows of text
