@@ -215,3 +215,174 @@ def test_published_names_and_shapes(number):
     counts = [int(n) for n in re.findall(r"params G (\d+) D (\d+)", heading)[0]]
     assert [sum(p.numel() for p in n.parameters()) for n in (G, D)] == counts
     assert f"num_ws={G.num_ws};" in heading
+
+
+SMALL = dict(channel_base=128, channel_max=8)
+
+
+def pair(resolution=16, channels=1, classes=3, architecture=("skip", "resnet"), **options):
+    "A small generator and discriminator whose biases and strengths are not at their start."
+    torch.manual_seed(0)
+    words = SMALL | options
+    own = [words | dict(architecture=a) for a in architecture]
+    G = Generator(6, classes, 5, resolution, channels, dict(num_layers=2), own[0])
+    D = Discriminator(classes, resolution, channels, **own[1])
+    with torch.no_grad():
+        for network in (G, D):
+            for value in network.parameters():
+                if value.ndim < 2:
+                    value.add_(0.3 * torch.randn_like(value))
+    return G.eval(), D.eval()
+
+
+def by_definition(D, image, c):
+    "The answer of a `resnet` discriminator with classes, step by step as the papers define it."
+    x = image
+
+    def conv(layer, x, gain=1.0):
+        x = F.conv2d(x, layer.weight / layer.weight[0].numel() ** 0.5, padding=1)
+        x = F.leaky_relu(x + layer.bias[:, None, None], 0.2) * 2**0.5 * gain
+        return x if layer.clamp is None else x.clamp(-layer.clamp * gain, layer.clamp * gain)
+
+    def point(layer, x):
+        return F.conv2d(x, layer.weight / layer.weight[0].numel() ** 0.5)
+
+    def filtered(x, border):
+        kernel = torch.tensor([1.0, 3, 3, 1]) / 8
+        kernel = (kernel[:, None] * kernel).expand(x.shape[1], 1, 4, 4)
+        return F.conv2d(F.pad(x, [border] * 4), kernel, groups=x.shape[1])
+
+    for res in D.block_resolutions:
+        block = getattr(D, f"b{res}")
+        if hasattr(block, "fromrgb"):
+            y = point(block.fromrgb, x) + block.fromrgb.bias[:, None, None]
+            x = F.leaky_relu(y, 0.2) * 2**0.5
+            clamp = block.fromrgb.clamp
+            x = x if clamp is None else x.clamp(-clamp, clamp)
+        y = point(block.skip, filtered(x, 1)[..., ::2, ::2]) * 0.5**0.5
+        x, layer = conv(block.conv0, x), block.conv1
+        x = F.conv2d(filtered(x, 2), layer.weight / layer.weight[0].numel() ** 0.5, stride=2)
+        x = F.leaky_relu(x + layer.bias[:, None, None], 0.2)  # √2 · √½
+        x = x if layer.clamp is None else x.clamp(-layer.clamp * 0.5**0.5, layer.clamp * 0.5**0.5)
+        x = x + y
+    groups = x.unflatten(0, (min(4, len(x)), -1))
+    spread = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3)).repeat(len(groups))
+    x = torch.cat([x, spread[:, None, None, None].expand(-1, 1, 4, 4)], 1)
+    x = conv(D.b4.conv, x).flatten(1)
+    fc, out = D.b4.fc, D.b4.out
+    x = F.leaky_relu(F.linear(x, fc.weight / fc.weight.shape[1] ** 0.5, fc.bias), 0.2) * 2**0.5
+    x = F.linear(x, out.weight / out.weight.shape[1] ** 0.5, out.bias)
+    embed = D.mapping.embed
+    y = F.linear(c, embed.weight / embed.weight.shape[1] ** 0.5, embed.bias)
+    y = y / (y.square().mean(1, keepdim=True) + 1e-8).sqrt()
+    for i in range(D.mapping.num_layers):
+        layer = getattr(D.mapping, f"fc{i}")
+        scale = 0.01 / layer.weight.shape[1] ** 0.5
+        y = F.leaky_relu(F.linear(y, layer.weight * scale, layer.bias * 0.01), 0.2) * 2**0.5
+    return (x * y).sum(1, keepdim=True) / y.shape[1] ** 0.5
+
+
+@pytest.mark.parametrize("clamp", [None, 0.4])
+def test_discriminator_with_classes_by_definition(clamp):
+    _, D = pair(32, channels=2, conv_clamp=clamp)
+    image, c = torch.randn(8, 2, 32, 32), torch.eye(3)[torch.arange(8) % 3]
+    with torch.no_grad():
+        near(D(image, c), by_definition(D, image, c))
+
+
+def test_generator_with_classes_normalises_both():
+    G, _ = pair()
+    z, c = torch.randn(3, 6), torch.eye(3)
+    with torch.no_grad():
+        near(G.mapping(5 * z, c), G.mapping(z, c), 1e-5)
+        G.mapping.embed.bias.zero_()
+        near(G.mapping(z, 7 * c), G.mapping(z, c), 1e-5)
+        assert (G.mapping(z, c) - G.mapping(z, c.roll(1, 0))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("resolution", [4, 8, 128, 1024])
+def test_names_at_other_resolutions(resolution):
+    with torch.device("meta"):
+        G = Generator(64, 0, 64, resolution, 1)
+        D = Discriminator(0, resolution, 1)
+    assert G.num_ws == 2 * resolution.bit_length() - 4
+    first = f"b{resolution}.fromrgb.weight"
+    assert tuple(D.state_dict()[first].shape) == (min(32768 // resolution, 512), 1, 1, 1)
+
+
+@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+def test_architectures_hold_what_they_need(architecture):
+    G, D = pair(architecture=(architecture, architecture))
+    images = [k for k in G.state_dict() if k.endswith("torgb.weight")]
+    assert len(images) == (3 if architecture == "skip" else 1)
+    assert ("synthesis.b8.skip.weight" in G.state_dict()) == (architecture == "resnet")
+    assert ("b8.fromrgb.weight" in D.state_dict()) == (architecture == "skip")
+    assert ("b4.fromrgb.weight" in D.state_dict()) == (architecture == "skip")
+    z, c = torch.randn(2, 6), torch.eye(3)[:2]
+    assert D(G(z, c), c).shape == (2, 1)
+
+
+def test_penalties_in_bfloat16_follow_full_precision():
+    _, D = pair(32, channels=3, channel_base=1024, channel_max=32)
+    image, c = torch.randn(4, 3, 32, 32), torch.eye(3)[[0, 1, 2, 0]]
+    found = {}
+    for rough in (False, True):
+        x = image.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=rough):
+            answers = D(x, c)
+            (grad,) = torch.autograd.grad(answers.sum(), x, create_graph=True)
+        penalty = grad.square().sum((1, 2, 3)).mean()
+        found[rough] = torch.autograd.grad(penalty, [D.b32.conv0.weight, D.b16.conv1.weight])
+        assert answers.dtype == grad.dtype == torch.float32
+    for a, b in zip(found[True], found[False], strict=True):
+        assert (a - b).norm() < 0.15 * b.norm()
+
+
+def test_two_orders_through_whole_networks():
+    G, D = (n.double() for n in pair(8, conv_clamp=3.0))
+    z, c = torch.randn(4, 6).double(), torch.eye(3)[[0, 1, 2, 0]].double()
+
+    def answers(ws):
+        return D(G.synthesis(ws, noise_mode="const"), c).square()
+
+    ws = G.mapping(z, c).detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(answers, ws, fast_mode=True)
+    assert torch.autograd.gradgradcheck(answers, ws, fast_mode=True)
+
+
+def test_networks_copy_and_store_like_any_other(tmp_path):
+    import copy
+
+    from synth_nb.stylegan2 import load_network, save_networks
+
+    G, D = pair()
+    z, c = torch.randn(2, 6), torch.eye(3)[:2]
+    expected = G(z, c, noise_mode="const").detach()
+    assert torch.equal(copy.deepcopy(G)(z, c, noise_mode="const"), expected)
+    save_networks(tmp_path, G, D, G_ema=G)
+    assert torch.equal(load_network(tmp_path)(z, c, noise_mode="const"), expected)
+    G.to(memory_format=torch.contiguous_format)
+    near(G(z, c, noise_mode="const").detach(), expected)
+    torch.save(G.state_dict(), tmp_path / "state.pt")
+    G.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=True)
+
+
+MALICIOUS = {
+    "posix.system": b"cposix\nsystem\n(S'touch harm'\ntR.",
+    "builtins.eval": b"\x80\x03cbuiltins\neval\nX\x01\x00\x00\x001\x85R.",
+    "torch.serialization.load": b"ctorch.serialization\nload\n(S'x'\ntR.",
+    "collections.OrderedDict.__init__": (
+        b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.__init__\x93."
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(MALICIOUS))
+def test_a_file_that_would_run_something_is_refused_by_name(name, tmp_path, monkeypatch):
+    from synth_nb.stylegan2 import CheckpointError, read_official
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.pkl").write_bytes(MALICIOUS[name])
+    with pytest.raises(CheckpointError, match=f"asks for `{re.escape(name)}`"):
+        read_official(tmp_path / "bad.pkl")
+    assert not (tmp_path / "harm").exists()
