@@ -91,7 +91,7 @@ def one_hot(
         raise ParameterError(f"there is no class {wrong}: this network has 0 to {classes - 1}")
     return F.one_hot(labels, classes).float()
 
-# %% ../../nbs/04_stylegan2_model.ipynb #8992b18f
+# %% ../../nbs/04_stylegan2_model.ipynb #427790ff
 @dataclass
 class StyleToImage:
     "A trained generator of images from latents, by way of styles."
@@ -126,8 +126,9 @@ class StyleToImage:
         "One image for each style, a few at a time."
         network, made = self.generator.eval().synthesis, []
         if noise_mode == "random":
-            for w, seed in zip(ws.split(1), seeds, strict=True):
-                with isolated(seed):
+            with isolated():
+                for w, seed in zip(ws.split(1), seeds, strict=True):
+                    torch.manual_seed(seed)
                     made.append(network(w, noise_mode).float().cpu())
         else:
             size = batch_size or max(1, min(64, 2**20 // network.img_resolution**2))
@@ -140,7 +141,7 @@ class StyleToImage:
         seed: int = 0,
         labels: int | Sequence[int] | None = None,
         truncation: float = 1.0,
-        noise_mode: str = "const",
+        noise_mode: str = "random",
         batch_size: int = 0,
     ) -> Samples:  # with the latents as `conditions`
         "Images of a seed; image i depends on nothing but the seed and i."
