@@ -84,7 +84,7 @@ def test_a_run_is_the_same_one_in_either_words(asked):
         (dict(gpus=2), "trains in one process, not in 2"),
         (dict(loss="hinge"), "`loss` must be logistic or relativistic, got 'hinge'"),
         (dict(mirrored=1), "no parameter `mirrored`; did you mean `mirror`?"),
-        (dict(lr=-1), "`lr` must be above 0, got -1"),
+        (dict(lr=-1), "`lr` must be at least 0, got -1"),
         (dict(trunc="a"), "`truncation` must be float, got 'a'"),
     ],
 )
