@@ -22,11 +22,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-# %% ../../nbs/04_stylegan2_explore.ipynb #2f6a5f8c
+# %% ../../nbs/04_stylegan2_explore.ipynb #53f5fd3c
 from ..data import to_unit
 from ..dcgan.model import slerp
 from ..embedders import Embedder
-from ..plots import sheet, to_pixels
 from ..runs import ParameterError, watched, whole
 from .config import parse_seeds, z_for_seed
 from .model import StyleToImage, check_fits
@@ -56,7 +55,7 @@ def layers_at(
     last = None if high == resolutions else 2 * int(math.log2(high)) - 3
     return slice(first, last)
 
-# %% ../../nbs/04_stylegan2_explore.ipynb #10b4f7a2
+# %% ../../nbs/04_stylegan2_explore.ipynb #1e68027c
 @dataclass
 class Mixed:
     "Images of two lists of seeds, and of all their pairs."
@@ -66,6 +65,8 @@ class Mixed:
     pairs: Tensor  # (R, K, C, H, W)
 
     def sheet(self) -> Image.Image:  # the columns above, the rows to the left
+        from synth_nb.plots import sheet  # brings the whole of plotting
+
         blank = torch.ones_like(self.rows[:1])
         both = zip(self.rows, self.pairs, strict=True)
         lines = [torch.cat([row[None], pairs]) for row, pairs in both]
@@ -116,7 +117,7 @@ def walk(
     z = torch.cat(legs if closed else [*legs, stops[-1]])
     return model.images(model.styles(z, label, truncation))
 
-# %% ../../nbs/04_stylegan2_explore.ipynb #79f5f47b
+# %% ../../nbs/04_stylegan2_explore.ipynb #79c552b2
 def save_film(
     images: Tensor,  # (N, C, H, W) in [-1, 1], or uint8
     path: str | Path,  # .gif or .mp4
@@ -124,6 +125,8 @@ def save_film(
     zoom: int = 0,  # pixels per pixel; 0: so that it is about 256 pixels wide
 ) -> Path:
     "Write images as a film. Raises `ParameterError` for another ending or without `ffmpeg`."
+    from synth_nb.plots import to_pixels
+
     path, frames = Path(path), to_pixels(images)
     zoom = zoom or max(1, round(256 / frames.shape[2]))
     frames = frames.repeat(zoom, 1).repeat(zoom, 2)
