@@ -6,13 +6,14 @@
 __all__ = ['new_networks', 'check_data', 'one_hot', 'StyleToImage', 'check_generation', 'save', 'load', 'exported_generator',
            'open_model', 'check_fits']
 
-# %% ../../nbs/04_stylegan2_model.ipynb #5e995094
+# %% ../../nbs/04_stylegan2_model.ipynb #b07ebe36
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -91,7 +92,7 @@ def one_hot(
         raise ParameterError(f"there is no class {wrong}: this network has 0 to {classes - 1}")
     return F.one_hot(labels, classes).float()
 
-# %% ../../nbs/04_stylegan2_model.ipynb #427790ff
+# %% ../../nbs/04_stylegan2_model.ipynb #8943336c
 @dataclass
 class StyleToImage:
     "A trained generator of images from latents, by way of styles."
@@ -102,72 +103,42 @@ class StyleToImage:
     def device(self) -> torch.device:
         return next(self.generator.parameters()).device
 
-    @torch.no_grad()
-    def styles(
-        self,
-        z: Tensor,  # (N, z_dim)
-        labels: int | Sequence[int] | None = None,  # of a conditional network; None: in turn
-        truncation: float = 1.0,  # ψ
-    ) -> Tensor:  # (N, layers, w_dim)
-        "Styles of latents."
-        network = self.generator.eval()
-        c = one_hot(labels, len(z), network.c_dim)
-        c = None if c is None else c.to(self.device)
-        return network.mapping(z.to(self.device), c, truncation)
+# %% ../../nbs/04_stylegan2_model.ipynb #9bba112a
+@patch
+@torch.no_grad()
+def styles(
+    self: StyleToImage,
+    z: Tensor,  # (N, z_dim)
+    labels: int | Sequence[int] | None = None,  # of a conditional network; None: in turn
+    truncation: float = 1.0,  # ψ
+) -> Tensor:  # (N, layers, w_dim)
+    "Styles of latents."
+    network = self.generator.eval()
+    c = one_hot(labels, len(z), network.c_dim)
+    c = None if c is None else c.to(self.device)
+    return network.mapping(z.to(self.device), c, truncation)
 
-    @torch.no_grad()
-    def images(
-        self,
-        ws: Tensor,  # (N, layers, w_dim)
-        noise_mode: str = "const",  # const, random or none
-        seeds: Sequence[int] = (),  # of random noise, one each
-        batch_size: int = 0,  # 0: as many as 64 of 128 pixels
-    ) -> Tensor:  # (N, C, H, W) in [-1, 1], on the CPU
-        "One image for each style, a few at a time."
-        network, made = self.generator.eval().synthesis, []
-        if noise_mode == "random":
-            with isolated():
-                for w, seed in zip(ws.split(1), seeds, strict=True):
-                    torch.manual_seed(seed)
-                    made.append(network(w, noise_mode).float().cpu())
-        else:
-            size = batch_size or max(1, min(64, 2**20 // network.img_resolution**2))
-            made = [network(part, noise_mode).float().cpu() for part in ws.split(size)]
-        return torch.cat(made).clamp(-1, 1)
-
-    def sample(
-        self,
-        n: int,
-        seed: int = 0,
-        labels: int | Sequence[int] | None = None,
-        truncation: float = 1.0,
-        noise_mode: str = "random",
-        batch_size: int = 0,
-    ) -> Samples:  # with the latents as `conditions`
-        "Images of a seed; image i depends on nothing but the seed and i."
-        check_generation(n, truncation, noise_mode)
-        z, classes = latents(n, self.generator.z_dim, seed), self.generator.c_dim
-        seeds = [stream(stream(seed, i), 1) for i in range(n)]
-        ws = self.styles(z, labels, truncation)
-        c = one_hot(labels, n, classes)
-        made = self.images(ws, noise_mode, seeds, batch_size)
-        return Samples(made, None if c is None else c.argmax(1), conditions=z)
-
-    def generate(
-        self,
-        seeds: str | int | Sequence[int] = "1-10",  # "1-10", "1,2,5", 7 or a list
-        truncation: float = 1.0,
-        label: int | None = None,  # class; needed by a conditional network
-        noise_mode: str = "const",
-    ) -> Tensor:  # (N, C, H, W) in [-1, 1], on the CPU
-        "The original's images for these seeds. Raises `ParameterError` where a class is missing."
-        listed = list(seeds) if isinstance(seeds, (list, tuple, range)) else parse_seeds(seeds)
-        check_generation(len(listed), truncation, noise_mode)
-        if self.generator.c_dim and label is None:
-            known = f"0 to {self.generator.c_dim - 1}"
-            raise ParameterError(f"this network draws by class: give `label`, {known}")
-        z = torch.cat([z_for_seed(seed, self.generator.z_dim) for seed in listed])
-        return self.images(self.styles(z, label, truncation), noise_mode, listed)
+# %% ../../nbs/04_stylegan2_model.ipynb #5160029c
+@patch
+@torch.no_grad()
+def images(
+    self: StyleToImage,
+    ws: Tensor,  # (N, layers, w_dim)
+    noise_mode: str = "const",  # const, random or none
+    seeds: Sequence[int] = (),  # of random noise, one each
+    batch_size: int = 0,  # 0: as many as 64 of 128 pixels
+) -> Tensor:  # (N, C, H, W) in [-1, 1], on the CPU
+    "One image for each style."
+    network, made = self.generator.eval().synthesis, []
+    if noise_mode == "random":
+        with isolated():
+            for w, seed in zip(ws.split(1), seeds, strict=True):
+                torch.manual_seed(seed)
+                made.append(network(w, noise_mode).float().cpu())
+    else:
+        size = batch_size or max(1, min(64, 2**20 // network.img_resolution**2))
+        made = [network(part, noise_mode).float().cpu() for part in ws.split(size)]
+    return torch.cat(made).clamp(-1, 1)
 
 # %% ../../nbs/04_stylegan2_model.ipynb #48a1dec5
 def check_generation(
@@ -182,6 +153,43 @@ def check_generation(
         raise ParameterError(f"parameter `truncation` must be in -2 … 2, got {truncation}")
     if noise_mode not in noise_modes:
         raise ParameterError(f"`noise_mode` must be one of {noise_modes}, got {noise_mode!r}")
+
+# %% ../../nbs/04_stylegan2_model.ipynb #8dba8239
+@patch
+def sample(
+    self: StyleToImage,
+    n: int,
+    seed: int = 0,
+    labels: int | Sequence[int] | None = None,  # of a conditional network; None: in turn
+    truncation: float = 1.0,  # ψ
+    noise_mode: str = "random",
+    batch_size: int = 0,
+) -> Samples:  # with the latents as `conditions`
+    "Images of a seed; image i depends on nothing but the seed and i."
+    check_generation(n, truncation, noise_mode)
+    z, classes = latents(n, self.generator.z_dim, seed), self.generator.c_dim
+    seeds = [stream(stream(seed, i), 1) for i in range(n)]
+    made = self.images(self.styles(z, labels, truncation), noise_mode, seeds, batch_size)
+    c = one_hot(labels, n, classes)
+    return Samples(made, None if c is None else c.argmax(1), conditions=z)
+
+# %% ../../nbs/04_stylegan2_model.ipynb #3912021b
+@patch
+def generate(
+    self: StyleToImage,
+    seeds: str | int | Sequence[int] = "1-10",  # "1-10", "1,2,5", 7 or a list
+    truncation: float = 1.0,  # ψ
+    label: int | None = None,  # class; needed by a conditional network
+    noise_mode: str = "const",
+) -> Tensor:  # (N, C, H, W) in [-1, 1], on the CPU
+    "The original's images for these seeds. Raises `ParameterError` where a class is missing."
+    listed = parse_seeds(seeds) if isinstance(seeds, (str, int)) else list(seeds)
+    check_generation(len(listed), truncation, noise_mode)
+    if self.generator.c_dim and label is None:
+        known = f"0 to {self.generator.c_dim - 1}"
+        raise ParameterError(f"this network draws by class: give `label`, {known}")
+    z = torch.cat([z_for_seed(seed, self.generator.z_dim) for seed in listed])
+    return self.images(self.styles(z, label, truncation), noise_mode, listed)
 
 # %% ../../nbs/04_stylegan2_model.ipynb #a79c82fc
 def save(
