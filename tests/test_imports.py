@@ -14,7 +14,7 @@ import pytest
 
 HEAVY = "diffusers transformers tensorflow IPython jupyter notebook".split()
 ALSO = {"data": ["pandas", "sklearn", "skimage", "torchvision", "matplotlib"]}
-MODULES = ["data", "metrics", "runs", "training", "embedders"]
+MODULES = ["data", "metrics", "runs", "training", "embedders", "stylegan2"]
 PROGRAM = "import sys, {name}; print(*[m for m in {heavy} if m in sys.modules])"
 
 HOME = Path(__file__).parent.parent / "synth_nb"

@@ -230,6 +230,8 @@ def from_old_words(
             both = f"`{word}` is {value!r} and `{name}` is {chosen[name]!r}"
             raise ParameterError(f"{both}, but they are the same parameter: give one of them")
         parameters[name] = value
+        if word == "snap" and "images_per_epoch" not in chosen:
+            parameters["images_per_epoch"] = 4000
         sentences.append(f"`{word}` has become `{name}` = {value!r} ({meaning})")
     return parameters, sentences
 

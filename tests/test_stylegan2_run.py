@@ -1,0 +1,181 @@
+"The StyleGAN2 notebook as a user runs it: words, bad input, a small run, and what is left of it."
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from synth_nb.runs import ParameterError, load_model
+from synth_nb.stylegan2 import Generator, StyleToImage, export_official, open_model, save
+from synth_nb.training import read_metrics
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "nbs" / "04_stylegan2.ipynb"
+SMALL = dict(image_size=32, channel_base=256, channel_max=16, z_dim=16, kimg=0.064,
+             images_per_epoch=32, n_samples=16, projection_steps=3, keep_every=1)
+
+
+@pytest.fixture
+def asked():
+    "Run the notebook's cells up to its data, with parameters given as papermill gives them."
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    cut = next(i for i, c in enumerate(cells) if "### Training" in "".join(c["source"]))
+    code = ["".join(c["source"]) for c in cells[:cut] if c["cell_type"] == "code"]
+    code = [source for source in code if "in_test():" not in source]
+    where = next(i for i, source in enumerate(code) if source.startswith("dataset: str"))
+
+    def run(until="", **given):
+        injected = "# Parameters\n" + "\n".join(f"{k} = {v!r}" for k, v in given.items())
+        space = dict(__name__="notebook", In=[injected])
+        for source in [*code[: where + 1], injected, *code[where + 1 :]]:
+            exec(source, space)
+            if until and until in source:
+                break
+        return space
+
+    return run
+
+
+def pictures(folder: Path, count: int, mode: str = "L", size: int = 32) -> Path:
+    "A folder of images, in no classes."
+    folder.mkdir()
+    for i in range(count):
+        noise = np.random.default_rng(i).integers(0, 255, (size, size), np.uint8)
+        Image.fromarray(noise).convert(mode).save(folder / f"{i:03}.png")
+    return folder
+
+
+def test_the_old_words_become_parameters(asked, capsys):
+    old = dict(data="digits", cfg="paper256", batch=16, gpus=1, mirror=1, snap=10, seeds="1,2-3",
+               trunc=0.5)
+    space = asked(until="from_old_words", **old)
+    new = space["parameters"]
+    assert new["dataset"] == "digits" and new["configuration"] == "paper256"
+    assert new["batch_size"] == 16 and new["views"] == 2 and new["num_processes"] == 1
+    assert new["keep_every"] == 10 and new["images_per_epoch"] == 4000
+    assert new["sample_seeds"] == "1,2-3" and new["truncation"] == 0.5
+    assert not {"data", "batch", "seeds"} & new.keys()
+    assert capsys.readouterr().out.count("has become") == len(old)
+
+
+def test_a_run_is_the_same_one_in_either_words(asked):
+    until = "from_old_words"
+    assert asked(until=until, batch="16")["parameters"] == asked(
+        until=until, batch_size=16)["parameters"]
+    with pytest.raises(ParameterError, match="the same parameter: give one of them"):
+        asked(until=until, batch=16, batch_size=32)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (dict(kimg=0), "`kimg` must be above 0, got 0"),
+        (dict(image_size=96), "not 96; try 128"),
+        (dict(image_size="64x32"), "draws square images, got `image_size` '64x32'"),
+        (dict(sample_seeds="5-1"), "'5-1' is empty: write '1-5'"),
+        (dict(seeds="5-1"), "'5-1' is empty: write '1-5'"),
+        (dict(cfg="paper128"), "`cfg` must be one of auto, stylegan2, paper256"),
+        (dict(gpus=2), "trains in one process, not in 2"),
+        (dict(loss="hinge"), "`loss` must be logistic or relativistic, got 'hinge'"),
+        (dict(mirrored=1), "no parameter `mirrored`; did you mean `mirror`?"),
+        (dict(lr=-1), "`lr` must be at least 0, got -1"),
+        (dict(trunc="a"), "`truncation` must be float, got 'a'"),
+    ],
+)
+def test_bad_values_are_refused(asked, given, said):
+    with pytest.raises(ParameterError) as error:
+        asked(until="settings = choose_settings", **given)
+    assert said in str(error.value)
+
+
+def test_bad_data_are_refused(asked, tmp_path):
+    few = str(pictures(tmp_path / "few", 7))
+    with pytest.raises(ParameterError, match="images to learn from, fewer than a batch"):
+        asked(dataset=few, image_size=32)
+    many = str(pictures(tmp_path / "many", 20))
+    with pytest.raises(ParameterError, match=r"`conditional` needs classes, and .*many has no"):
+        asked(dataset=many, image_size=32, conditional=1)
+
+
+def test_weights_must_fit_the_data(asked, tmp_path):
+    places = {}
+    for name, size, channels in (("larger", 64, 1), ("colour", 32, 3)):
+        G = Generator(8, 0, 8, size, channels, synthesis_kwargs=dict(channel_base=64))
+        save(StyleToImage(G), tmp_path / name)
+        places[name] = str(tmp_path / name)
+    with pytest.raises(ParameterError, match="`image_size` 64 and `channels` 1; here they are 32"):
+        asked(model=places["larger"], image_size=32)
+    with pytest.raises(ParameterError, match="`channels` 3; here they are 32 and 1"):
+        asked(network=places["colour"], image_size=32)
+    with pytest.raises(FileNotFoundError, match="`model`: there is no"):
+        asked(model=str(tmp_path / "none.pkl"), image_size=32)
+
+
+def test_exported_weights_and_others_models(tmp_path):
+    from synth_nb import dcgan
+    from synth_nb.stylegan2 import CheckpointError
+
+    G = Generator(8, 0, 8, 16, 1, synthesis_kwargs=dict(channel_base=64)).eval()
+    place = export_official(tmp_path / "network.pkl", G=G)
+    assert torch.equal(open_model(place, "cpu").generate(1), StyleToImage(G).generate(1))
+    torch.save(dict(G=dict(weights=1)), tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="holds no generator of"):
+        open_model(tmp_path / "other.pt", "cpu")
+    run = tmp_path / "dcgan"
+    (run / "model").mkdir(parents=True)
+    dcgan.save(dcgan.NoiseToImage(dcgan.Generator(32, 1, width=4)), run / "model")
+    (run / "manifest.json").write_text('{"loader": "synth_nb.dcgan.model:load"}')
+    with pytest.raises(ParameterError, match="dcgan holds a NoiseToImage, no StyleGAN2"):
+        open_model(run, "cpu")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    "The folder of a small finished run by papermill."
+    folder = tmp_path_factory.mktemp("outputs")
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    env["SYNTH_NB_CACHE"] = str(folder / "cache")
+    given = dict(SMALL, outputs=folder, run_name="small", conditional=1, path_weight=2)
+    words = [word for k, v in given.items() for word in ("-p", k, str(v))]
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(folder / "out.ipynb"), *words]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "04_stylegan2" / "small"
+
+
+def test_the_run_folder_explains_itself(finished):
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["status"] == "complete" and manifest["epoch"] == 2
+    wanted = {"synthetic", "loss", "p", "distance", "by_epoch", "truncation", "mixing", "walk",
+              "projection"}
+    assert wanted <= {p.stem for p in finished.glob("*.png")}
+    rows = read_metrics(finished)
+    assert [row["images"] for row in rows] == [32, 64]
+    assert {"kernel_efficientnet_lite2@128", "p", "path_length", "loss_path"} <= rows[-1].keys()
+    assert len(list((finished / "generated").glob("seed*.png"))) == 10
+    with Image.open(finished / "walk.gif") as film:
+        assert film.n_frames == 32 and film.mode in ("L", "P")
+
+
+def test_run_and_snapshot_are_sampled_alike(finished):
+    model = load_model(finished, "cpu")
+    few, more = model.sample(3, seed=5), model.sample(6, seed=5)
+    assert torch.allclose(few.images, more.images[:3], atol=1e-5)
+    assert more.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    last = open_model(finished / "checkpoints" / "epoch_2", "cpu")
+    assert torch.equal(last.generate("1-2", label=1), model.generate("1-2", label=1))
+    assert open_model(finished, "cpu").generator.c_dim == 2
+
+
+def test_everything_that_is_remembered_is_in_the_checkpoint(finished):
+    state = torch.load(finished / "checkpoints" / "newest.pt", weights_only=True)
+    assert {"augment", "strength", "path_length"} <= state["modules"].keys()
+    assert state["modules"]["path_length"]["mean"] > 0
+    rows = read_metrics(finished)
+    assert abs(state["modules"]["augment"]["p"].item() - rows[-1]["p"]) < 1e-6
