@@ -164,7 +164,7 @@ def test_grey_images_pixels_beside_and_a_given_model(tmp_path):
 @pytest.mark.parametrize(("notebook", "wrong", "sentence"), [
     ("02_dcgan", dict(image_size=100), "near are 96 or 112"),
     ("02_dcgan", dict(batch_size=1), "raise `batch_size`"),
-    ("02_dcgan", dict(gamma=1), "`norm` spectral or none"),
+    ("02_dcgan", dict(gamma=1, norm="batch"), "`norm` spectral or none"),
     ("03_embedding_gan", dict(sees="patches"), "not 'patches'"),
     ("03_embedding_gan", dict(judge="efficientnet_lite0@96"), "another network"),
 ])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['better_low', 'better_high', 'photographs', 'medical', 'originals', 'side_of_floor', 'sentences', 'weaknesses',
            'extractor_notes', 'count_notes', 'all_warnings', 'beside_originals', 'latex', 'caption', 'sections',
-           'write_report', 'plain', 'judge_run']
+           'write_report', 'plain', 'judgeable', 'judge_run']
 
 # %% ../../nbs/08_evaluation_report.ipynb #8a693b55
 import json
@@ -18,7 +18,14 @@ import torch
 # %% ../../nbs/08_evaluation_report.ipynb #281b7fda
 from ..embedders import Embedder
 from .copies import CopyAudit, audit_copies, said_of_copies
-from .scores import digits, heads, judge_sets, table_of, usable_groups
+from synth_nb.evaluation.scores import (
+    digits,
+    features_of,
+    heads,
+    judge_sets,
+    table_of,
+    usable_groups,
+)
 from .sets import DataError, ImageSet, oddities, shared_images
 from .tables import markdown
 from ..runs import whole
@@ -243,6 +250,22 @@ def plain(value):
     return value.item() if isinstance(value, np.generic) else str(value)
 
 # %% ../../nbs/08_evaluation_report.ipynb #97e2d80b
+def judgeable(
+    fakes: list[ImageSet],
+    embedders: list[Embedder],
+) -> tuple[list[ImageSet], list[str]]:  # those with numbers to compute; what is wrong with others
+    "Leave out sets of which nothing can be computed, as of one image over and over."
+    kept, notes = [], []
+    for fake in fakes:
+        try:
+            for embedder in embedders:
+                features_of(embedder, fake)
+            kept.append(fake)
+        except DataError as e:
+            notes.append(str(e))
+    return kept, notes
+
+
 def judge_run(
     folder: str | Path,  # of a run
     real: ImageSet,  # held-out images
@@ -255,12 +278,13 @@ def judge_run(
     device: str | torch.device = "cpu",  # where the numbers are computed
 ) -> tuple[pd.DataFrame, CopyAudit | None]:  # from `judge_sets`; None where copies cannot be judged
     "Judge a model's images, look for copies, write the report. Returns numbers and audit."
-    rows, audit, notes = judge_sets(real, fakes, embedders, repeats, seed, device), None, []
+    kept, notes = judgeable(fakes, embedders)
+    rows, audit = judge_sets(real, kept, embedders, repeats, seed, device), None
     try:
         audit = audit_copies(fakes[0], train, real, embedders[0])
     except DataError as e:
         notes.append(str(e))
     audits = [audit] if audit else []
-    said = all_warnings(real, fakes, embedders, train, audits, used) + notes
-    write_report(folder, rows, real, fakes, embedders, said, audits)
+    said = all_warnings(real, kept, embedders, train, audits, used) + list(dict.fromkeys(notes))
+    write_report(folder, rows, real, kept, embedders, said, audits)
     return rows, audit
