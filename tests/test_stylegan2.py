@@ -290,6 +290,155 @@ def test_discriminator_with_classes_by_definition(clamp):
         near(D(image, c), by_definition(D, image, c))
 
 
+def filtered(x, taps, before, after):
+    "Zeros around an image, then the separable filter."
+    kernel = torch.tensor(taps) / sum(taps)
+    kernel = (kernel[:, None] * kernel).flip(0, 1).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(F.pad(x, [before, after] * 2), kernel, groups=x.shape[1])
+
+
+def enlarged(x, taps, border=0):
+    "Zeros between pixels, then the filter."
+    wide = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+    wide[..., ::2, ::2] = x
+    k = len(taps)
+    return 4 * filtered(wide, taps, border + (k + 1) // 2, border + (k - 2) // 2)
+
+
+def styled(layer, x, w, demodulate=True):
+    "One image at a time, with weights of its own."
+    affine, rows = layer.affine, []
+    styles = F.linear(w, affine.weight / affine.weight.shape[1] ** 0.5, affine.bias)
+    for image, style in zip(x, styles, strict=True):
+        weight = layer.weight.flip(2, 3) if getattr(layer, "up", 1) == 2 else layer.weight
+        weight = weight * style[:, None, None]
+        if demodulate:
+            weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        else:
+            weight = weight / layer.weight[0].numel() ** 0.5
+        rows.append(F.conv2d(image[None], weight)[0])
+    return torch.stack(rows)
+
+
+def drawn_by_definition(G, ws, taps=(1.0, 3, 3, 1)):
+    "Images of styles with constant noise, step by step as the papers define them."
+
+    def layer(layer, x, w, gain=1.0):
+        x = styled(layer, enlarged(x, taps, 1) if layer.up == 2 else F.pad(x, [1] * 4), w)
+        x = x + layer.noise_const * layer.noise_strength if layer.use_noise else x
+        x = F.leaky_relu(x + layer.bias[:, None, None], 0.2) * 2**0.5 * gain
+        return x if layer.clamp is None else x.clamp(-layer.clamp * gain, layer.clamp * gain)
+
+    x = image = None
+    ws = iter(ws.unbind(1))
+    for res in G.synthesis.block_resolutions:
+        block = getattr(G.synthesis, f"b{res}")
+        if block.first:
+            w = next(ws)
+            x = layer(block.conv1, block.const.expand(len(w), -1, -1, -1), w)
+        elif block.architecture == "resnet":
+            weight = block.skip.weight / block.skip.weight.shape[1] ** 0.5
+            y = F.conv2d(enlarged(x, taps), weight) * 0.5**0.5
+            x = layer(block.conv0, x, next(ws))
+            x = y + layer(block.conv1, x, next(ws), 0.5**0.5)
+        else:
+            x = layer(block.conv1, layer(block.conv0, x, next(ws)), next(ws))
+        image = None if image is None else enlarged(image, taps)
+        if block.num_torgb:
+            last = res == G.img_resolution
+            w, ws = _ahead(ws) if not last else (next(ws), ws)
+            y = styled(block.torgb, x, w, False) + block.torgb.bias[:, None, None]
+            y = y if block.torgb.clamp is None else y.clamp(-block.torgb.clamp, block.torgb.clamp)
+            image = y if image is None else image + y
+    assert not list(ws)
+    return image
+
+
+def _ahead(styles):
+    "The next style, which the next block starts with too."
+    first, *rest = styles
+    return first, iter([first, *rest])
+
+
+@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+@pytest.mark.parametrize(
+    ("resolution", "channels", "options"),
+    [
+        (64, 1, {}),
+        (16, 4, dict(conv_clamp=0.3, use_noise=False)),
+        (8, 2, dict(resample_filter=[1, 2, 1])),
+        (16, 3, dict(resample_filter=[1, 2, 3, 4, 4, 3, 2, 1], num_fp16_res=4)),
+        (4, 3, {}),
+    ],
+)
+def test_generators_by_definition(architecture, resolution, channels, options):
+    torch.manual_seed(1)
+    words = SMALL | options | dict(architecture=architecture)
+    depth = dict(num_layers=3, embed_features=7, layer_features=9, activation="lrelu",
+                 lr_multiplier=0.1, w_avg_beta=0.9)
+    G = Generator(6, 3, 5, resolution, channels, depth, words).eval()
+    with torch.no_grad():
+        for value in G.parameters():
+            if value.ndim < 2:
+                value.add_(0.3 * torch.randn_like(value))
+        ws = torch.randn(2, G.num_ws, 5)
+        expected = drawn_by_definition(G, ws, options.get("resample_filter", [1, 3, 3, 1]))
+        near(G.synthesis(ws, noise_mode="const", force_fp32=True), expected)
+    held = G.state_dict()
+    assert all(tuple(v.shape) == (4, 4) for k, v in held.items() if "conv1.resample_f" in k)
+    if "resample_filter" in options and resolution > 4:
+        k = len(options["resample_filter"])
+        shape = (k,) if k > 7 else (k, k)
+        assert tuple(held["synthesis.b8.conv0.resample_filter"].shape) == shape
+
+
+@pytest.mark.parametrize("architecture", ["skip", "orig", "resnet"])
+def test_discriminators_by_definition(architecture):
+    taps = [1.0, 2, 1]
+    torch.manual_seed(2)
+    words = dict(resample_filter=taps, freeze_layers=2, fp16_channels_last=True)
+    D = Discriminator(0, 16, 4, architecture, **SMALL, block_kwargs=words,
+                      epilogue_kwargs=dict(mbstd_num_channels=0)).eval()
+    image = torch.randn(3, 4, 16, 16)
+
+    def conv(layer, x, border=0):
+        weight = layer.weight / layer.weight[0].numel() ** 0.5
+        x = F.conv2d(x, weight, stride=2 if border else 1, padding=0 if border else 1)
+        return F.leaky_relu(x + layer.bias[:, None, None], 0.2) * 2**0.5
+
+    def point(layer, x):
+        return F.conv2d(x, layer.weight / layer.weight[0].numel() ** 0.5)
+
+    with torch.no_grad():
+        for value in D.state_dict().values():
+            if value.ndim == 1:
+                value.add_(0.3 * torch.randn_like(value))
+        x, left = 0.0, image
+        for res in (16, 8, 4):
+            block = getattr(D, f"b{res}")
+            if hasattr(block, "fromrgb"):
+                y = point(block.fromrgb, left) + block.fromrgb.bias[:, None, None]
+                x = x + F.leaky_relu(y, 0.2) * 2**0.5
+            if res == 4:
+                break
+            left = filtered(left, taps, 1, 0)[..., ::2, ::2]
+            y = conv(block.conv1, filtered(conv(block.conv0, x), taps, 2, 1), 1)
+            if architecture == "resnet":
+                y = (y + point(block.skip, filtered(x, taps, 1, 0)[..., ::2, ::2])) * 0.5**0.5
+            x = y
+        x = conv(D.b4.conv, x).flatten(1)
+        x = F.linear(x, D.b4.fc.weight / D.b4.fc.weight.shape[1] ** 0.5, D.b4.fc.bias)
+        x = F.leaky_relu(x, 0.2) * 2**0.5
+        expected = F.linear(x, D.b4.out.weight / D.b4.out.weight.shape[1] ** 0.5, D.b4.out.bias)
+        near(D(image), expected)
+    learnt = {name for name, _ in D.named_parameters()}
+    assert "b16.fromrgb.weight" not in learnt and "b16.conv0.weight" not in learnt
+    assert "b16.conv1.weight" in learnt and "b16.conv0.weight" in D.state_dict()
+    held = {k: tuple(v.shape) for k, v in D.state_dict().items() if "resample_f" in k}
+    assert held["b16.conv1.resample_filter"] == held["b8.resample_filter"] == (3, 3)
+    assert held["b16.conv0.resample_filter"] == held["b16.fromrgb.resample_filter"] == (4, 4)
+
+
 def test_generator_with_classes_normalises_both():
     G, _ = pair()
     z, c = torch.randn(3, 6), torch.eye(3)

@@ -388,6 +388,7 @@ class SynthesisBlock(nn.Module):
             self.const = nn.Parameter(torch.randn(outputs, resolution, resolution))
         else:
             self.conv0 = StyledConv(inputs, outputs, w_dim, resolution, size, 2, **options)
+        options.pop("resample_filter", None)  # nothing is resampled: the published buffer stays
         self.conv1 = StyledConv(outputs, outputs, w_dim, resolution, size, **options)
         self.num_conv = 1 if self.first else 2
         self.num_torgb = int(last or architecture == "skip")
@@ -562,15 +563,15 @@ class DiscriminatorBlock(nn.Module):
     ):
         super().__init__()
         self.architecture, self.half = architecture, half
-        shared, frozen = dict(resample_filter=resample_filter), iter(frozen)
+        shared, frozen = dict(conv_clamp=conv_clamp), iter(frozen)
         self.register_buffer("resample_filter", smoothing_kernel(resample_filter))
-        shared["conv_clamp"] = conv_clamp
         if not inputs or architecture == "skip":
             self.fromrgb = ScaledConv(img_channels, between, 1, frozen=next(frozen), **shared)
         self.conv0 = ScaledConv(between, between, 3, frozen=next(frozen), **shared)
-        self.conv1 = ScaledConv(between, outputs, 3, down=2, frozen=next(frozen), **shared)
+        shared |= dict(resample_filter=resample_filter, down=2)  # the others keep the usual filter
+        self.conv1 = ScaledConv(between, outputs, 3, frozen=next(frozen), **shared)
         if architecture == "resnet":
-            shared |= dict(active=False, down=2, frozen=next(frozen))
+            shared |= dict(active=False, frozen=next(frozen))
             self.skip = ScaledConv(between, outputs, 1, **shared)
 
     def forward(

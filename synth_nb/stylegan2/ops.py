@@ -21,11 +21,11 @@ from ..runs import ParameterError
 # %% ../../nbs/04_stylegan2_ops.ipynb #4f47b1be
 def smoothing_kernel(
     taps: Sequence[float] | None = (1, 3, 3, 1),  # one direction, or both as rows; None is [1]
-) -> Tensor:  # (k, k) float32, sums to 1
+) -> Tensor:  # (k, k) float32, sums to 1; (k,) where there are eight taps or more, as published
     "The separable low-pass kernel of the networks. Raises `ParameterError` for unusable taps."
-    kernel = np.array([1.0] if taps is None else taps, np.float32)
-    kernel = np.outer(kernel, kernel) if kernel.ndim < 2 else kernel
-    if kernel.ndim != 2 or not kernel.size or kernel.sum() == 0:
+    kernel = np.atleast_1d(np.array([1.0] if taps is None else taps, np.float32))
+    kernel = np.outer(kernel, kernel) if kernel.ndim == 1 and kernel.size < 8 else kernel
+    if kernel.ndim > 2 or not kernel.size or kernel.sum() == 0:
         raise ParameterError(f"`resample_filter` must be taps like [1, 3, 3, 1], got {taps!r}")
     return torch.tensor(kernel / kernel.sum())
 
@@ -116,7 +116,7 @@ def resample(
 # %% ../../nbs/04_stylegan2_ops.ipynb #dddab290
 def smooth(
     x: Tensor,  # (B, C, H, W)
-    kernel: Tensor,  # (k, k)
+    kernel: Tensor,  # (k, k) or (k,)
     gain: float = 1.0,
 ) -> Tensor:  # (B, C, H, W)
     "Filter an image at its own size."
