@@ -315,6 +315,18 @@ def test_labels_that_do_not_fit(tmp_path, name):
     refused(stylegan_zip(tmp_path / "x.zip", table=table), why)
 
 
+def test_stylegan_zips_have_one_size(tmp_path):
+    members = {f"00000/img{i:08}.png": picture(i, size=32 if i < 7 else 48) for i in range(9)}
+    place = make_zip(tmp_path / "x.zip", members | {"dataset.json": json.dumps(dict(labels=None))})
+    said = r"x.zip is a StyleGAN zip of two sizes, 32x32 \(.*\) and 48x48 \(.*\): write"
+    with pytest.raises(DataError, match=said) as error:
+        decode_source(archive_source(place), (3, 32, 32))
+    assert "\n" not in str(error.value)
+    folder = {f"a/{i}.png": content for i, content in enumerate(members.values())}
+    found = archive_source(make_zip(tmp_path / "y.zip", folder))  # another archive may have any
+    assert len(decode_source(found, (3, 8, 8)).indices) == 9
+
+
 def test_warnings_of_zipfile_stay_inside(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['packers', 'archive_endings', 'most_bytes', 'safe_name', 'Archive', 'zip_archive', 'check_link', 'tar_members',
-           'tar_archive', 'open_archive', 'check_label', 'read_labels', 'around', 'left_out', 'one_page', 'find_labels',
-           'archive_source']
+           'tar_archive', 'open_archive', 'check_label', 'read_labels', 'OneSize', 'around', 'left_out', 'one_page',
+           'find_labels', 'archive_source']
 
 # %% ../../nbs/01_data_archives.ipynb #21c75a34
 import bz2
@@ -22,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+
+from PIL import Image
 
 from synth_nb.data.sources import (
     DataError,
@@ -210,6 +212,34 @@ def read_labels(
         raise DataError(f"dataset.json in {archive} does not fit: {count}, {first}")
     return [table[name] for name in names]
 
+# %% ../../nbs/01_data_archives.ipynb #w5size02
+class OneSize:
+    "Reads images that all have one size. Raises `DataError` that names two that differ."
+
+    def __init__(
+        self,
+        read: Callable[[int], bytes],  # content of an image
+        keys: list[str],
+        name: str,  # of the archive, for the message
+    ):
+        self.read, self.keys, self.name = read, keys, name
+        self.first, self.lock = None, threading.Lock()
+
+    def __call__(self, i: int) -> bytes:
+        content = self.read(i)
+        try:
+            width, height = Image.open(BytesIO(content)).size
+        except Exception:  # who decodes it says what is wrong
+            return content
+        here = self.keys[i], f"{width}x{height}"
+        with self.lock:
+            self.first = self.first or here
+        if here[1] != self.first[1]:
+            sizes = " and ".join(f"{size} ({key})" for key, size in sorted([self.first, here]))
+            cure = "write it anew with one size, or give the folder that it was made of"
+            raise DataError(f"{self.name} is a StyleGAN zip of two sizes, {sizes}: {cure}")
+        return content
+
 # %% ../../nbs/01_data_archives.ipynb #aa34aa2a
 def around(
     names: list[str],  # relative, with `/`
@@ -285,7 +315,8 @@ def archive_source(
     """List the images of an archive; folders in it are splits and classes, as on disk.
 
     Raises `FileNotFoundError`, `IsADirectoryError`, or `DataError` for an archive that is
-    damaged, encrypted, leads out of itself, grows too much, or has labels that do not fit.
+    damaged, encrypted, leads out of itself, grows too much, or has labels that do not fit;
+    what it holds in StyleGAN's form is read as by `OneSize`.
     """
     path = resolve(path)
     archive, name = open_archive(path), shown(path)
@@ -301,5 +332,9 @@ def archive_source(
     out = set(range(len(images))) - set(kept)
     skipped += [(images[i], "outside the class or split folders") for i in out]
     keys = [images[i] for i in kept]
-    return Source(name, keys, classes, numbers, None, lambda i: one_page(archive.read(keys[i])),
-                  split, skipped=tuple(sorted(skipped)))
+
+    def read(i):
+        return one_page(archive.read(keys[i]))
+
+    content, skipped = OneSize(read, keys, name) if flat else read, tuple(sorted(skipped))
+    return Source(name, keys, classes, numbers, None, content, split, skipped=skipped)
