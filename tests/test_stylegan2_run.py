@@ -64,6 +64,15 @@ def test_the_old_words_become_parameters(asked, capsys):
     assert capsys.readouterr().out.count("has become") == len(old)
 
 
+def test_a_batch_need_not_change_the_rest(asked):
+    until = "settings = choose_settings"
+    words = dict(batch=16, gamma=-1, image_size=128)
+    assert asked(until=until, **words)["settings"].gamma == pytest.approx(0.0002 * 128**2 / 16)
+    kept = asked(until=until, follow_batch=0, **words)["settings"]
+    assert (kept.batch_size, kept.gamma) == (16, pytest.approx(0.0002 * 128**2 / 32))
+    assert kept.ema_kimg == 10  # of the 32 images that `auto` takes at 128 pixels
+
+
 def test_a_run_is_the_same_one_in_either_words(asked):
     until = "from_old_words"
     assert asked(until=until, batch="16")["parameters"] == asked(
@@ -112,7 +121,9 @@ def test_weights_must_fit_the_data(asked, tmp_path):
     with pytest.raises(ParameterError, match="`image_size` 64 and `channels` 1; here they are 32"):
         asked(model=places["larger"], image_size=32)
     with pytest.raises(ParameterError, match="`channels` 3; here they are 32 and 1"):
-        asked(network=places["colour"], image_size=32)
+        asked(network=places["colour"], image_size=32, channels=1)
+    space = asked(network=places["colour"], seeds="1-10", trunc=1.0)  # its own size and channels
+    assert (space["image_size"], space["channels"], len(space["listed"])) == ("32", 3, 10)
     with pytest.raises(FileNotFoundError, match="`model`: there is no"):
         asked(model=str(tmp_path / "none.pkl"), image_size=32)
 
