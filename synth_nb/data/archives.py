@@ -212,7 +212,7 @@ def read_labels(
         raise DataError(f"dataset.json in {archive} does not fit: {count}, {first}")
     return [table[name] for name in names]
 
-# %% ../../nbs/01_data_archives.ipynb #w5size02
+# %% ../../nbs/01_data_archives.ipynb #4e1c07ab
 class OneSize:
     "Reads images that all have one size. Raises `DataError` that names two that differ."
 
