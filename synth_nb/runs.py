@@ -8,7 +8,7 @@ __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'r
            'check_parameters', 'seed_everything', 'stream', 'random_state', 'set_random_state', 'isolated',
            'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'Progress', 'watched', 'library_hash',
            'notebook_sources', 'now', 'code_version', 'environment', 'sample_file', 'Run', 'in_test', 'differences',
-           'read_manifest', 'open_run', 'Samples', 'load_model']
+           'read_manifest', 'node_rank', 'open_run', 'Samples', 'load_model']
 
 # %% ../nbs/00_runs.ipynb #c169c36a
 import ast
@@ -184,7 +184,8 @@ def _cast_list(value, kind):
 
 # %% ../nbs/00_runs.ipynb #f7d0f52f
 limits = {
-    **dict.fromkeys(["epochs", "batch_size", "sampling_steps", "num_processes"], (1, None)),
+    **dict.fromkeys(["epochs", "batch_size", "sampling_steps"], (1, None)),
+    **dict.fromkeys(["num_processes", "num_nodes"], (1, None)),
     **dict.fromkeys(["vae_steps", "accumulate", "components", "candidates", "seeds"], (1, None)),
     **dict.fromkeys(["images_per_epoch", "keep_every", "max_minutes", "guidance_scale"], (0, None)),
     **dict.fromkeys(["lr", "vae_lr", "kimg"], ("above 0", None)),
@@ -326,8 +327,12 @@ def isolated(
 # %% ../nbs/00_runs.ipynb #c8d8bf5d
 def pick_device(
     device: str = "auto",  # auto, cpu, cuda or mps
+    num_processes: int = 1,  # that will be started later
 ) -> torch.device:
-    "The device to compute on. Raises `ParameterError` for one that is not there."
+    """The device to compute on. Raises `ParameterError` for one that is not there.
+
+    Where several processes will be started it is the CPU: a process that has used a GPU cannot.
+    """
     has = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     if device == "auto":
         device = next(name for name, there in has.items() if there)
@@ -335,7 +340,7 @@ def pick_device(
         raise ParameterError(
             f"parameter `device` is {device!r}, but torch finds no such device here"
         )
-    return torch.device(device)
+    return torch.device(device if num_processes == 1 else "cpu")
 
 # %% ../nbs/00_runs.ipynb #b8e00ef8
 def pick_precision(
@@ -475,9 +480,8 @@ def watched(
         line.close()
 
 # %% ../nbs/00_runs.ipynb #2297de40
-free_parameters = (
-    "epochs kimg max_minutes device num_processes outputs run_name dataset keep_every".split()
-)
+free_parameters = "epochs kimg max_minutes keep_every outputs run_name dataset".split()
+free_parameters += "device num_processes num_nodes".split()
 
 # %% ../nbs/00_runs.ipynb #01276962
 judging = {"metrics", "plots", "diagrams", "evaluation"}
@@ -667,6 +671,11 @@ def read_manifest(
         raise ValueError(f"{shown(path)} is not a manifest: {e}") from None
 
 # %% ../nbs/00_runs.ipynb #db473296
+def node_rank() -> int:  # 0 on the first machine, or the only one
+    "Number of this machine among those that train together: $NODE_RANK or Slurm's $SLURM_NODEID."
+    return int(os.environ.get("NODE_RANK") or os.environ.get("SLURM_NODEID") or 0)
+
+
 def _identity(notebook: str, parameters: dict, data: dict, loader: str) -> dict:
     "What makes a run another one, as `open_run` gets it."
     loads = [f"import {loader.partition(':')[0]}"] if loader else []
@@ -683,6 +692,8 @@ def _run_folder(parameters: dict, identity: dict) -> Path:
     name = parameters.get("run_name") or digest(identity)[:10]
     if Path(name).name != name:
         raise ParameterError(f"parameter `run_name` must be a plain folder name, got {name!r}")
+    if parameters.get("num_nodes", 1) > 1 and node_rank():  # machines may share a disk
+        name = f"{name}-machine-{node_rank() + 1}"
     outputs = tempfile.mkdtemp() if in_test() else parameters.get("outputs", "outputs")
     return resolve(outputs) / identity["notebook"] / name
 
