@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['declared_parameters', 'SynthEngine', 'check_names', 'data_state', 'Experiment', 'experiments', 'check_data',
-           'run_experiment', 'snakemake_command', 'make_report', 'main']
+           'run_notebook', 'run_experiment', 'write_page', 'snakemake_command', 'make_report', 'main']
 
 # %% ../nbs/00_grid.ipynb #c34db4b1
 import ast
@@ -143,31 +143,58 @@ def check_data(dataset: str):
     if ("/" in path or "." in path) and ":" not in path and not resolve(path).exists():
         raise ParameterError(f"parameter `dataset`: {resolve(path)} does not exist")
 
-# %% ../nbs/00_grid.ipynb #0b533b57
+# %% ../nbs/00_grid.ipynb #e1369461
+def run_notebook(
+    experiment: Experiment,
+    copy: Path,  # the executed notebook goes there
+    extra: dict,  # parameters that the file does not give
+):
+    "Run a notebook by papermill. Raises `RuntimeError` with the last line of what went wrong."
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    source = project_root() / "nbs" / f"{experiment.notebook}.ipynb"
+    command = [sys.executable, "-m", "papermill", "--engine", "synth_nb", "--no-progress-bar"]
+    command += [source, copy, "-y", yaml.safe_dump(experiment.parameters | extra)]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise RuntimeError(f"{experiment.notebook} ({experiment.profile}): {last}")
+
+
 def run_experiment(
     experiment: Experiment,
     mark: Path,  # written in the end: where the run is, and what it depended on
     outputs: str = "outputs",
 ):
-    "Run a notebook by papermill. Raises `RuntimeError` with the last line of what went wrong."
-    state, notebook = experiment.state, mark.with_suffix(".ipynb")
-    notebook.parent.mkdir(parents=True, exist_ok=True)
-    given = experiment.parameters | dict(run_name=experiment.name, outputs=outputs)
-    source = project_root() / "nbs" / f"{experiment.notebook}.ipynb"
-    command = [sys.executable, "-m", "papermill", "--engine", "synth_nb", "--no-progress-bar"]
-    command += [source, notebook, "-y", yaml.safe_dump(given)]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise RuntimeError(f"{experiment.notebook} ({experiment.profile}): {last}")
-    run = resolve(outputs) / experiment.notebook / experiment.name
+    "Run an experiment, and leave a mark. Raises `RuntimeError` that says what went wrong."
+    state, name = experiment.state, experiment.name
+    run_notebook(experiment, mark.with_suffix(".ipynb"), dict(run_name=name, outputs=outputs))
+    run = resolve(outputs) / experiment.notebook / name
     status = read_manifest(run).get("status")
     if status != "complete":
         raise RuntimeError(f"{experiment.notebook} ({experiment.profile}) ended as {status!r}")
     with whole(mark) as f:
         f.write_text(json.dumps(dict(run=shown(run), state=state), indent=2) + "\n")
 
-# %% ../nbs/00_grid.ipynb #9030b5b9
+# %% ../nbs/00_grid.ipynb #f310313b
+def write_page(
+    profile: str,
+    page: Path,  # `index.html`, in the folder of the marks
+    outputs: str = "outputs",
+):
+    "Run the report on the finished runs of a profile, and write its page, tables and figures."
+    marks = [page.parent / f"{e.notebook}.json" for e in experiments(profile)]
+    given = dict(runs=", ".join(shown(mark) for mark in marks), profile=profile)
+    report = Experiment("08_report", profile, given | dict(of=[m.read_text() for m in marks]))
+    name, report.parameters = report.name, given
+    notebook = page.with_name("report.ipynb")
+    run_notebook(report, notebook, dict(run_name=name, outputs=outputs))
+    for file in (resolve(outputs) / "08_report" / name).glob("*.*"):
+        if file.suffix in (".csv", ".tex", ".md", ".png"):
+            shutil.copy(file, page.parent)
+    html = [sys.executable, "-m", "nbconvert", "--to", "html", "--no-input", "--log-level", "ERROR"]
+    subprocess.run([*html, "--output", page.stem, str(notebook)], check=True)
+
+# %% ../nbs/00_grid.ipynb #76c133ac
 def snakemake_command(
     profile: str,
     cores: int,
@@ -201,15 +228,17 @@ def make_report(profile: str, cores: int, executor: str = ""):
         raise RuntimeError(f"{said}; the others stay, and the same command goes on")
     print(f"{shown(folder)}/index.html")
 
-# %% ../nbs/00_grid.ipynb #4368d380
+# %% ../nbs/00_grid.ipynb #828535e2
 def main():
-    "`report PROFILE CORES [EXECUTOR]`, and `run NOTEBOOK PROFILE MARK`, which it calls."
+    "`report PROFILE CORES [EXECUTOR]`; its parts `run NOTEBOOK PROFILE MARK`, `page PROFILE FILE`."
     what, *rest = sys.argv[1:]
     try:
         if what == "run":
             notebook, profile, mark = rest
             found = {e.notebook: e for e in experiments(profile)}
             run_experiment(found[notebook], Path(mark))
+        elif what == "page":
+            write_page(rest[0], Path(rest[1]))
         else:
             make_report(rest[0], int(rest[1]), *rest[2:3])
     except (ParameterError, RuntimeError) as error:
