@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'resolve', 'shown', 'cache_root', 'whole',
            'whole_folder', 'digest', 'in_kernel', 'ParameterError', 'cast', 'check_value', 'injected_names',
-           'check_parameters', 'seed_everything', 'stream', 'random_state', 'set_random_state', 'isolated',
-           'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'Progress', 'watched', 'library_hash',
-           'notebook_sources', 'now', 'code_version', 'environment', 'sample_file', 'Run', 'in_test', 'differences',
-           'read_manifest', 'node_rank', 'open_run', 'Samples', 'load_model']
+           'check_names', 'check_parameters', 'seed_everything', 'stream', 'random_state', 'set_random_state',
+           'isolated', 'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'Progress', 'watched',
+           'library_hash', 'notebook_sources', 'now', 'code_version', 'environment', 'sample_file', 'Run', 'in_test',
+           'differences', 'read_manifest', 'node_rank', 'open_run', 'Samples', 'load_model']
 
 # %% ../nbs/00_runs.ipynb #c169c36a
 import ast
@@ -234,7 +234,7 @@ def injected_names(
     return [target.id for node in assigns for target in node.targets]
 
 # %% ../nbs/00_runs.ipynb #1c90d053
-def _check_names(names: list[str], declared: dict):
+def check_names(names: list[str], declared: dict):
     "Refuse a name that is not declared, with the nearest one that is."
     for name in names:
         if name not in declared:
@@ -252,7 +252,7 @@ def check_parameters(
     Raises `ParameterError` that names the parameter, and the nearest right name for an unknown one.
     """
     declared = namespace.get("__annotations__") or namespace["__annotate__"](1)
-    _check_names(injected_names(namespace.get("In", [])), declared)
+    check_names(injected_names(namespace.get("In", [])), declared)
     for name, kind in declared.items():
         value = namespace[name]
         try:
