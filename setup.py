@@ -32,7 +32,7 @@ setup(
     extras_require=extras,
     entry_points={
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
-        "papermill.engine": [f"{cfg['lib_name']}={cfg['lib_name']}.grid:SynthEngine"],
+        "papermill.engine": [f"{cfg['lib_name']}={cfg['lib_name']}.engine:SynthEngine"],
     },
     zip_safe=False,
 )

@@ -61,7 +61,7 @@ def collect(
     parts = [part for part in map(numbers_of, folders) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
-# %% ../nbs/08_report.ipynb #59d6bc13
+# %% ../nbs/08_report.ipynb #9e9abae1
 shown_metrics = ("frechet", "fid", "kernel", "recall", "coverage", "spread")
 
 
@@ -79,7 +79,7 @@ def summary(
         if one["metric"] == "kernel" and np.isfinite(one.get("floor_high") or np.nan):
             line["floor"] = f"{digits(one['floor_high'])} at {one['count']}"
     table = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["run", "set"])
-    return table.reset_index()
+    return table.reset_index().set_index("run")
 
 
 def extractors_in(rows: pd.DataFrame) -> list[str]:
