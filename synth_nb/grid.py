@@ -6,7 +6,7 @@
 __all__ = ['head_of', 'declared_parameters', 'check_given', 'data_state', 'Experiment', 'experiments', 'check_data',
            'run_notebook', 'run_experiment', 'write_page', 'as_html', 'snakemake_command', 'make_report', 'main']
 
-# %% ../nbs/00_grid.ipynb #95f88b37
+# %% ../nbs/00_grid.ipynb #d73eed85
 import json
 import shutil
 import subprocess
@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
 import yaml
 from filelock import FileLock, Timeout
 
@@ -163,7 +164,7 @@ def run_experiment(
     with whole(mark) as f:
         f.write_text(json.dumps(dict(run=shown(run), state=state), indent=2) + "\n")
 
-# %% ../nbs/00_grid.ipynb #23a85468
+# %% ../nbs/00_grid.ipynb #f0055a99
 def write_page(
     profile: str,
     page: Path,  # `index.html`, in the folder of the marks
@@ -179,23 +180,20 @@ def write_page(
     for file in (resolve(outputs) / "08_report" / name).glob("*.*"):
         if file.suffix in (".csv", ".tex", ".md", ".png"):
             shutil.copy(file, page.parent)
-    page.write_text(as_html(json.loads(notebook.read_text(encoding="utf-8"))), encoding="utf-8")
+    page.write_text(as_html(nbformat.read(notebook, 4)), encoding="utf-8")
 
 
 def as_html(
-    notebook: dict,  # executed
+    notebook: nbformat.NotebookNode,  # executed
 ) -> str:
     "A notebook's title and what follows its `## Experiment`, without code."
-    import nbformat
     from nbconvert import HTMLExporter
 
-    cells = notebook["cells"]
-    heads = ["".join(cell["source"]) for cell in cells]
-    start = next((i for i, text in enumerate(heads) if text.startswith("## Experiment")), 0)
-    short = notebook | dict(cells=[*cells[:1], *cells[start + 1 :]])
-    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True,
-                            exclude_output_prompt=True)
-    return exporter.from_notebook_node(nbformat.from_dict(short))[0]
+    cells = notebook.cells
+    starts = [i for i, cell in enumerate(cells) if cell.source.startswith("## Experiment")]
+    notebook.cells = [*cells[:1], *cells[starts[0] + 1 if starts else 1 :]]
+    hidden = ["exclude_input", "exclude_input_prompt", "exclude_output_prompt"]
+    return HTMLExporter(**dict.fromkeys(hidden, True)).from_notebook_node(notebook)[0]
 
 # %% ../nbs/00_grid.ipynb #56d26235
 def snakemake_command(
