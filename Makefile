@@ -1,6 +1,6 @@
 # Everything a person, a cluster or CI types. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run lab test lint clean
+.PHONY: help run lab report test lint clean
 SHELL := /bin/bash
 # threads that wait without spinning: several processes on one machine do not slow each other down
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -10,13 +10,17 @@ DATASET ?= demo
 EPOCHS ?= 10
 # a run's name: that of the data set
 RUN ?= $(shell basename '$(DATASET)' | tr -c 'A-Za-z0-9._\n-' '_')
+PROFILE ?= smoke
+# jobs at a time; EXECUTOR=slurm makes each a job of the cluster
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+EXECUTOR ?=
 OUT = outputs/05_e2i/$(RUN)
 BIN = .venv/bin
 SOURCES = $(wildcard nbs/*.ipynb nbs/params/*.yaml synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml) Makefile
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 8
-	@echo "Variables of run: DATASET=$(DATASET) EPOCHS=$(EPOCHS) RUN=<name of the data set>; of all: PYTHON=$(PYTHON)"
+	@echo "Variables of run: DATASET=$(DATASET) EPOCHS=$(EPOCHS) RUN=<name of the data set>; of report: PROFILE=$(PROFILE) CORES=$(CORES) EXECUTOR=$(EXECUTOR); of all: PYTHON=$(PYTHON)"
 
 .venv/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"synth_nb needs Python 3.11 or newer, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.11 …")'
@@ -45,6 +49,14 @@ run: .venv/notebooks  ## make synthetic tissue: the e2i notebook by papermill, o
 
 lab: .venv/notebooks  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=nbs
+
+.venv/grid: settings.ini setup.py | .venv/pip
+	@if [ -f .venv/dev ] && [ .venv/dev -nt settings.ini ] && [ .venv/dev -nt setup.py ]; then touch $@; else \
+	echo "installing synth_nb and what its grids need (a few minutes the first time)" && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[grid]' && touch $@; fi
+
+report: .venv/grid  ## all experiments of PROFILE (smoke, offline, recommended, reported) and one page about them
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m synth_nb.grid report $(PROFILE) $(CORES) $(EXECUTOR)
 
 lint: .venv/dev  ## notebooks clean, library exported from them, ruff
 	$(BIN)/python tests/drift.py

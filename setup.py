@@ -30,6 +30,9 @@ setup(
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
-    entry_points={"nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
+    entry_points={
+        "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
+        "papermill.engine": [f"{cfg['lib_name']}={cfg['lib_name']}.engine:SynthEngine"],
+    },
     zip_safe=False,
 )

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'resolve', 'shown', 'cache_root', 'whole',
            'whole_folder', 'digest', 'in_kernel', 'ParameterError', 'cast', 'check_value', 'injected_names',
-           'check_parameters', 'seed_everything', 'stream', 'random_state', 'set_random_state', 'isolated',
-           'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'Progress', 'watched', 'library_hash',
-           'notebook_sources', 'now', 'code_version', 'environment', 'sample_file', 'Run', 'in_test', 'differences',
-           'read_manifest', 'open_run', 'Samples', 'load_model']
+           'check_names', 'check_parameters', 'seed_everything', 'stream', 'random_state', 'set_random_state',
+           'isolated', 'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'Progress', 'watched',
+           'library_hash', 'notebook_sources', 'now', 'code_version', 'environment', 'sample_file', 'Run', 'in_test',
+           'differences', 'read_manifest', 'node_rank', 'open_run', 'Samples', 'load_model']
 
 # %% ../nbs/00_runs.ipynb #c169c36a
 import ast
@@ -184,7 +184,8 @@ def _cast_list(value, kind):
 
 # %% ../nbs/00_runs.ipynb #f7d0f52f
 limits = {
-    **dict.fromkeys(["epochs", "batch_size", "sampling_steps", "num_processes"], (1, None)),
+    **dict.fromkeys(["epochs", "batch_size", "sampling_steps"], (1, None)),
+    **dict.fromkeys(["num_processes", "num_nodes"], (1, None)),
     **dict.fromkeys(["vae_steps", "accumulate", "components", "candidates", "seeds"], (1, None)),
     **dict.fromkeys(["images_per_epoch", "keep_every", "max_minutes", "guidance_scale"], (0, None)),
     **dict.fromkeys(["lr", "vae_lr", "kimg"], ("above 0", None)),
@@ -233,7 +234,7 @@ def injected_names(
     return [target.id for node in assigns for target in node.targets]
 
 # %% ../nbs/00_runs.ipynb #1c90d053
-def _check_names(names: list[str], declared: dict):
+def check_names(names: list[str], declared: dict):
     "Refuse a name that is not declared, with the nearest one that is."
     for name in names:
         if name not in declared:
@@ -251,7 +252,7 @@ def check_parameters(
     Raises `ParameterError` that names the parameter, and the nearest right name for an unknown one.
     """
     declared = namespace.get("__annotations__") or namespace["__annotate__"](1)
-    _check_names(injected_names(namespace.get("In", [])), declared)
+    check_names(injected_names(namespace.get("In", [])), declared)
     for name, kind in declared.items():
         value = namespace[name]
         try:
@@ -326,8 +327,12 @@ def isolated(
 # %% ../nbs/00_runs.ipynb #c8d8bf5d
 def pick_device(
     device: str = "auto",  # auto, cpu, cuda or mps
+    num_processes: int = 1,  # that will be started later
 ) -> torch.device:
-    "The device to compute on. Raises `ParameterError` for one that is not there."
+    """The device to compute on. Raises `ParameterError` for one that is not there.
+
+    Where several processes will be started it is the CPU: a process that has used a GPU cannot.
+    """
     has = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     if device == "auto":
         device = next(name for name, there in has.items() if there)
@@ -335,7 +340,7 @@ def pick_device(
         raise ParameterError(
             f"parameter `device` is {device!r}, but torch finds no such device here"
         )
-    return torch.device(device)
+    return torch.device(device if num_processes == 1 else "cpu")
 
 # %% ../nbs/00_runs.ipynb #b8e00ef8
 def pick_precision(
@@ -475,9 +480,8 @@ def watched(
         line.close()
 
 # %% ../nbs/00_runs.ipynb #2297de40
-free_parameters = (
-    "epochs kimg max_minutes device num_processes outputs run_name dataset keep_every".split()
-)
+free_parameters = "epochs kimg max_minutes keep_every outputs run_name dataset".split()
+free_parameters += "device num_processes num_nodes".split()
 
 # %% ../nbs/00_runs.ipynb #01276962
 judging = {"metrics", "plots", "diagrams", "evaluation"}
@@ -516,6 +520,7 @@ def _module_file(name: str) -> Path | None:
 # %% ../nbs/00_runs.ipynb #7fa09f4c
 def library_hash(
     sources: list[str],  # Python sources to start from
+    without: set[str] = judging,  # rooms that are left out
 ) -> str:  # 40 hex digits
     "Content hash of Python sources and of every module of this library that they reach."
     trees = [_without_docstrings(source) for source in sources]
@@ -524,7 +529,7 @@ def library_hash(
     while todo:
         name = todo.pop()
         file = _module_file(name)
-        if file is None or name in modules or name.split(".")[1] in judging:
+        if file is None or name in modules or name.split(".")[1] in without:
             continue
         tree = _without_docstrings(file.read_text(encoding="utf-8"))
         modules[name] = ast.dump(tree)
@@ -667,6 +672,11 @@ def read_manifest(
         raise ValueError(f"{shown(path)} is not a manifest: {e}") from None
 
 # %% ../nbs/00_runs.ipynb #db473296
+def node_rank() -> int:  # 0 on the first machine, or the only one
+    "Number of this machine among those that train together: $NODE_RANK or Slurm's $SLURM_NODEID."
+    return int(os.environ.get("NODE_RANK") or os.environ.get("SLURM_NODEID") or 0)
+
+
 def _identity(notebook: str, parameters: dict, data: dict, loader: str) -> dict:
     "What makes a run another one, as `open_run` gets it."
     loads = [f"import {loader.partition(':')[0]}"] if loader else []
@@ -683,6 +693,8 @@ def _run_folder(parameters: dict, identity: dict) -> Path:
     name = parameters.get("run_name") or digest(identity)[:10]
     if Path(name).name != name:
         raise ParameterError(f"parameter `run_name` must be a plain folder name, got {name!r}")
+    if parameters.get("num_nodes", 1) > 1 and node_rank():  # machines may share a disk
+        name = f"{name}-machine-{node_rank() + 1}"
     outputs = tempfile.mkdtemp() if in_test() else parameters.get("outputs", "outputs")
     return resolve(outputs) / identity["notebook"] / name
 

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['Phase', 'Plan', 'batch_indices', 'pass_order', 'warmup', 'moving_average', 'MetricsLog', 'read_metrics',
-           'deferred_signals', 'accelerator_for', 'Position', 'Trainer', 'to_device', 'evaluating']
+           'deferred_signals', 'accelerator_for', 'Position', 'Trainer', 'to_device', 'batch_length', 'evaluating']
 
 # %% ../nbs/00_training.ipynb #30c5f07d
 import csv
 import math
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +25,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -30,6 +33,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 # %% ../nbs/00_training.ipynb #6e2293d3
+from .processes import SharedDraws, launch
 from synth_nb.runs import (
     ParameterError,
     Progress,
@@ -81,10 +85,19 @@ class Plan:
     keep_every: int = 0  # epochs from one loadable snapshot to the next; 0: none
     max_minutes: float = 0  # stop in good order after so long; 0: no limit
     checkpoint_minutes: float = 5  # longest time between two checkpoints
+    num_processes: int = 1  # on this machine
+    num_nodes: int = 1  # machines
 
     def __post_init__(self):
         if self.patience and not self.best:
             raise ParameterError("`patience` needs `best`: the score that is to improve")
+        if self.batch_size % (self.processes * (self.accumulate if self.processes > 1 else 1)):
+            shares = f"`num_processes`, `num_nodes` and `accumulate` deal {self.batch_size} images"
+            raise ParameterError(f"`batch_size` must divide evenly: {shares}")
+
+    @property
+    def processes(self) -> int:
+        return self.num_processes * self.num_nodes
 
     def steps_per_epoch(self, size: int) -> int:
         return math.ceil((self.images_per_epoch or size) / self.batch_size)
@@ -235,11 +248,13 @@ def accelerator_for(
     precision: str,  # fp32, bf16 or fp16
 ) -> Accelerator:
     "The accelerate engine for a device and precision."
-    mixed = {"fp32": "no"}.get(precision, precision)
+    mixed, handlers = {"fp32": "no"}.get(precision, precision), []
     state = AcceleratorState._shared_state
     if state and (state.get("_mixed_precision") != mixed or state["device"].type != device.type):
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the others wait while one evaluates
+        handlers = [InitProcessGroupKwargs(timeout=timedelta(hours=12))]
+    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=handlers)
 
 # %% ../nbs/00_training.ipynb #5d75bbd1
 @dataclass
@@ -274,19 +289,32 @@ class Trainer:
     ):
         self.folder, self.data, self.modules, self.phases = Path(folder), data, modules, phases
         self.plan, self.evaluate, self.save, self.what = plan, evaluate, save, what
-        self.device = pick_device(plan.device)
-        self.accelerator = accelerator_for(self.device, pick_precision(plan.precision, self.device))
-        for module in modules.values():
-            module.to(self.device).train()
-        averages = {name: moving_average(modules[name], beta) for name, beta in (ema or {}).items()}
-        self.averages = averages
-        self.nets = {name: self.accelerator.prepare(module) for name, module in modules.items()}
-        optimizers = {id(p.optimizer): p.optimizer for p in phases}
-        self.optimizers = {k: self.accelerator.prepare(o) for k, o in optimizers.items()}
+        self.device, self.accelerator = torch.device("cpu"), None
+        self.averages = {k: moving_average(modules[k], beta) for k, beta in (ema or {}).items()}
+        self.optimizers = {id(p.optimizer): p.optimizer for p in phases}
         self.steps_per_epoch = plan.steps_per_epoch(len(data))
         self.total = plan.epochs * self.steps_per_epoch
-        self.at, self.log = Position(), MetricsLog(self.folder)
+        self.at = Position()
+        if plan.processes == 1:  # several get theirs when they are started
+            self.engage()
         self.resume()
+
+# %% ../nbs/00_training.ipynb #e0a9a6e1
+@patch
+def engage(self: Trainer):
+    "Take the device, and bring networks and optimizers there."
+    plan, device = self.plan, pick_device(self.plan.device)
+    self.accelerator = accelerator_for(device, pick_precision(plan.precision, device))
+    self.device = self.accelerator.device
+    self.nets = {}
+    for name, module in self.modules.items():
+        module.to(self.device).train()
+        if name in self.averages:
+            self.averages[name].to(self.device)
+        # gradients are averaged in `backward`: networks stay plain, so that GANs may differentiate
+        # twice and leave one of two networks out
+        self.nets[name] = self.accelerator.prepare_model(module, evaluation_mode=True)
+    self.optimizers = {k: self.accelerator.prepare(o) for k, o in self.optimizers.items()}
 
 # %% ../nbs/00_training.ipynb #5ccdd9d3
 def to_device(
@@ -299,6 +327,11 @@ def to_device(
     move = {k: v.to(device, non_blocking=True) for k, v in batch.items() if torch.is_tensor(v)}
     return batch | move
 
+
+def batch_length(batch: dict) -> int:  # images
+    "How many images a batch has: the length of its first tensor."
+    return next(len(v) for v in batch.values() if torch.is_tensor(v))
+
 # %% ../nbs/00_training.ipynb #1fa3cebd
 @patch
 def indices(self: Trainer) -> list[int]:
@@ -309,13 +342,26 @@ def indices(self: Trainer) -> list[int]:
 # %% ../nbs/00_training.ipynb #7b491167
 @patch
 def pieces(self: Trainer) -> list[tuple[dict, float]]:  # batches and their shares
-    "The batch of this step, this process's part of it, cut for accumulation."
-    plan, engine = self.plan, self.accelerator
-    indices = self.indices()
-    mine = indices[engine.process_index :: engine.num_processes]
-    size = math.ceil(len(mine) / plan.accumulate)
-    parts = [mine[i : i + size] for i in range(0, len(mine), size)]
-    return [(to_device(self.data[part], self.device), len(part) / len(mine)) for part in parts]
+    "The batch of this step, cut for accumulation, and of each piece this process's part."
+    plan, engine, indices = self.plan, self.accelerator, self.indices()
+    size = math.ceil(len(indices) / plan.accumulate)
+    pieces = [indices[i : i + size] for i in range(0, len(indices), size)]
+    found = []
+    for piece in pieces:
+        mine = piece[engine.process_index :: engine.num_processes]
+        with self.shared_draws(len(mine)):
+            batch = self.data[mine]
+        found.append((to_device(batch, self.device), len(piece) / len(indices)))
+    return found
+
+
+@patch
+def shared_draws(self: Trainer, share: int):  # a context
+    "Random numbers as one process would draw them for the whole batch."
+    engine = self.accelerator
+    if engine.num_processes == 1:
+        return nullcontext()
+    return SharedDraws(engine.process_index, engine.num_processes, share)
 
 # %% ../nbs/00_training.ipynb #e839e36d
 @patch
@@ -332,31 +378,33 @@ def check_finite(self: Trainer, value: float, what: str, phase: Phase):
 
 # %% ../nbs/00_training.ipynb #08a3889c
 @patch
-@contextmanager
-def unsynced(self: Trainer):
-    "Gradients stay in each process: a batch's last piece brings them together."
-    with ExitStack() as stack:
-        for net in self.nets.values():
-            stack.enter_context(self.accelerator.no_sync(net))
-        yield
+def mean_over_processes(self: Trainer, values: list[Tensor]):
+    "Replace tensors by their mean over all processes, in one exchange."
+    flat = torch.cat([value.flatten() for value in values])
+    parts = self.accelerator.reduce(flat, "mean").split([value.numel() for value in values])
+    for value, part in zip(values, parts, strict=True):
+        value.copy_(part.view_as(value))
 
 
 @patch
 def backward(self: Trainer, phase: Phase, pieces: list[tuple[dict, float]]) -> float:
-    "Gradients of one phase over all pieces; returns its loss."
+    "Gradients of one phase over all pieces and processes; returns its loss."
     for other in self.phases:
         for parameter in other.parameters:
             parameter.requires_grad_(other.optimizer is phase.optimizer)
-    value = 0.0
-    for number, (batch, share) in enumerate(pieces):
-        waits = number + 1 < len(pieces)
-        with self.unsynced() if waits else nullcontext():
-            with self.accelerator.autocast():
-                loss = phase.loss(self.nets, batch) * share
-            value += loss.item()
-            self.check_finite(value, "loss", phase)
-            self.accelerator.backward(loss)
-    return value
+    value = torch.zeros((), device=self.device)
+    for batch, share in pieces:
+        with self.shared_draws(batch_length(batch)), self.accelerator.autocast():
+            loss = phase.loss(self.nets, batch) * share
+        value += loss.detach()
+        if self.accelerator.num_processes == 1:  # found before it costs a backward pass
+            self.check_finite(value.item(), "loss", phase)
+        self.accelerator.backward(loss)
+    if self.accelerator.num_processes > 1:
+        gradients = [p.grad for p in phase.parameters if p.grad is not None]
+        self.mean_over_processes([value, *gradients])
+        self.check_finite(value.item(), "loss", phase)
+    return value.item()
 
 # %% ../nbs/00_training.ipynb #356a6abf
 @patch
@@ -399,10 +447,16 @@ def state(self: Trainer) -> dict:
 
 # %% ../nbs/00_training.ipynb #680c8d44
 @patch
+def keeps(self: Trainer) -> bool:
+    "Whether this process writes: one on every machine does, into the run folder of its own."
+    return self.accelerator is None or self.accelerator.is_local_main_process
+
+
+@patch
 def checkpoint(self: Trainer, best: bool = False):
     "Write the newest checkpoint, whole or not at all; keep it as the best one too if it is."
     self.saved = time.monotonic()
-    if not self.accelerator.is_main_process:
+    if not self.keeps():
         return
     state = self.state()
     for name in (
@@ -430,6 +484,8 @@ def load(self: Trainer, path: Path) -> dict:
 def resume(self: Trainer):
     "Go on from the newest checkpoint, if there is one."
     newest = self.folder / "checkpoints" / "newest.pt"
+    self.same_start(newest)
+    self.log = MetricsLog(self.folder)
     if newest.is_file():
         state = self.load(newest)
         self.at = Position(**state["position"])
@@ -438,12 +494,28 @@ def resume(self: Trainer):
         for phase, saved in zip(self.phases, state["schedulers"], strict=True):
             if phase.scheduler:
                 phase.scheduler.load_state_dict(saved)
-        if self.accelerator.scaler and state["scaler"]:
+        if self.accelerator and self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"])
     else:
         seed_everything(self.plan.seed)
-    self.log.cut(self.at.step)
+    if self.keeps():
+        self.log.cut(self.at.step)
+
+
+@patch
+def same_start(self: Trainer, newest: Path):
+    "Machines without the first one's files begin with its checkpoint, or none."
+    if self.accelerator is None or self.plan.num_nodes == 1:
+        return
+    given = [newest.read_bytes() if newest.is_file() and self.accelerator.is_main_process else None]
+    broadcast_object_list(given)
+    if self.accelerator.is_local_main_process and not self.accelerator.is_main_process:
+        newest.unlink(missing_ok=True)
+        if given[0] is not None:
+            with whole(newest) as f:
+                f.write_bytes(given[0])
+    self.accelerator.wait_for_everyone()
 
 # %% ../nbs/00_training.ipynb #4e20d300
 @patch
@@ -462,18 +534,35 @@ def judge(self: Trainer):
     row["seconds"] = round(at.seconds, 1)
     row |= {name: total / count for name, (total, count) in at.totals.items()}
     row["lr"] = self.phases[-1].optimizer.param_groups[0]["lr"]
-    if self.evaluate:
-        with isolated(plan.seed), evaluating(self.modules.values()):
-            row |= self.evaluate(epoch)
+    row |= self.scores(epoch)
     improved = bool(plan.best) and row[plan.best] < at.best
     at.waited = 0 if improved else at.waited + 1
     at.best, at.totals = (row[plan.best] if improved else at.best), {}
-    self.log.append(row)
-    self.progress.show(at.step, " ".join(f"{k} {v:.4g}" for k, v in row.items() if "loss" in k))
-    if self.save and plan.keep_every and epoch % plan.keep_every == 0:
+    if self.keeps():
+        self.log.append(row)
+        self.show(" ".join(f"{k} {v:.4g}" for k, v in row.items() if "loss" in k))
+    if self.save and plan.keep_every and epoch % plan.keep_every == 0 and self.keeps():
         with whole_folder(self.folder / "checkpoints" / f"epoch_{epoch}") as folder:
             self.save(folder)
     self.checkpoint(best=improved)
+
+@patch
+def scores(self: Trainer, epoch: int) -> dict:
+    "What `evaluate` says; one process asks it and tells the others."
+    told = [{}]
+    if self.evaluate and self.accelerator.is_main_process:
+        with isolated(self.plan.seed), evaluating(self.modules.values()):
+            told = [self.evaluate(epoch)]
+    if self.accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    return told[0]
+
+
+@patch
+def show(self: Trainer, text: str = ""):
+    "Move the line of progress, where there is one."
+    if self.keeps():
+        self.progress.show(self.at.step, text)
 
 # %% ../nbs/00_training.ipynb #8f3b0ae7
 @contextmanager
@@ -511,6 +600,8 @@ def probe(self: Trainer) -> float:  # seconds
 def announce(self: Trainer):
     "Print what the rest of the training will cost."
     seconds = self.probe() * (self.total - self.at.step)
+    if not self.keeps():
+        return
     parameters = sum(p.numel() for m in self.modules.values() for p in m.parameters())
     averaged = sum(p.numel() for m in self.averages.values() for p in m.parameters())
     fresh = 0 if self.at.step else 8 * parameters  # Adam's two moments
@@ -519,7 +610,8 @@ def announce(self: Trainer):
     state = 4 * (3 * parameters + averaged)
     kept = self.plan.epochs // self.plan.keep_every if self.plan.keep_every and self.save else 0
     disk = state * (3 if self.plan.best else 2) + kept * 4 * parameters
-    where = f"{self.what}: steps {self.at.step} to {self.total} on {self.device}"
+    several = f", {self.plan.processes} processes" if self.plan.processes > 1 else ""
+    where = f"{self.what}: steps {self.at.step} to {self.total} on {self.device.type}{several}"
     print(f"{where}, {cost(seconds, used + fresh, disk, self.folder)} in {shown(self.folder)}")
 
 # %% ../nbs/00_training.ipynb #8c05dade
@@ -529,31 +621,72 @@ def finished(self: Trainer) -> bool:
     patience = self.plan.patience
     return self.at.step >= self.total or bool(patience and self.at.waited >= patience)
 
+# %% ../nbs/00_training.ipynb #f3b1d0c2
+@patch
+def run(self: Trainer):
+    "The loop: step by step until the end, or a reason to stop."
+    if not self.finished():
+        self.announce()
+    self.began = self.saved = self.noted = time.monotonic()
+    self.progress = Progress(self.total, self.at.step, self.what) if self.keeps() else None
+    with deferred_signals() as signals:
+        while not self.finished() and not self.anywhere(bool(signals)):
+            self.advance()
+            self.show()
+            if self.at.step % self.steps_per_epoch == 0:
+                self.judge()
+            elif time.monotonic() - self.saved > 60 * self.plan.checkpoint_minutes:
+                self.note_time()
+                self.checkpoint()
+            if self.anywhere(self.over()):
+                break
+    if not self.finished():
+        self.note_time()
+        self.checkpoint()
+    self.shut()
+    if self.anywhere(bool(signals)):
+        raise KeyboardInterrupt(f"stopped at step {self.at.step}; start again to go on")
+
+
+@patch
+def anywhere(self: Trainer, flag: bool) -> bool:
+    "Whether it is so in any process, so that all stop at the same step."
+    if self.accelerator.num_processes == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=self.device)
+    return self.accelerator.reduce(flags, "sum").item() > 0
+
+# %% ../nbs/00_training.ipynb #a7c4e2d9
+@patch
+def run_together(self: Trainer):
+    "The loop in several processes; what they reached is read from the checkpoint."
+    def in_each():
+        self.engage()
+        self.resume()
+        self.run()
+
+    plan, newest = self.plan, self.folder / "checkpoints" / "newest.pt"
+    try:
+        launch(in_each, plan.num_processes, plan.num_nodes, plan.device)
+    except RuntimeError as error:
+        left = f"what was reached is in {shown(newest)}" if newest.is_file() else "nothing is kept"
+        raise RuntimeError(f"{self.what}: {error}; {left}; start again to go on") from None
+    self.resume()
+
 # %% ../nbs/00_training.ipynb #f6df70a4
 @patch
 def fit(self: Trainer) -> str:  # "complete", or "stopped" when `max_minutes` were over
     """Train to the end, or as far as `max_minutes` reach; with `patience`, return to the best.
 
     A stop from outside (SIGINT, SIGTERM) writes a checkpoint and raises `KeyboardInterrupt`.
+    With several processes the training runs in them, and this one takes what they reached.
     """
-    if not self.finished():
-        self.announce()
-    self.began = self.saved = self.noted = time.monotonic()
-    self.progress = Progress(self.total, self.at.step, self.what)
-    with deferred_signals() as signals:
-        while not self.finished() and not signals:
-            self.advance()
-            self.progress.show(self.at.step)
-            if self.at.step % self.steps_per_epoch == 0:
-                self.judge()
-            elif time.monotonic() - self.saved > 60 * self.plan.checkpoint_minutes:
-                self.note_time()
-                self.checkpoint()
-            if self.over():
-                break
+    several = self.plan.processes > 1
+    if not several:
+        self.run()
+    elif not self.finished():
+        self.run_together()
     self.close(stopped=not self.finished())
-    if signals:
-        raise KeyboardInterrupt(f"stopped at step {self.at.step}; start again to go on")
     return "complete" if self.finished() else "stopped"
 
 # %% ../nbs/00_training.ipynb #9635e367
@@ -573,16 +706,20 @@ def note_time(self: Trainer):
 
 
 @patch
+def shut(self: Trainer):
+    "End the line of progress and the log."
+    if self.keeps():
+        self.progress.close()
+        self.log.close()
+
+
+@patch
 def close(self: Trainer, stopped: bool):
     "Leave the networks as whoever uses them next expects them."
-    if stopped:
-        self.note_time()
-        self.checkpoint()
     best = self.folder / "checkpoints" / "best.pt"
     if self.plan.patience and not stopped and best.is_file():
         self.load(best)
     for name, module in self.modules.items():
-        self.accelerator.unwrap_model(self.nets[name], keep_fp32_wrapper=False)
+        if self.accelerator:
+            self.accelerator.unwrap_model(self.nets[name], keep_fp32_wrapper=False)
         module.eval().requires_grad_(False)
-    self.progress.close()
-    self.log.close()

@@ -1,0 +1,37 @@
+# A profile's experiments and the report about them: `make report PROFILE=recommended`.
+#
+# A run is made again when its `state` changes: code in the notebook's cells, the library behind
+# them, parameters or data. Prose does not count, nor does the time of a file.
+# On a cluster: `make report PROFILE=recommended EXECUTOR=slurm CORES=20` (20 jobs at a time).
+import sys
+
+from synth_nb.grid import experiments
+
+PROFILE = config.get("profile", "smoke")
+RUNS = {run.notebook: run for run in experiments(PROFILE)}
+HOME = f"outputs/report/{PROFILE}"
+
+
+rule report:
+    input:
+        expand(f"{HOME}/{{notebook}}.json", notebook=RUNS),
+    output:
+        f"{HOME}/index.html",
+    params:
+        state=[run.state for run in RUNS.values()],
+    shell:
+        "{sys.executable} -m synth_nb.grid page {PROFILE} {output}"
+
+
+rule run:
+    output:
+        f"{HOME}/{{notebook}}.json",
+    params:
+        state=lambda wildcards: RUNS[wildcards.notebook].state,
+    threads: 1
+    resources:
+        runtime=lambda wildcards, attempt: 60 * config.get("hours", 4),  # minutes, on a cluster
+        mem_mb=config.get("mem_mb", 16000),
+        gpu=config.get("gpu", 0),
+    shell:
+        "OMP_NUM_THREADS={threads} {sys.executable} -m synth_nb.grid run {wildcards.notebook} {PROFILE} {output}"
