@@ -782,11 +782,22 @@ class Samples:
         return len(self.images)
 
 # %% ../nbs/00_runs.ipynb #790f25d9
+def _missing(home: Path, model: Path) -> str:
+    "What to say of a model that is not there."
+    places = (home / "checkpoints").glob("epoch_*")
+    epochs = sorted(int(p.name[6:]) for p in places if p.is_dir() and p.name[6:].isdecimal())
+    if model.parent == home / "checkpoints":
+        kept = f"there are {', '.join(map(str, epochs))}" if epochs else "no epoch was"
+        return f"{model.name} was not saved in {shown(home)}: {kept}"
+    return f"{model} is missing: the run was not finished, or only its tables were kept"
+
+
 def load_model(
     run: str
     | Path
     | Run,  # a run folder, or a snapshot inside one: "outputs/05_e2i/demo/checkpoints/epoch_50"
     device: str = "auto",
+    epoch: int = 0,  # of a snapshot in the run folder; 0: the model of its end
 ):  # an object with `sample(n, seed)` → `Samples`
     "Load a trained model. Raises `FileNotFoundError` or `ValueError` that says what is missing."
     folder = resolve(run.folder if isinstance(run, Run) else run)
@@ -796,9 +807,8 @@ def load_model(
     module, _, name = read_manifest(home).get("loader", "").partition(":")
     if not module.startswith("synth_nb.") or not name:
         raise ValueError(f"{shown(home)}/manifest.json names no loader of this library")
-    model = folder / "model" if folder == home else folder
+    inside = Path("checkpoints", f"epoch_{epoch}") if epoch else Path("model")
+    model = folder / inside if folder == home else folder
     if not model.is_dir():
-        raise FileNotFoundError(
-            f"{model} is missing: the run was not finished, or only its tables were kept"
-        )
+        raise FileNotFoundError(_missing(home, model))
     return getattr(importlib.import_module(module), name)(model, pick_device(device))

@@ -83,6 +83,7 @@ class Plan:
     best: str = ""  # score to keep the best checkpoint of; lower is better
     patience: int = 0  # evaluations without improvement until it stops; 0: never
     keep_every: int = 0  # epochs from one loadable snapshot to the next; 0: none
+    keep_state: bool = False  # with each of them all that going on from there takes
     max_minutes: float = 0  # stop in good order after so long; 0: no limit
     checkpoint_minutes: float = 5  # longest time between two checkpoints
     num_processes: int = 1  # on this machine
@@ -481,9 +482,12 @@ def load(self: Trainer, path: Path) -> dict:
 
 # %% ../nbs/00_training.ipynb #e4e66bbe
 @patch
-def resume(self: Trainer):
-    "Go on from the newest checkpoint, if there is one."
-    newest = self.folder / "checkpoints" / "newest.pt"
+def resume(self: Trainer, epoch: int = 0):
+    "Go on from the newest checkpoint, if there is one, or from an epoch whose state was kept."
+    place = self.folder / "checkpoints"
+    newest = place / f"epoch_{epoch}" / "state.pt" if epoch else place / "newest.pt"
+    if epoch and not newest.is_file():
+        raise FileNotFoundError(f"the state of epoch {epoch} was not kept in {shown(place)}")
     self.same_start(newest)
     self.log = MetricsLog(self.folder)
     if newest.is_file():
@@ -544,6 +548,8 @@ def judge(self: Trainer):
     if self.save and plan.keep_every and epoch % plan.keep_every == 0 and self.keeps():
         with whole_folder(self.folder / "checkpoints" / f"epoch_{epoch}") as folder:
             self.save(folder)
+            if plan.keep_state:
+                torch.save(self.state(), folder / "state.pt")
     self.checkpoint(best=improved)
 
 @patch
