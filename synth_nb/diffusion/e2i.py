@@ -15,9 +15,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-# %% ../../nbs/05_e2i.ipynb #91c67e72
+# %% ../../nbs/05_e2i.ipynb #6fcbd956
 from ..data import ImageDataset, to_uint8
-from .sampling import generate, load_parts, save_model
+from .pipeline import load_parts, save_model
+from .sampling import generate
 from ..embedders import Embedder, embed_images, load_embedder
 from ..runs import Samples, stream
 
