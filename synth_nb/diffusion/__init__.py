@@ -7,10 +7,10 @@ __all__ = ['add_lora', 'cached_array', 'cached_latents', 'check_size', 'conditio
            'draw_times', 'encode', 'encode_all', 'encode_posterior', 'fit_autoencoder', 'generate', 'held_out_loss',
            'Latents', 'LatentSet', 'layouts', 'load_autoencoder', 'load_parts', 'load_pipeline', 'load_unet',
            'loss_weights', 'merged', 'new_autoencoder', 'new_pipeline', 'new_scheduler', 'new_unet', 'noise_for',
-           'noise_levels', 'noisify', 'objective_of', 'objectives', 'samplers', 'Samples', 'save_model', 'standardise',
-           'trainable', 'view_embeddings', 'weights_digest', 'whiten', 'with_sampler']
+           'noise_levels', 'noisify', 'objective_of', 'objectives', 'sample_dataset', 'samplers', 'Samples',
+           'save_model', 'standardise', 'trainable', 'view_embeddings', 'weights_digest', 'whiten', 'with_sampler']
 
-# %% ../../nbs/05_diffusion.ipynb #e463dde5
+# %% ../../nbs/05_diffusion.ipynb #caaed350
 from synth_nb.diffusion.autoencoder import (
     check_size,
     decode,
@@ -49,14 +49,15 @@ from synth_nb.diffusion.objective import (
 from .pipeline import load_parts, load_pipeline, new_pipeline, save_model
 from .pretrained import add_lora, condition_width, load_unet, merged, trainable
 from .sampling import generate, noise_for
+from .sets import sample_dataset
 from ..runs import Samples
 
-# %% ../../nbs/05_diffusion.ipynb #4579c511
+# %% ../../nbs/05_diffusion.ipynb #f51861c2
 _all_ = [
     add_lora, cached_array, cached_latents, check_size, condition_width, decode, decode_all,
     DiffusionLoss, draw_times, encode, encode_all, encode_posterior, fit_autoencoder, generate,
     held_out_loss, Latents, LatentSet, layouts, load_autoencoder, load_parts, load_pipeline,
     load_unet, loss_weights, merged, new_autoencoder, new_pipeline, new_scheduler, new_unet,
-    noise_for, noise_levels, noisify, objective_of, objectives, samplers, Samples, save_model,
-    standardise, trainable, view_embeddings, weights_digest, whiten, with_sampler,
+    noise_for, noise_levels, noisify, objective_of, objectives, sample_dataset, samplers, Samples,
+    save_model, standardise, trainable, view_embeddings, weights_digest, whiten, with_sampler,
 ]

@@ -153,7 +153,7 @@ def encode_all(
     images = (view(to_float(dataset[part]["image"]), number).to(vae.device) for part in parts)
     return torch.cat([encode(vae, x).float().cpu() for x in images])
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #57f715b1
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #8d5b3c07
 def latent_statistics(
     vae: AutoencoderKL,
     dataset: ImageDataset,
@@ -162,15 +162,15 @@ def latent_statistics(
 ) -> tuple[Tensor, Tensor]:  # per channel (C,) each, on the autoencoder's device, unscaled
     "Mean and deviation of draws from the latents of a data set."
     rows = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().long().tolist()
-    sums, count = 0, 0
+    sums, count, scale = 0, 0, vae.config.scaling_factor
     for i in range(0, len(rows), batch_size):
         images = to_float(dataset[rows[i : i + batch_size]]["image"]).to(vae.device)
         mean, deviation = (z.double() for z in encode_posterior(vae, images))
         square = mean.square() + deviation.square()  # a draw's, on average
         sums = sums + torch.stack([mean, square]).sum((1, 3, 4))
         count += mean[:, 0].numel()
-    mean, square = sums / count / vae.config.scaling_factor ** torch.arange(1, 3)[:, None].to(vae.device)
-    return mean.float(), (square - mean.square()).sqrt().float()
+    mean, square = sums / count
+    return mean.float() / scale, (square - mean.square()).sqrt().float() / scale
 
 # %% ../../nbs/05_diffusion_autoencoder.ipynb #11f0151b
 def decode_all(
@@ -268,7 +268,7 @@ def fit_autoencoder(
 # %% ../../nbs/05_diffusion_autoencoder.ipynb #e4fe7196
 AUTOENCODER_VERSION = 2  # to be raised when what `fit_autoencoder` learns changes
 
-# %% ../../nbs/05_diffusion_autoencoder.ipynb #b17f6b36
+# %% ../../nbs/05_diffusion_autoencoder.ipynb #db42ec3f
 def load_autoencoder(
     name,  # a folder, of a pipeline too, or an id on the Hub such as "stabilityai/sd-vae-ft-mse"
     device: str = "auto",
@@ -278,16 +278,14 @@ def load_autoencoder(
     Raises `OSError` that says what to do when it is not there, and `ParameterError` for one that
     a stock pipeline cannot hold.
     """
-    local = resolve(name)
+    local, named = resolve(name), f"autoencoder {str(name)!r}"
     local = local / "vae" if (local / "vae" / "config.json").is_file() else local
     try:
         vae = AutoencoderKL.from_pretrained(str(local if local.is_dir() else name))
     except (OSError, ValueError) as e:
         hint = "check the name and the network, or leave `autoencoder` empty to train one here"
-        raise OSError(
-            f"autoencoder {str(name)!r} cannot be loaded ({type(e).__name__}); {hint}"
-        ) from e
+        raise OSError(f"{named} cannot be loaded ({type(e).__name__}); {hint}") from e
     if vae.config.shift_factor:
-        raise ParameterError(f"autoencoder {str(name)!r} shifts its latents, which a stock pipeline "
-                             "of Stable Diffusion does not undo: choose one of Stable Diffusion 1 or 2")
+        raise ParameterError(f"{named} shifts its latents, which a stock Stable Diffusion pipeline "
+                             "does not undo: choose one of Stable Diffusion 1 or 2")
     return vae.to(pick_device(device)).eval().requires_grad_(False)

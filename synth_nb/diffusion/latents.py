@@ -122,7 +122,7 @@ def check_room(
         sizes = f"{need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
         raise OSError(f"the latents need {sizes} in {shown(folder)}; set SYNTH_NB_CACHE")
 
-# %% ../../nbs/05_diffusion_latents.ipynb #ebfb4baa
+# %% ../../nbs/05_diffusion_latents.ipynb #003986ab
 @dataclass
 class Latents:
     "Mean and deviation of the latents of every view of every image."
@@ -136,7 +136,12 @@ class Latents:
     def __len__(self):
         return len(self.mean)
 
+    def __getitem__(self, index) -> Tensor:
+        "Drawn anew each time, by torch's generator."
+        mean, deviation = self.mean[index], self.deviation[index]
+        return mean + deviation * torch.randn_like(mean)
 
+# %% ../../nbs/05_diffusion_latents.ipynb #ee95d423
 def _check_views(dataset: ImageDataset, views: int):
     height, width = dataset.image_size
     if views > 2 and height != width:
@@ -144,7 +149,7 @@ def _check_views(dataset: ImageDataset, views: int):
             f"{views} views need square images, these are {height}x{width}; use 1 or 2"
         )
 
-# %% ../../nbs/05_diffusion_latents.ipynb #c9e80316
+# %% ../../nbs/05_diffusion_latents.ipynb #ef0bee7e
 def cached_latents(
     vae: AutoencoderKL,
     dataset: ImageDataset,
@@ -157,9 +162,8 @@ def cached_latents(
     """
     _check_views(dataset, views)
     check_channels(vae, dataset.channels)
-    n, (height, width) = len(dataset), dataset.image_size
-    side = 2 ** (len(vae.config.block_out_channels) - 1)
-    row = (2, vae.config.latent_channels, height // side, width // side)
+    n, side = len(dataset), 2 ** (len(vae.config.block_out_channels) - 1)
+    row = (2, vae.config.latent_channels, *(length // side for length in dataset.image_size))
     starts = [(number, i) for number in range(views) for i in range(0, n, batch_size)]
     sizes = [min(batch_size, n - i) for _, i in starts]
 
@@ -171,8 +175,8 @@ def cached_latents(
 
     key = digest(weights_digest(vae), vae.config.scaling_factor, dataset.fingerprint, views)
     path = cache_root() / "latents" / f"{key}.npy"
-    found = grown_array(path, (views * n, *row), starts, sizes, make, "encoding images")
-    both = torch.from_numpy(found).view(views, n, *row)
+    both = torch.from_numpy(grown_array(path, (views * n, *row), starts, sizes, make))
+    both = both.view(views, n, *row)
     return Latents(both[:, :, 0], both[:, :, 1])
 
 # %% ../../nbs/05_diffusion_latents.ipynb #ee8506ae
@@ -212,7 +216,7 @@ def view_embeddings(
     with FileLock(cache_root() / "embeddings" / f"{name}.lock"):
         return torch.stack([embed_images(embedder, turned(number)) for number in range(views)])
 
-# %% ../../nbs/05_diffusion_latents.ipynb #8d211260
+# %% ../../nbs/05_diffusion_latents.ipynb #e87dd6cf
 class LatentSet:
     "Latents and their conditions, each time in a random one of their views."
 
@@ -231,19 +235,10 @@ class LatentSet:
     def __len__(self):
         return self.latents.shape[1]
 
-    def __getitem__(self, indices: list[int]) -> dict:
+    def __getitem__(self, indices: list[int]) -> dict:  # latent, condition, key, condition_mask
         views = torch.randint(len(self.latents), (len(indices),))
         of_condition = views if len(self.conditions) > 1 else torch.zeros_like(views)
         masks = {} if self.masks is None else dict(condition_mask=self.masks[indices])
-        return dict(
-            latent=self._draw(views, indices),
-            condition=self.conditions[of_condition, indices],
-            key=[self.keys[i] for i in indices],
-            **masks,
-        )
-
-    def _draw(self, views: Tensor, indices: list[int]) -> Tensor:
-        if isinstance(self.latents, Tensor):
-            return self.latents[views, indices]
-        mean, deviation = (z[views, indices] for z in (self.latents.mean, self.latents.deviation))
-        return mean + deviation * torch.randn_like(mean)
+        latent, condition = self.latents[views, indices], self.conditions[of_condition, indices]
+        keys = [self.keys[i] for i in indices]
+        return dict(latent=latent, condition=condition, key=keys, **masks)

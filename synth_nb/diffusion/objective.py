@@ -51,7 +51,7 @@ def _sampling(
         return EulerDiscreteScheduler(**common)
     return DDIMScheduler(**common, clip_sample=False)
 
-# %% ../../nbs/05_diffusion_objective.ipynb #808c77d7
+# %% ../../nbs/05_diffusion_objective.ipynb #1205ad8b
 def new_scheduler(
     objective: str = "v",  # epsilon, v or flow
     sampler: str = "dpm++",  # ddim, dpm++ or euler
@@ -66,7 +66,7 @@ def new_scheduler(
     if objective == "flow" and zero_snr is False:
         raise ParameterError("objective 'flow' always ends in pure noise: leave `zero_snr` out")
     rescale = objective == "v" if zero_snr is None else bool(zero_snr)
-    schedule = _schedule | (dict(rescale_betas_zero_snr=True) if rescale and objective == "v" else {})
+    schedule = _schedule | (dict(rescale_betas_zero_snr=True) if rescale else {})
     return _sampling(sampler, objectives[objective], schedule)
 
 # %% ../../nbs/05_diffusion_objective.ipynb #6409c4ba
@@ -161,7 +161,7 @@ def draw_times(
     places = torch.where(evenly, torch.rand(count), (torch.randn(count) + shift).sigmoid())
     return (places * steps).long().clamp_max(steps - 1)
 
-# %% ../../nbs/05_diffusion_objective.ipynb #450d271a
+# %% ../../nbs/05_diffusion_objective.ipynb #d90beb25
 class DiffusionLoss:
     "Weighted squared error of what a network predicts, as a loss of the trainer."
 
@@ -179,16 +179,15 @@ class DiffusionLoss:
 
     def __call__(self, nets: dict, batch: dict) -> Tensor:
         latents, conditions = batch["latent"], batch["condition"]
-        place = latents.device
-        if "condition_mask" in batch:
-            conditions = conditions * batch["condition_mask"].unsqueeze(-1)
         times = draw_times(len(latents), self.shift)
-        levels = (part[times].to(place) for part in (self.signal, self.spread))
-        weights, times = self.weights[times].to(place), times.to(place)
-        keep = torch.rand(len(latents), 1, 1).to(place) >= self.drop
+        levels = (part[times].to(latents) for part in (self.signal, self.spread))
+        keep = torch.rand(len(latents), 1, 1) >= self.drop
+        if "condition_mask" in batch:
+            keep = keep * batch["condition_mask"].unsqueeze(-1).cpu()
         noisy, target = noisify(latents, torch.randn_like(latents), *levels, self.objective)
-        predicted = nets["unet"](noisy, times, conditions * keep, return_dict=False)[0]
-        return (weights * (predicted.float() - target).square().mean((1, 2, 3))).mean()
+        given = (noisy, times.to(latents.device), conditions * keep.to(latents.device))
+        errors = (nets["unet"](*given, return_dict=False)[0].float() - target).square()
+        return (self.weights[times].to(latents) * errors.mean((1, 2, 3))).mean()
 
 # %% ../../nbs/05_diffusion_objective.ipynb #9de12cf0
 @torch.inference_mode()

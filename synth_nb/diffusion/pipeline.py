@@ -26,7 +26,7 @@ from .objective import new_scheduler
 from .pretrained import merged
 from ..runs import ParameterError, quiet, shown
 
-# %% ../../nbs/05_diffusion_pipeline.ipynb #a78fe30f
+# %% ../../nbs/05_diffusion_pipeline.ipynb #64bfc33f
 def new_pipeline(
     vae: AutoencoderKL,
     unet: UNet2DConditionModel,
@@ -35,7 +35,8 @@ def new_pipeline(
     "A stock pipeline without a text encoder: conditions are given as `prompt_embeds`."
     have, need = vae.config.latent_channels, unet.config.in_channels
     if have != need:
-        raise ParameterError(f"the autoencoder has {have} latent channels, the UNet works on {need}")
+        raise ParameterError(f"the autoencoder has {have} latent channels, "
+                             f"the UNet works on {need}: they must be the same")
     none = dict(text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None)
     with quiet(logging):
         pipeline = StableDiffusionPipeline(
@@ -86,16 +87,16 @@ def save_model(
     save_file(parts, folder / "conditions.safetensors")
     (folder / "conditions.json").write_text(json.dumps(settings, indent=2) + "\n")
 
-# %% ../../nbs/05_diffusion_pipeline.ipynb #a5887b33
+# %% ../../nbs/05_diffusion_pipeline.ipynb #12df7bda
 def load_parts(
     folder: Path,  # written by `save_model`
     device: torch.device | str = "cpu",  # of the pipeline; tensors stay on the CPU
 ) -> tuple[StableDiffusionPipeline, dict[str, Tensor], dict]:  # as `save_model` got them
     "What a saved model is made of. Raises `FileNotFoundError` that names what is missing."
     pipeline = load_pipeline(folder, device)
-    missing = [n for n in ("conditions.safetensors", "conditions.json") if not (folder / n).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{shown(folder)} lacks {missing[0]}: it is a pipeline, but not a "
-                                "model of this project; load it with diffusers")
-    tensors = load_file(folder / "conditions.safetensors")
-    return pipeline, tensors, json.loads((folder / "conditions.json").read_text())
+    tensors, settings = folder / "conditions.safetensors", folder / "conditions.json"
+    for file in (tensors, settings):
+        if not file.is_file():
+            raise FileNotFoundError(f"{shown(folder)} lacks {file.name}: it is a pipeline, but not "
+                                    "a model of this project; load it with diffusers")
+    return pipeline, load_file(tensors), json.loads(settings.read_text())

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['unet_folder', 'stored_unet', 'condition_width', 'take_conditions', 'load_unet', 'add_lora', 'trainable', 'merged']
 
-# %% ../../nbs/05_diffusion_pretrained.ipynb #0955185a
+# %% ../../nbs/05_diffusion_pretrained.ipynb #6c8474c9
 import copy
 from pathlib import Path
 
-import torch
 from diffusers import UNet2DConditionModel
 from diffusers.utils import logging
 from torch import nn
