@@ -133,7 +133,8 @@ def pipeline_folder(tmp_path_factory) -> Path:
 
 
 def test_sampling_goes_on_after_a_kill(tmp_path, pipeline_folder):
-    killed, whole, logs = tmp_path / "killed", tmp_path / "whole", [tmp_path / str(i) for i in "abcd"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    logs = [tmp_path / name for name in "abcd"]
     process = start(sample_slowly, logs[0], pipeline_folder, killed, 0.3)
     assert killed_after(process, logs[0], 3)[:3] == ["0", "4", "8"] and not killed.exists()
     after = done(start(sample_slowly, logs[1], pipeline_folder, killed, 0), logs[1])
@@ -233,7 +234,7 @@ def test_every_objective_learns_and_stays_finite(tmp_path, objective):
 
     parts = latent_set(tokens=3)
     data = Constant(parts.latents, parts.conditions, parts.keys, parts.masks)
-    trainer = trained(tmp_path, 12, data=data, objective=objective, min_snr=5.0, time_shift=0.5)
+    trainer = trained(tmp_path, 8, data=data, objective=objective, min_snr=5.0, time_shift=0.5)
     losses = [row["loss"] for row in trainer.log.rows]
     assert np.isfinite(losses).all() and losses[-1] < 0.8 * losses[0]
 
@@ -264,12 +265,3 @@ def test_time_falls_with_the_interval(pipeline_folder):
         generate(pipeline, torch.randn(2, 1, 16), guidance_scale=2.0, guidance_interval=interval,
                  sampling_steps=20, image_size=(16, 16))
         assert sum(rows) == wanted
-
-
-def test_a_name_on_the_hub_without_network_is_one_sentence():
-    began = time.monotonic()
-    with pytest.raises(OSError, match="check the name and the network, or leave `pretrained`"):
-        new_unet(16, pretrained="stable-diffusion-v1-5/stable-diffusion-v1-5")
-    with pytest.raises(ParameterError, match="must be one of"):
-        new_scheduler("flow", "heun")
-    assert time.monotonic() - began < 60
