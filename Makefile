@@ -1,6 +1,6 @@
 # Everything a person, a cluster or CI types. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run lab report test lint clean
+.PHONY: help run lab report docs test lint clean
 SHELL := /bin/bash
 # threads that wait without spinning: several processes on one machine do not slow each other down
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -19,7 +19,7 @@ BIN = .venv/bin
 SOURCES = $(wildcard nbs/*.ipynb nbs/params/*.yaml synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml) Makefile
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 8
 	@echo "Variables of run: DATASET=$(DATASET) EPOCHS=$(EPOCHS) RUN=<name of the data set>; of report: PROFILE=$(PROFILE) CORES=$(CORES) EXECUTOR=$(EXECUTOR); of all: PYTHON=$(PYTHON)"
 
 .venv/pip:
@@ -36,6 +36,11 @@ help:  ## this list
 	@echo "installing synth_nb and what its tests need (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
+
+.venv/docs: settings.ini setup.py | .venv/pip
+	@if [ -f .venv/dev ] && [ .venv/dev -nt settings.ini ] && [ .venv/dev -nt setup.py ]; then touch $@; else \
+	echo "installing synth_nb and what its site needs (a few minutes the first time)" && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' && touch $@; fi
 
 run: .venv/notebooks  ## make synthetic tissue: the e2i notebook by papermill, on DATASET for EPOCHS
 	@mkdir -p '$(OUT)'
@@ -58,6 +63,10 @@ lab: .venv/notebooks  ## JupyterLab on the notebooks
 report: .venv/grid  ## all experiments of PROFILE (smoke, offline, recommended, reported) and one page about them
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m synth_nb.grid report $(PROFILE) $(CORES) $(EXECUTOR)
 
+docs: .venv/docs  ## the site in _docs/, from the notebooks as they are; warnings are errors
+	$(BIN)/sphinx-build -W --keep-going -q -j auto -c nbs/_site nbs _docs
+	@echo "open _docs/index.html in a browser"
+
 lint: .venv/dev  ## notebooks clean, library exported from them, ruff
 	$(BIN)/python tests/drift.py
 	$(BIN)/ruff check .
@@ -72,4 +81,4 @@ test: .venv/tested  ## lint, tests in the notebooks, tests in tests/; nothing if
 	@touch $@
 
 clean:  ## remove .venv and what can be computed again; runs stay
-	rm -rf .venv outputs/cache build dist *.egg-info
+	rm -rf .venv outputs/cache _docs _proc build dist *.egg-info

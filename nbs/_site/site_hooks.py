@@ -1,0 +1,49 @@
+"Where the site's parts meet Sphinx: every source before it is read, and equations."
+
+import json
+from pathlib import Path
+
+import contents
+import latex2mathml.converter
+import myst
+from docutils.nodes import SkipNode
+
+
+def read(app, docname: str, source: list[str]):
+    "A source as MyST reads it: notebooks through nbdev, pages with what is put together for them."
+    folder = Path(app.srcdir)
+    path = folder / f"{docname}.ipynb"
+    if path.exists():
+        page = myst.page(path, source[0])
+        names = {other.stem for other in folder.glob("[0-9]*.ipynb")}
+        if menu := contents.toctree(contents.parts(docname, names)):
+            page["cells"].append(dict(cell_type="markdown", id="parts", metadata={}, source=menu))
+        source[0] = json.dumps(page)
+        return
+    text = contents.without_missing(folder, source[0])
+    text = myst.outside(myst.with_summary(text))
+    text = text.replace("<!-- gallery -->", contents.gallery(folder))
+    text = text.replace("<!-- names -->", myst.links(contents.names()))
+    source[0] = text + (contents.menus(folder) if docname == app.config.root_doc else "")
+
+
+def made_from_all(app, env, added, changed, removed):
+    "Pages that show what other pages hold are read again when any of those changed."
+    return ["index", "api", "learning_path"] if added | changed | removed else []
+
+
+def _mathml(display: str):
+    def visit(self, node):
+        made = latex2mathml.converter.convert(node.astext(), display=display)
+        # bars of a norm are as high as a line, as in print
+        self.body.append(made.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;'))
+        raise SkipNode
+
+    return visit, None
+
+
+def setup(app):
+    app.connect("source-read", read)
+    app.connect("env-get-outdated", made_from_all)
+    app.add_html_math_renderer("mathml", _mathml("inline"), _mathml("block"))
+    return dict(parallel_read_safe=True, parallel_write_safe=True)
