@@ -15,9 +15,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-# %% ../../nbs/05_e2i.ipynb #91c67e72
+# %% ../../nbs/05_e2i.ipynb #6fcbd956
 from ..data import ImageDataset, to_uint8
-from .sampling import generate, load_parts, save_model
+from .pipeline import load_parts, save_model
+from .sampling import generate
 from ..embedders import Embedder, embed_images, load_embedder
 from ..runs import Samples, stream
 
@@ -60,7 +61,7 @@ def nearest_draws(
         nearest = torch.minimum(distance, nearest)
     return best
 
-# %% ../../nbs/05_e2i.ipynb #140f4839
+# %% ../../nbs/05_e2i.ipynb #a1a8ea7b
 @dataclass
 class EmbeddingToImage:
     "A trained embedding-to-image model."
@@ -75,11 +76,12 @@ class EmbeddingToImage:
         self,
         n: int,
         seed: int = 0,
+        first: int = 0,  # number of the first image: any part of the set can be made alone
         **options,  # candidates, and for `generate`: guidance_scale, sampling_steps, …
     ) -> Samples:
         "Images for the held-out embeddings, in order; from the start again past the last."
-        rows = torch.arange(n) % len(self.embeddings)
-        made = self.sample_for(self.embeddings[rows], seed, **options)
+        rows = torch.arange(first, first + n) % len(self.embeddings)
+        made = self.sample_for(self.embeddings[rows], seed, first=first, **options)
         made.labels, made.keys = self.labels[rows], [self.settings["keys"][i] for i in rows]
         return made
 
