@@ -21,7 +21,7 @@ from ..data import ImageDataset
 from ..embedders import Embedder, embed_images, image_keys
 from ..runs import ParameterError, cache_root, digest, isolated, whole
 
-# %% ../../nbs/05_diffusion_conditions.ipynb #23217d6d
+# %% ../../nbs/05_diffusion_conditions.ipynb #ef3491f0
 @dataclass
 class EmbeddingConditioner:
     "Image embeddings to condition tokens. What is asked for is a tensor of embeddings."
@@ -44,6 +44,10 @@ class EmbeddingConditioner:
     def empty(self) -> Tensor:  # (1, 1, k)
         "The average image: no condition."
         return torch.zeros(1, 1, self.width)
+
+    def parts(self) -> tuple[dict[str, Tensor], dict]:  # tensors and plain values, for a file
+        tensors = dict(mean=self.mean, components=self.components)
+        return tensors, dict(kind=self.kind, embedder=self.embedder)
 
     def distance(self, images: Tensor, embeddings: Tensor, eye: Embedder) -> Tensor:  # (N,)
         "How far images (N, C, H, W) uint8 are from what was asked for, by all numbers."

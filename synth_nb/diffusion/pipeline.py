@@ -55,9 +55,10 @@ def check_folder(
         raise FileNotFoundError(f"{shown(folder)} is no saved pipeline: it has no model_index.json")
     listed = json.loads(index.read_text(encoding="utf-8"))
     parts = [k for k, v in listed.items() if isinstance(v, list) and v[0]]
+    plain = ("scheduler", "tokenizer", "feature_extractor")
     for part in parts:
         files = {p.suffix for p in (folder / part).glob("*")}
-        if ".json" not in files or (part != "scheduler" and not files & {".safetensors", ".bin"}):
+        if ".json" not in files or (part not in plain and not files & {".safetensors", ".bin"}):
             raise FileNotFoundError(f"the pipeline in {shown(folder)} lacks its part `{part}`: "
                                     "copy the folder again, or train once more")
 

@@ -272,7 +272,7 @@ def load_text_model(
     same = torch.eye(text.shape[1])
     return tokenizer, plain, Agreement(text, torch.zeros(text.shape[1]), same)
 
-# %% ../../nbs/05_diffusion_text.ipynb #dd6d3629
+# %% ../../nbs/05_diffusion_text.ipynb #b2c20959
 @dataclass
 class TextConditioner:
     "Captions to condition tokens. What is asked for is a list of texts."
@@ -298,6 +298,9 @@ class TextConditioner:
         ids = token_ids(self.tokenizer, [""], empty=True).to(self.encoder.device)
         with torch.no_grad():
             return self.encoder(ids).last_hidden_state.float().cpu()
+
+    def parts(self) -> tuple[dict[str, Tensor], dict]:  # tensors and plain values, for a file
+        return vars(self.space), dict(kind=self.kind, embedder=self.embedder)
 
     def distance(self, images: Tensor, captions: list[str], eye: Embedder) -> Tensor:  # (N,)
         "One minus the cosine between images (N, C, H, W) uint8 and their texts."
