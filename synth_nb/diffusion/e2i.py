@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['conditions', 'load', 'save']
 
-# %% ../../nbs/05_e2i.ipynb #2b317a55
-import torch
+# %% ../../nbs/05_e2i.ipynb #c1079ce9
 from torch import Tensor
 
-# %% ../../nbs/05_e2i.ipynb #5003b9f5
+# %% ../../nbs/05_e2i.ipynb #a98c470c
 from ..data import ImageDataset
 from .conditions import EmbeddingConditioner, fit_conditioner
 from .experiment import load, save
 from .latents import view_embeddings
-from ..embedders import Embedder, embed_images, load_embedder
+from ..embedders import Embedder, embed_images
 
 # %% ../../nbs/05_e2i.ipynb #8029a06d
 _all_ = [load, save]

@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['conditions', 'load', 'save']
 
-# %% ../../nbs/05_i2i.ipynb #2c5232c1
-import torch
+# %% ../../nbs/05_i2i.ipynb #bec0925b
 from torch import Tensor
 
-# %% ../../nbs/05_i2i.ipynb #3245feb5
+# %% ../../nbs/05_i2i.ipynb #a8dc34b2
 from ..data import ImageDataset
 from .conditions import EmbeddingConditioner, fit_conditioner
 from .experiment import load, save
 from .latents import view_embeddings
-from ..embedders import Embedder, embed_images, load_embedder
+from ..embedders import Embedder, embed_images
 
 # %% ../../nbs/05_i2i.ipynb #c7e6bb84
 _all_ = [load, save]

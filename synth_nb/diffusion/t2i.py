@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['conditions', 'load', 'save']
 
-# %% ../../nbs/05_t2i.ipynb #e0dd8438
-import torch
+# %% ../../nbs/05_t2i.ipynb #277bea72
 from torch import Tensor
 
-# %% ../../nbs/05_t2i.ipynb #0b76691d
+# %% ../../nbs/05_t2i.ipynb #c7865102
 from ..data import ImageDataset
 from .experiment import load, save
 from .text import TextConditioner, fit_text_model, load_text_model
-from ..embedders import Embedder, embed_images, load_embedder
+from ..embedders import Embedder, embed_images
 
 # %% ../../nbs/05_t2i.ipynb #345e6d0e
 _all_ = [load, save]
