@@ -49,7 +49,7 @@ def stored(
         return None
     return found if shape in (None, found.shape) else None
 
-
+# %% ../../nbs/05_diffusion_latents.ipynb #902ab15e
 def cached_array(
     kind: str,  # folder in the cache
     key: str,  # what the array depends on, as a digest

@@ -80,7 +80,7 @@ def objective_of(
         raise ParameterError(f"a model that predicts {kind!r} is not known here: {list(names)} are")
     return names[kind]
 
-
+# %% ../../nbs/05_diffusion_objective.ipynb #ab26a09e
 def with_sampler(
     scheduler: SchedulerMixin,
     sampler: str = "",  # ddim, dpm++ or euler; empty: as it is

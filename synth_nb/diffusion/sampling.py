@@ -130,13 +130,30 @@ def autocast(
     kind = dict(bf16=torch.bfloat16, fp16=torch.float16)[precision]
     return torch.autocast(device.type, kind)
 
-
+# %% ../../nbs/05_diffusion_sampling.ipynb #473ec61b
 def _rows(
-    values: Tensor | None,  # (tokens, D) for all, or (N, ...)
+    values: Tensor | None,  # (tokens, D) for all, or (N, tokens, D)
     like: Tensor,  # (N, tokens, D)
 ) -> Tensor:
     "Negative conditions, one for each: given once, for each, or not at all."
-    return torch.zeros_like(like) if values is None else values.to(like).expand_as(like)
+    if values is None:
+        return torch.zeros_like(like)
+    if values.shape not in (like.shape, like.shape[1:]):
+        raise ParameterError(f"negative conditions must be {tuple(like.shape[1:])} for all images "
+                             f"or {tuple(like.shape)}, got {tuple(values.shape)}")
+    return values.to(like).expand_as(like)
+
+
+def _check_work(count: int, start: Tensor | None, steps: int, batch_size: int, precision: str):
+    if start is not None and (start.ndim != 4 or len(start) != count):
+        raise ParameterError(f"`start` must be one image for each of the {count} conditions, "
+                             f"({count}, C, H, W), got {tuple(start.shape)}")
+    if steps < 1 or batch_size < 1:
+        raise ParameterError("`sampling_steps` and `batch_size` must be at least 1, "
+                             f"got {steps} and {batch_size}")
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise ParameterError("parameter `precision` must be one of ['fp32', 'bf16', 'fp16'], "
+                             f"got {precision!r}")
 
 # %% ../../nbs/05_diffusion_sampling.ipynb #d2c8c3c9
 def _batch(pipeline, scheduler, noise, conditions, negative, start, steps, strength, **guidance):
@@ -171,6 +188,7 @@ def generate(
     precision: str = "fp32",  # fp32, bf16 or fp16
 ) -> Tensor:  # (N, C, H, W) in [-1, 1], on the CPU
     "One image per condition. Raises `ParameterError` for what cannot be made."
+    _check_work(len(conditions), start, sampling_steps, batch_size, precision)
     size = tuple(image_size if start is None else start.shape[-2:])
     check_request(pipeline, conditions, guidance_scale, guidance_interval, strength, size)
     scheduler, negative = with_sampler(pipeline.scheduler, sampler), _rows(negative, conditions)

@@ -54,7 +54,7 @@ def sample_part(
         return model.sample(count, seed, first=first, **options)
     return model.sample(count, stream(seed, first), **options)
 
-
+# %% ../../nbs/05_diffusion_sets.ipynb #41cd56d8
 def write_part(
     path: Path,
     samples: Samples,
@@ -66,7 +66,7 @@ def write_part(
     with whole(path) as file:
         save_file(kept, file, dict(keys=json.dumps(samples.keys)))
 
-
+# %% ../../nbs/05_diffusion_sets.ipynb #8c2e31e1
 def read_part(
     path: Path,
 ) -> dict | None:  # tensors by name, and `keys`; None where it is missing or damaged

@@ -1,0 +1,267 @@
+"The shared rooms of diffusion, where one process is not enough to see that they are right."
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from synth_nb.diffusion import (
+    DiffusionLoss,
+    Latents,
+    LatentSet,
+    generate,
+    load_pipeline,
+    merged,
+    new_autoencoder,
+    new_pipeline,
+    new_scheduler,
+    new_unet,
+    objectives,
+    sample_dataset,
+    trainable,
+)
+from synth_nb.runs import ParameterError, Samples, seed_everything
+from synth_nb.training import Phase, Plan, Trainer
+
+FORKS = multiprocessing.get_context("forkserver")  # a process that has imported what others need
+FORKS.set_forkserver_preload(["synth_nb.diffusion", "synth_nb.embedders"])
+
+
+def start(function, log: Path, *words) -> multiprocessing.Process:
+    "A process of its own, that says what it does in a file."
+    process = FORKS.Process(target=function, args=(log, *words))
+    process.start()
+    return process
+
+
+def said_by(log: Path) -> list[str]:
+    return log.read_text().split() if log.exists() else []
+
+
+def killed_after(process: multiprocessing.Process, log: Path, words: int) -> list[str]:
+    "Kill -9 a process once it has said so much."
+    while len(said_by(log)) < words and process.is_alive():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    return said_by(log)
+
+
+def done(process: multiprocessing.Process, log: Path) -> list[str]:
+    process.join()
+    assert process.exitcode == 0
+    return said_by(log)
+
+
+def say(log: Path, word):
+    with open(log, "a") as f:
+        f.write(f"{word}\n")
+
+
+def encode_slowly(log: Path, cache: Path, seconds: float):
+    "Fill the latent cache, batch by batch."
+    from synth_nb.data import open_dataset
+    from synth_nb.diffusion import latents
+
+    os.environ["SYNTH_NB_CACHE"] = str(cache)
+    torch.set_num_threads(1)
+    plain = latents.encode_posterior
+
+    def slow(vae, images):
+        say(log, len(images))
+        time.sleep(seconds)
+        return plain(vae, images)
+
+    latents.encode_posterior = slow
+    seed_everything(0)
+    vae, data = new_autoencoder(widths=(8, 8)).eval(), open_dataset("demo", image_size=32)
+    made = latents.cached_latents(vae, data.subset("val"), views=2, batch_size=48)
+    say(log, latents.digest(made.mean.numpy(), made.deviation.numpy()))
+
+
+def test_latents_go_on_after_a_kill_and_two_processes_share_the_work(tmp_path):
+    one, two, logs = tmp_path / "one", tmp_path / "two", [tmp_path / str(i) for i in range(4)]
+    whole = done(start(encode_slowly, logs[0], one, 0), logs[0])
+    first = killed_after(start(encode_slowly, logs[1], two, 0.1), logs[1], 4)
+    both = [start(encode_slowly, log, two, 0.1) for log in logs[2:]]
+    said = [done(process, log) for process, log in zip(both, logs[2:], strict=True)]
+    assert {words[-1] for words in said} == {whole[-1]}, "another result than in one go"
+    encoded = sorted(len(words) - 1 for words in said)
+    assert encoded[0] == 0, "both processes encoded"
+    # the batch that the kill interrupted is encoded again, what was written is not
+    assert encoded[1] == len(whole) - 1 - (len(first) - 1)
+
+
+class Model:
+    "A pipeline with conditions and classes."
+
+    def __init__(self, folder: Path, log: Path, seconds: float):
+        self.pipeline, self.settings = load_pipeline(folder), dict(classes=["a", "b"])
+        self.say = lambda word: (say(log, word), time.sleep(seconds))
+
+    def sample(self, n, seed=0, first=0):
+        self.say(first)
+        numbers = torch.arange(first, first + n)
+        asked = (numbers / 10).view(-1, 1, 1).expand(-1, 1, 16)
+        options = dict(sampling_steps=2, image_size=(16, 16), guidance_scale=2.0)
+        return Samples(generate(self.pipeline, asked, seed, first=first, **options),
+                       numbers % 2, asked)
+
+
+def sample_slowly(log: Path, folder: Path, place: Path, seconds: float):
+    torch.set_num_threads(1)
+    sample_dataset(Model(folder, log, seconds), 14, place, seed=3, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(tmp_path_factory) -> Path:
+    "A tiny untrained pipeline on disk."
+    seed_everything(0)
+    pipeline = new_pipeline(new_autoencoder(widths=(8, 8)).eval(), new_unet(16, 8).eval())
+    folder = tmp_path_factory.mktemp("pipeline") / "model"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def test_sampling_goes_on_after_a_kill(tmp_path, pipeline_folder):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    logs = [tmp_path / name for name in "abcd"]
+    process = start(sample_slowly, logs[0], pipeline_folder, killed, 0.3)
+    assert killed_after(process, logs[0], 3)[:3] == ["0", "4", "8"] and not killed.exists()
+    after = done(start(sample_slowly, logs[1], pipeline_folder, killed, 0), logs[1])
+    assert after in (["8", "12"], ["12"])
+    assert done(start(sample_slowly, logs[2], pipeline_folder, killed, 0), logs[2]) == []
+    done(start(sample_slowly, logs[3], pipeline_folder, whole, 0), logs[3])
+    files = sorted(p.relative_to(whole) for p in whole.rglob("*.*"))
+    assert len(files) == 14 + 3  # images, their table, conditions, the card
+    for file in files:
+        assert (whole / file).read_bytes() == (killed / file).read_bytes()
+    conditions = load_file(whole / "conditions.safetensors")["conditions"]
+    assert conditions.shape == (14, 1, 16)
+
+
+def test_models_that_cannot_start_later_are_sampled_in_parts_too(tmp_path):
+    class Plain:
+        def sample(self, n, seed=0):
+            images = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+            return Samples(images)
+
+    folder = sample_dataset(Plain(), 10, tmp_path / "set", batch_size=4)
+    contents = {p.read_bytes() for p in folder.glob("*.png")}
+    assert len(contents) == 10
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="choose another place"):
+        sample_dataset(Plain(), 10, tmp_path / "foreign")
+
+
+def latent_set(n: int = 24, tokens: int = 1) -> LatentSet:
+    "Latents that are drawn anew each time."
+    mean = torch.randn(2, n, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    conditions = torch.randn(2, n, tokens, 16, generator=torch.Generator().manual_seed(1))
+    masks = torch.ones(n, tokens).tril() if tokens > 1 else None
+    return LatentSet(Latents(mean, mean.abs() / 3), conditions, [str(i) for i in range(n)], masks)
+
+
+def trained(folder: Path, epochs: int, unet=None, data=None, lr=1e-3, **loss) -> Trainer:
+    "A short training."
+    seed_everything(0)
+    unet = unet or new_unet(16, 8)
+    optimizer = torch.optim.AdamW(trainable(unet), lr)
+    phase = Phase(DiffusionLoss(new_scheduler(loss.pop("objective", "v")), **loss), optimizer)
+    plan = Plan(epochs, 4, 8, device="cpu", precision="fp32")
+    data = data or latent_set()
+    trainer = Trainer(folder, data, dict(unet=unet), [phase], plan, dict(unet=0.9))
+    trainer.fit()
+    return trainer
+
+
+def weights(trainer: Trainer) -> dict:
+    return trainer.model("unet").state_dict()
+
+
+def test_draws_of_latents_resume_bit_for_bit(tmp_path):
+    whole = weights(trained(tmp_path / "whole", 3))
+    trained(tmp_path / "parts", 1)
+    parts = weights(trained(tmp_path / "parts", 3))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_low_rank_training_changes_what_it_should_and_is_saved_merged(tmp_path, pipeline_folder):
+    start = new_unet(16, 8, pretrained=str(pipeline_folder), lora_rank=2)
+    before = {name: weight.clone() for name, weight in start.state_dict().items()}
+    trainer = trained(tmp_path / "run", 2, start, lr=1e-2)
+    after = trainer.modules["unet"].state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("lora" in name or "encoder_hid_proj" in name for name in changed)
+    unet = merged(trainer.model("unet"))
+    pipeline = new_pipeline(new_autoencoder(widths=(8, 8)).eval(), trainer.model("unet"))
+    asked = torch.randn(2, 1, 16)
+    options = dict(sampling_steps=2, image_size=(16, 16))
+    made = generate(pipeline, asked, **options)
+    assert unet.config.encoder_hid_dim == 16
+    pipeline.save_pretrained(tmp_path / "model")
+    code = """
+import sys, torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], text_encoder=None, tokenizer=None)
+assert not any("lora" in name for name in pipe.unet.state_dict())
+torch.save({k: v for k, v in pipe.unet.state_dict().items()}, sys.argv[2])
+assert not any(name.startswith("synth_nb") for name in sys.modules)
+"""
+    words = [sys.executable, "-c", code, tmp_path / "model", tmp_path / "weights.pt"]
+    subprocess.run(list(map(str, words)), check=True)
+    theirs = torch.load(tmp_path / "weights.pt")
+    assert all(torch.equal(theirs[k], v) for k, v in pipeline.unet.state_dict().items())
+    assert torch.equal(generate(load_pipeline(tmp_path / "model"), asked, **options), made)
+
+
+@pytest.mark.parametrize("objective", objectives)
+def test_every_objective_learns_and_stays_finite(tmp_path, objective):
+    class Constant(LatentSet):
+        def __getitem__(self, indices):
+            batch = super().__getitem__(indices)
+            return batch | dict(latent=torch.ones_like(batch["latent"]))
+
+    parts = latent_set(tokens=3)
+    data = Constant(parts.latents, parts.conditions, parts.keys, parts.masks)
+    trainer = trained(tmp_path, 8, data=data, objective=objective, min_snr=5.0, time_shift=0.5)
+    losses = [row["loss"] for row in trainer.log.rows]
+    assert np.isfinite(losses).all() and losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 40), (40, 72)])
+def test_any_multiple_of_eight(size):
+    seed_everything(0)
+    vae = new_autoencoder(widths=(8, 8, 8, 8), channels=1).eval()  # eight times smaller
+    pipeline = new_pipeline(vae, new_unet(16, 8, size="small").eval())
+    made = generate(pipeline, torch.randn(1, 5, 16), image_size=size, sampling_steps=1)
+    assert made.shape == (1, 1, *size) and made.isfinite().all()
+
+
+def test_bf16_makes_nearly_the_same(pipeline_folder):
+    pipeline, asked = load_pipeline(pipeline_folder), torch.randn(2, 1, 16)
+    options = dict(sampling_steps=3, image_size=(16, 16))
+    exact, coarse = (generate(pipeline, asked, precision=p, **options) for p in ("fp32", "bf16"))
+    assert 0 < (exact - coarse).abs().max() < 0.2
+
+
+def test_time_falls_with_the_interval(pipeline_folder):
+    "What is not guided takes half a batch: counted, not timed."
+    pipeline, rows = load_pipeline(pipeline_folder), []
+    forward = pipeline.unet.forward
+    pipeline.unet.forward = lambda x, *a, **k: rows.append(len(x)) or forward(x, *a, **k)
+    for interval, wanted in (((0.0, 1.0), 80), ((0.2, 0.7), 60), ((0.5, 0.5), 40)):
+        rows.clear()
+        generate(pipeline, torch.randn(2, 1, 16), guidance_scale=2.0, guidance_interval=interval,
+                 sampling_steps=20, image_size=(16, 16))
+        assert sum(rows) == wanted
