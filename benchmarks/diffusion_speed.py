@@ -1,9 +1,10 @@
-"""What the choices of latent diffusion save: cached latents, bfloat16, guidance in an interval.
+"""What the choices of latent diffusion save: cached latents, bfloat16, guidance, samplers.
 
 CPU time of one process, both sides in turn. The autoencoder has Stable Diffusion's architecture
 with drawn weights, which take the same time as trained ones. `cached` compares a training step that
 reads mean and deviation from the cache with one that encodes its images. `bf16` compares a training
-step, `guidance` a set of images. Run: python benchmarks/diffusion_speed.py [--what cached]
+step, `sampling` sets of images of an untrained network.
+Run: python benchmarks/diffusion_speed.py [--what cached]
 """
 
 import argparse
@@ -74,7 +75,7 @@ def compare(name: str, ours, theirs, rounds: int):
 def cached(rounds: int):
     vae = AutoencoderKL(**sd_vae).eval().requires_grad_(False)
     head("training step", "cached", "encoding")
-    for size, side, batch_size in (("tiny", 8, 8), ("small", 32, 2)):
+    for size, side, batch_size in (("tiny", 8, 8), ("small", 32, 1)):
         data = latent_set(side)
         sides = step(data, size, batch_size), step(Encoding(data, vae), size, batch_size)
         compare(f"{size}, {8 * side} px, batch {batch_size}", *sides, rounds)
@@ -82,21 +83,24 @@ def cached(rounds: int):
 
 def bf16(rounds: int):
     head("training step", "bf16", "fp32")
-    for size, side, batch_size in (("tiny", 16, 16), ("small", 32, 2)):
+    for size, side, batch_size in (("tiny", 16, 16), ("small", 32, 1)):
         data = latent_set(side)
         sides = (step(data, size, batch_size, precision) for precision in ("bf16", "fp32"))
         compare(f"{size}, latents {side}×{side}, batch {batch_size}", *sides, rounds)
 
 
-def guidance(rounds: int):
-    head("sampling, 20 steps of DPM-Solver++", "interval 0.25–0.75", "everywhere")
+def sampling(rounds: int):
     pipeline = new_pipeline(new_autoencoder().eval(), new_unet(768).eval())
 
-    def images(interval):
-        asked = dict(guidance_scale=2.0, guidance_interval=interval, sampling_steps=20)
+    def images(**options):
+        asked = dict(guidance_scale=2.0, sampling_steps=20) | options
         return lambda: generate(pipeline, torch.randn(8, 1, 768), **asked)
 
-    compare("tiny, 64 px, 8 images", images((0.25, 0.75)), images((0.0, 1.0)), rounds)
+    head("8 images of 64 px, tiny, guided", "ours", "theirs")
+    some = images(guidance_interval=(0.25, 0.75))
+    compare("guidance in 0.25–0.75 against everywhere", some, images(), rounds)
+    slow = images(sampler="ddim", sampling_steps=50)
+    compare("DPM-Solver++ in 20 against DDIM in 50", images(), slow, rounds)
 
 
 def head(what: str, ours: str, theirs: str):
@@ -104,7 +108,7 @@ def head(what: str, ours: str, theirs: str):
 
 
 if __name__ == "__main__":
-    parts = dict(cached=cached, bf16=bf16, guidance=guidance)
+    parts = dict(cached=cached, bf16=bf16, sampling=sampling)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", choices=parts, nargs="*", default=list(parts))
     parser.add_argument("--rounds", type=int, default=6)

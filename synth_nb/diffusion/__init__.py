@@ -33,6 +33,8 @@ from synth_nb.diffusion.latents import (
     weights_digest,
 )
 from .model import layouts, new_unet
+
+# %% ../../nbs/05_diffusion.ipynb #eb676da5
 from synth_nb.diffusion.objective import (
     DiffusionLoss,
     draw_times,
