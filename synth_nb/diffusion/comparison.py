@@ -159,24 +159,24 @@ def said_of(
             said.append(f"By {extractor}{flat}, {words}: {', then '.join(names)}; {sure}.")
     return said
 
-# %% ../../nbs/05_comparison.ipynb #19857cfa
+# %% ../../nbs/05_comparison.ipynb #3cb9a223
 def compared_figure(
     runs: pd.DataFrame,  # from `collect`
 ) -> Figure:
-    "Every run with its interval: distance and fidelity, by each extractor that only judges."
+    "Distance with the interval of one seed, and fidelity with the range over the seeds."
     part = runs[~runs.used] if (~runs.used).any() else runs
     panels, bands = {}, {}
-    for extractor, mine in part.sort_values("seed").groupby("extractor", sort=False):
-        mine = pd.concat([mine[mine.condition == name] for name in reported])
-        names = [f"{c}, seed {s}" for c, s in zip(mine.condition, mine.seed, strict=True)]
-        panels[f"kernel ×1000\n{extractor}"] = [
-            dict(set=n, value=v, low=low, high=high) for n, v, low, high in
-            zip(names, mine.kernel, mine.kernel_low, mine.kernel_high, strict=True)]
-        bands[f"kernel ×1000\n{extractor}"] = (0, float(mine.kernel_halves.mean()))
-        panels[f"times chance\n{extractor}"] = [
-            dict(set=n, value=v, low=v, high=v) for n, v in
-            zip(names, mine.times_chance, strict=True)]
-    return interval_panels(panels, bands)
+    for extractor, mine in part.groupby("extractor", sort=False):
+        by = {name: mine[mine.condition == name] for name in reported}
+        by = {name: rows for name, rows in by.items() if len(rows)}
+        panels[f"kernel ×1000, {extractor}"] = [
+            dict(set=name, value=rows.kernel.mean(), low=rows.kernel_low.mean(),
+                 high=rows.kernel_high.mean()) for name, rows in by.items()]
+        bands[f"kernel ×1000, {extractor}"] = (0, max(float(mine.kernel_halves.mean()), 0))
+        panels[f"times chance, {extractor}"] = [
+            dict(set=name, value=rows.times_chance.mean(), low=rows.times_chance.min(),
+                 high=rows.times_chance.max()) for name, rows in by.items()]
+    return interval_panels(panels, bands, 2)
 
 # %% ../../nbs/05_comparison.ipynb #cf3c588d
 def samples_side_by_side(
