@@ -26,7 +26,7 @@ from synth_nb.diffusion import (
     trainable,
     view_embeddings,
 )
-from synth_nb.diffusion.e2i import EmbeddingConditioner
+from synth_nb.diffusion.conditions import fit_components
 from synth_nb.embedders import embed_images, load_embedder
 from synth_nb.metrics import kernel_distance
 from synth_nb.runs import seed_everything
@@ -39,7 +39,7 @@ def trained(train, eye, steps: int, vae_steps: int, precision: str):
     "A pipeline, and what makes conditions of embeddings."
     vae = fit_autoencoder(train, vae_steps, eye)
     seen = view_embeddings(eye, train, 2)
-    conditioner = EmbeddingConditioner.fit("efficientnet_lite0", seen)
+    conditioner = fit_components("efficientnet_lite0", seen)
     data = LatentSet(cached_latents(vae, train, 2), conditioner.tokens(seen), train.keys)
     unet = new_unet(conditioner.components.shape[1], data.latents.shape[-1])
     optimizer = torch.optim.AdamW(trainable(unet), 1e-3)

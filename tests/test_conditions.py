@@ -1,0 +1,227 @@
+"The three conditioned notebooks as a user runs them: by papermill, in small, on a folder."
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from synth_nb.data import open_dataset
+
+ROOT = Path(__file__).parent.parent
+SMALL = dict(epochs=1, images_per_epoch=16, batch_size=8, vae_steps=4, n_samples=24,
+             sampling_steps=2, candidates=2, judges="['efficientnet_lite2']")
+
+
+@pytest.fixture(scope="session")
+def patches(tmp_path_factory) -> Path:
+    "A folder of stained patches with splits and captions: 32 to learn from, 24 held out."
+    folder = tmp_path_factory.mktemp("patches")
+    demo = open_dataset("demo", 64)
+    for split, part, step in (("train", demo.train, 15), ("val", demo.held_out, 10)):
+        (folder / split).mkdir()
+        rows = [f"{i:02}.png,{'pale' if i % 2 else 'dark'} tissue {i % 4}" for i in range(24)]
+        rows += [f"{i:02}.png,pale tissue" for i in range(24, 32)]
+        (folder / split / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+        for i in range(32 if split == "train" else 24):
+            pixels = part.images[i * step].transpose(1, 2, 0)
+            Image.fromarray(pixels).save(folder / split / f"{i:02}.png")
+    return folder
+
+
+def papermill(notebook: str, out: Path, **parameters) -> subprocess.CompletedProcess:
+    "Run a notebook from another folder than its own."
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    given = [word for k, v in parameters.items() for word in ("-p", k, str(v))]
+    command = [sys.executable, "-m", "papermill", str(ROOT / f"nbs/{notebook}.ipynb"), str(out)]
+    done = subprocess.run([*command, *given], cwd=ROOT, env=env, capture_output=True, text=True)
+    done.text = done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def finished(patches, tmp_path_factory):
+    "Small finished runs, by room; each is made when it is first asked for."
+    outputs, made = tmp_path_factory.mktemp("outputs"), {}
+
+    def run(room: str) -> Path:
+        if room not in made:
+            done = papermill(f"05_{room}", outputs / f"{room}.ipynb", dataset=patches,
+                             outputs=outputs, run_name="small", **SMALL)
+            assert done.returncode == 0, done.text
+            made[room] = outputs / f"05_{room}" / "small"
+        return made[room]
+
+    return run
+
+
+@pytest.mark.parametrize("room", ["t2i", "i2i", "e2i"])
+def test_the_run_folder_explains_itself(finished, room):
+    folder = finished(room)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["status"] == "complete" and manifest["ended"]
+    assert manifest["loader"] == f"synth_nb.diffusion.{room}:load"
+    pictures = {p.name for p in folder.glob("*.png")}
+    wanted = {"architecture", "comparison", "synthetic", "loss", "by_epoch", "tsne", "walk",
+              "guidance", "strength", "by_class"}
+    assert {f"{name}.png" for name in wanted} <= pictures
+    fidelity = pd.read_csv(folder / "fidelity.csv")
+    sets = ["synthetic", "first draws", "untrained", "reconstructions"]
+    assert list(dict.fromkeys(fidelity.set)) == sets
+    numbers = pd.read_csv(folder / "evaluation.csv")
+    assert set(numbers.extractor) == {"efficientnet_lite2@128", "efficientnet_lite0@128"}
+    assert {"real, asking half", "real, training", *sets} == set(numbers.set)
+    kernel = numbers[(numbers.metric == "kernel")]
+    assert kernel[["value", "low", "high", "floor"]].notna().all(axis=None)
+    assert "judged by efficientnet_lite2@128" in (folder / "evaluation.md").read_text()
+
+
+@pytest.mark.parametrize("room", ["t2i", "i2i", "e2i"])
+def test_any_model_is_sampled_the_same_way(finished, room):
+    from synth_nb.runs import load_model
+
+    model = load_model(finished(room), "cpu")
+    few, more = model.sample(3, seed=5), model.sample(6, seed=5)
+    assert few.images.shape == (3, 3, 64, 64) and len(more) == 6
+    assert few.keys[0].startswith("val/") and few.conditions.shape[0] == 3
+    assert (few.images - more.images[:3]).abs().max() < 1e-3
+    assert not torch.equal(few.images, model.sample(3, seed=6).images)
+    if room == "t2i":
+        assert model.asked[:2] == ["dark tissue 0", "pale tissue 1"]
+        one, other = (model.sample_for(["pale tissue"], 1, negative_prompt=x) for x in ("", "dark"))
+        assert not torch.equal(one.images, other.images)
+    else:
+        kept = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+        assert model.sample_like(kept, seed=1).images.shape == (2, 3, 64, 64)
+
+
+STOCK = """
+import sys, torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+folder, result, room, *seeds = sys.argv[1:]
+none = {} if room == "t2i" else dict(text_encoder=None, tokenizer=None)
+pipe = DiffusionPipeline.from_pretrained(folder, **none)
+parts = load_file(folder + "/conditions.safetensors")
+if room == "t2i":
+    asked = dict(prompt=["dark tissue 0", "pale tissue 1"], negative_prompt=["", ""])
+else:
+    c = ((parts["embeddings"][:2] - parts["mean"]) @ parts["components"])[:, None]
+    asked = dict(prompt_embeds=c, negative_prompt_embeds=torch.zeros_like(c))
+out = pipe(**asked, num_inference_steps=2, guidance_scale=2.0, height=64, width=64,
+           generator=[torch.Generator().manual_seed(int(s)) for s in seeds],
+           output_type="pt").images
+assert not any(name.startswith("synth_nb") for name in sys.modules)
+torch.save(out * 2 - 1, result)
+"""
+
+
+@pytest.mark.parametrize("room", ["t2i", "i2i", "e2i"])
+def test_the_saved_model_is_a_stock_pipeline(finished, room, tmp_path):
+    from synth_nb.runs import load_model, stream
+
+    folder, result = finished(room), tmp_path / "stock.pt"
+    seeds = [str(stream(0, i)) for i in range(2)]
+    words = [sys.executable, "-c", STOCK, str(folder / "model"), str(result), room, *seeds]
+    subprocess.run(words, check=True)
+    options = dict(seed=0, guidance_scale=2.0, sampling_steps=2, precision="fp32", candidates=1)
+    ours = load_model(folder, "cpu").sample(2, **options).images
+    assert torch.equal(torch.load(result), ours)
+
+
+def test_a_complete_run_is_left_alone_and_more_epochs_extend_it(finished, patches):
+    folder = finished("e2i")
+    model = folder / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    first, outputs = model.read_bytes(), folder.parent.parent
+    given = dict(dataset=patches, outputs=outputs, run_name="small")
+    more = papermill("05_e2i", outputs / "more.ipynb", **given, **SMALL | {"epochs": 2})
+    assert more.returncode == 0, more.text
+    assert model.read_bytes() != first
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in rows] == ["epoch", "1", "2"]
+    longer = model.read_bytes()
+    same = papermill("05_e2i", outputs / "again.ipynb", **given, **SMALL | {"epochs": 2})
+    assert same.returncode == 0, same.text
+    assert model.read_bytes() == longer
+
+
+@pytest.mark.parametrize("room", ["t2i", "e2i"])
+def test_a_given_model_is_judged_without_training(finished, patches, room):
+    folder = finished(room)
+    outputs = folder.parent.parent
+    given = dict(outputs=outputs, run_name="judged", model=folder, seed=1, dataset=patches)
+    done = papermill(f"05_{room}", outputs / "judged.ipynb", **SMALL | given)
+    assert done.returncode == 0, done.text
+    judged = outputs / f"05_{room}" / "judged"
+    assert not (judged / "checkpoints").exists() and not (judged / "model").exists()
+    assert (judged / "evaluation.csv").exists()
+    assert json.loads((judged / "manifest.json").read_text())["status"] == "complete"
+
+
+def test_finished_runs_are_compared(finished):
+    from synth_nb.diffusion.comparison import collect, compared, samples_side_by_side
+
+    folders = [str(finished(room)) for room in ("i2i", "t2i")]
+    runs = collect(folders)
+    assert set(runs.condition) == {"text", "image embedding"}
+    assert runs[runs.extractor == "efficientnet_lite0@128"].used.all()
+    table = compared(runs, "efficientnet_lite2@128")
+    assert list(table.index) == ["text", "image embedding", "real, asking half", "floor"]
+    assert samples_side_by_side(folders) is not None
+
+
+@pytest.mark.parametrize(
+    ("room", "parameters", "said"),
+    [
+        ("e2i", dict(epoch=10), "no parameter `epoch`; did you mean `epochs`?"),
+        ("e2i", dict(epochs=0), "parameter `epochs` must be at least 1, got 0"),
+        ("e2i", dict(dataset="no/such folder"), "no/such folder"),
+        ("i2i", dict(guidance_scale=-1), "parameter `guidance_scale` must be at least 0"),
+        ("t2i", dict(captions="nowhere.csv"), "there is no file"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(room, parameters, said, patches, tmp_path):
+    given = dict(dataset=patches, outputs=tmp_path) | SMALL | parameters
+    done = papermill(f"05_{room}", tmp_path / "out.ipynb", **given)
+    assert done.returncode != 0
+    assert said in done.text
+
+
+def test_a_hub_name_without_a_network_is_one_sentence(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    from synth_nb.diffusion.text import load_text_model
+
+    def away(*args, **kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", away)
+    with pytest.raises(OSError, match="openai/clip-vit-large-patch14 is not on this machine"):
+        load_text_model("openai/clip-vit-large-patch14")
+
+
+def test_conditions_of_another_width_are_refused(finished):
+    from synth_nb.runs import ParameterError, load_model
+
+    model = load_model(finished("e2i"), "cpu")
+    with pytest.raises(ValueError, match="the embeddings have 384 numbers"):
+        model.sample_for(torch.zeros(1, 384))
+    from synth_nb.diffusion import generate
+
+    with pytest.raises(ParameterError, match="conditions must be"):
+        generate(model.pipeline, torch.zeros(1, 1, 768), 0)
+
+
+def test_a_name_that_holds_another_run_is_refused(finished, patches):
+    folder = finished("e2i")
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    outputs = folder.parent.parent
+    other = papermill("05_e2i", outputs / "x.ipynb", dataset=patches, outputs=outputs,
+                      run_name="small", **SMALL | {"lr": 0.5})
+    assert "holds another run (`lr` 0.001 there, 0.5 now)" in other.text
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
