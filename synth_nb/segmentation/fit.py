@@ -73,7 +73,7 @@ def relit(
     noise = torch.randn(images.shape) * torch.rand(len(images), 1, 1, 1) * strength / 8
     return (unit + noise).clamp(0, 1) * 2 - 1
 
-# %% ../../nbs/06_em_segmentation_fit.ipynb #3be2691e
+# %% ../../nbs/06_em_segmentation_fit.ipynb #4915e628
 class Pairs:
     "Images with masks, as the trainer takes them."
 
@@ -85,9 +85,10 @@ class Pairs:
         views: int = 1,  # 1; 2: mirrored too; 8: turned too
         classical: bool = False,  # whether images are bent and relit too
         weights: np.ndarray | None = None,  # (N,) chances; None: each once per pass
+        empty: bool = False,  # whether no mask at all may show an object
         keys: list[str] | None = None,
     ):
-        check_pairs(images, masks)
+        check_pairs(images, masks, empty)
         self.images, self.masks = images, masks
         self.crop, self.views, self.classical = crop, views, classical
         self.weights = None if weights is None else torch.as_tensor(weights).double()
@@ -113,8 +114,8 @@ class Pairs:
             both = both[:, y : y + self.crop, x : x + self.crop]
         return view(both, int(torch.randint(self.views, ()))) if self.views > 1 else both
 
-# %% ../../nbs/06_em_segmentation_fit.ipynb #d991b92e
-def check_pairs(images: np.ndarray, masks: np.ndarray):
+# %% ../../nbs/06_em_segmentation_fit.ipynb #84e489b6
+def check_pairs(images: np.ndarray, masks: np.ndarray, empty: bool = False):
     "Refuse images and masks that do not belong together. Raises `ParameterError`."
     if images.ndim != 4 or images.shape[1] != 1 or images.dtype != np.uint8:
         got = f"{images.shape} {images.dtype}"
@@ -126,7 +127,7 @@ def check_pairs(images: np.ndarray, masks: np.ndarray):
     if masks.dtype.kind not in "uib" or not set(values.tolist()) <= {0, 1}:
         raise ParameterError(f"masks must hold 0 and 1, got {masks.dtype} from {masks.min()} to "
                              f"{masks.max()}")
-    if not masks.any():
+    if not masks.any() and not empty:
         raise ParameterError("the masks are empty: there is nothing to learn")
 
 # %% ../../nbs/06_em_segmentation_fit.ipynb #59df4a53
