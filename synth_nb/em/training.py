@@ -99,7 +99,7 @@ def held_out(loss: DiffusionLoss, unet: PairUNet, data: LatentSet, batch_size: i
                  for rows in parts]
     return sum(found) / len(data)
 
-# %% ../../nbs/06_em_ddpm_training.ipynb #5c318e76
+# %% ../../nbs/06_em_ddpm_training.ipynb #26b3750b
 @dataclass
 class PairTraining:
     "How to train a generator of pairs."
@@ -109,6 +109,7 @@ class PairTraining:
     vae_lr: float = 2e-3
     beta: float = 1e-6  # weight of the divergence
     latent_channels: int = 4
+    vae_widths: tuple[int, ...] = (16, 32, 64)  # of the autoencoder
     epochs: int = 4
     images_per_epoch: int = 1600
     batch_size: int = 16
@@ -130,7 +131,7 @@ class PairTraining:
                     self.device, self.precision, best=best, max_minutes=self.max_minutes,
                     patience=self.epochs + 1 if best else 0, keep_every=self.keep_every)
 
-# %% ../../nbs/06_em_ddpm_training.ipynb #15d0daaf
+# %% ../../nbs/06_em_ddpm_training.ipynb #c6e51073
 class PairTrainer:
     "A training of a generator of pairs, in a folder, that goes on where it stopped."
 
@@ -152,7 +153,7 @@ class PairTrainer:
         self.vae = fit_vae(self.folder / "autoencoder", self.scans, how.vae_steps,
                            self.val and self.val[0], optimizer=how.vae_optimizer, lr=how.vae_lr,
                            beta=how.beta, latent_channels=how.latent_channels, seed=seed,
-                           device=how.device, precision=how.precision)
+                           widths=how.vae_widths, device=how.device, precision=how.precision)
         self.data, self.scale = latent_set(how.way, self.vae, self.scans, masks, self.labelled)
         self.loss, self.trainer = DiffusionLoss(new_scheduler()), None
 
