@@ -16,13 +16,13 @@ from torch import Tensor
 from ..runs import ParameterError, isolated
 from ..segmentation.fit import deformed, random_maps
 
-# %% ../../nbs/06_em_ddpm_masks.ipynb #d3c60276
+# %% ../../nbs/06_em_ddpm_masks.ipynb #3c53a5c5
 def without_specks(
     masks: np.ndarray | Tensor,  # (N, 1, H, W), 0 or 1
     smallest: int = 12,  # pixels: objects and holes with fewer are removed
 ) -> np.ndarray:  # (N, 1, H, W) uint8, 0 or 1
     "Masks without objects and holes that are too small to be any."
-    out = np.array(masks).astype(bool)
+    out = (masks.numpy() if torch.is_tensor(masks) else np.asarray(masks)).astype(bool)
     for mask in out[:, 0]:
         for value in (True, False):
             parts, _ = label(mask == value)
@@ -31,12 +31,13 @@ def without_specks(
             mask[small[parts]] = not value
     return out.astype(np.uint8)
 
-# %% ../../nbs/06_em_ddpm_masks.ipynb #cca5803c
+# %% ../../nbs/06_em_ddpm_masks.ipynb #2fda28e9
 def coverage(
     masks: np.ndarray | Tensor,  # (N, 1, H, W), 0 or 1
 ) -> np.ndarray:  # (N,) in [0, 1]
     "How much of each image the object covers."
-    return np.asarray(masks, np.float64).mean((1, 2, 3))
+    masks = masks.numpy() if torch.is_tensor(masks) else np.asarray(masks)
+    return masks.astype(np.float64).mean((1, 2, 3))
 
 # %% ../../nbs/06_em_ddpm_masks.ipynb #b96bc47f
 def remodelled(

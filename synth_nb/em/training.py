@@ -15,12 +15,18 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-# %% ../../nbs/06_em_ddpm_training.ipynb #20678468
+# %% ../../nbs/06_em_ddpm_training.ipynb #9ba66611
 from ..data import to_uint8, view
 from ..diffusion import DiffusionLoss, LatentSet, new_scheduler
-from .autoencoder import Scans, encoded, fit_vae
+from .autoencoder import Scans, encoded, fit_vae, restored
 from .masks import coverage
-from .pairs import PairModel, PairUNet, coverage_tokens, mask_tokens
+from synth_nb.em.pairs import (
+    PairModel,
+    PairUNet,
+    coverage_tokens,
+    mask_tokens,
+    residual_spectrum,
+)
 from ..runs import ParameterError, isolated, stream
 from ..training import Phase, Plan, Trainer, to_device, warmup
 
@@ -131,7 +137,7 @@ class PairTraining:
                     self.device, self.precision, best=best, max_minutes=self.max_minutes,
                     patience=self.epochs + 1 if best else 0, keep_every=self.keep_every)
 
-# %% ../../nbs/06_em_ddpm_training.ipynb #c6e51073
+# %% ../../nbs/06_em_ddpm_training.ipynb #b8a16402
 class PairTrainer:
     "A training of a generator of pairs, in a folder, that goes on where it stopped."
 
@@ -155,6 +161,8 @@ class PairTrainer:
                            beta=how.beta, latent_channels=how.latent_channels, seed=seed,
                            widths=how.vae_widths, device=how.device, precision=how.precision)
         self.data, self.scale = latent_set(how.way, self.vae, self.scans, masks, self.labelled)
+        some = self.scans.all()[:512]
+        self.spectrum = residual_spectrum(some[:, :1], restored(self.vae, some)[:, :1])
         self.loss, self.trainer = DiffusionLoss(new_scheduler()), None
 
 # %% ../../nbs/06_em_ddpm_training.ipynb #267a34bf
@@ -183,7 +191,7 @@ def fit(self: PairTrainer, evaluate=None, save=None) -> str:  # complete or stop
                            save=save and (lambda folder: save(self.model(), folder)))
     return self.trainer.fit()
 
-# %% ../../nbs/06_em_ddpm_training.ipynb #63d6f68f
+# %% ../../nbs/06_em_ddpm_training.ipynb #72faff01
 def model(self: PairTrainer, unet: PairUNet | None = None) -> PairModel:
     "The model as it is now, or with another network."
     unet = (unet or self.trainer.model("unet")).eval()
@@ -192,7 +200,7 @@ def model(self: PairTrainer, unet: PairUNet | None = None) -> PairModel:
         kept = coverage(kept)[:, None, None, None].astype(np.float32)
     settings = dict(size=list(self.masks.shape[2:]), smallest=how.smallest,
                     sampling_steps=how.sampling_steps, guidance_scale=how.guidance_scale)
-    return PairModel(self.vae, unet, *self.scale, kept, settings)
+    return PairModel(self.vae, unet, *self.scale, kept, self.spectrum, settings)
 
 
 PairTrainer.new_network, PairTrainer.fit, PairTrainer.model = new_network, fit, model

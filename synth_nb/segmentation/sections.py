@@ -83,7 +83,7 @@ def read_volume(
         kept.append(i)
     return images, truths, kept, skipped
 
-# %% ../../nbs/06_em_segmentation_sections.ipynb #f8428d5d
+# %% ../../nbs/06_em_segmentation_sections.ipynb #fcfbe340
 def em_sections(
     images: str | Path,  # a TIFF, a folder of sections, or a folder with several of either
     masks: str | Path,  # laid out like the images
@@ -97,23 +97,24 @@ def em_sections(
     check_readable(volumes, shown(images))
     check_readable(truths, shown(masks))
     read = [read_volume(v, m, shrink) for v, m in zip(volumes, truths, strict=True)]
-    if skipped := [one for part in read for one in part[3]]:
-        warnings.warn(f"skipped {len(skipped)} sections, the first is {skipped[0]}", stacklevel=3)
+    skipped = [one for part in read for one in part[3]]
     pictures, found = ([x for part in read for x in part[k]] for k in (0, 1))
+    if not pictures:
+        raise DataError(f"no section of {shown(images)} can be read with its mask: {skipped[0]}")
+    if skipped:
+        warnings.warn(f"skipped {len(skipped)} sections, the first is {skipped[0]}", stacklevel=3)
     check_same([x.shape[1:] for x in pictures], shown(images))
     names = [v.name for v, part in zip(volumes, read, strict=True) for _ in part[0]]
     numbers = [i for part in read for i in part[2]]
     return Sections(shown(images), np.stack(pictures), np.stack(found), names, numbers,
                     dict(shrink=shrink))
 
-# %% ../../nbs/06_em_segmentation_sections.ipynb #a0a91d60
+# %% ../../nbs/06_em_segmentation_sections.ipynb #de104203
 def check_same(
     sizes: list[tuple[int, int]],  # height, width, pixels
     name: str,  # of what was opened
 ):
-    "Raise `DataError` where there are no sections, or of several sizes."
-    if not sizes:
-        raise DataError(f"not one section of {name} can be read with its mask")
+    "Raise `DataError` where sections have several sizes."
     if len(set(sizes)) > 1:
         two = " and ".join(f"{h}x{w}" for h, w in sorted(set(sizes))[:2])
         raise DataError(f"the sections of {name} have several sizes: {two} pixels")
