@@ -23,13 +23,15 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    side, rounds = (getattr(parser.parse_args(), k) for k in ("side", "rounds"))
+    parser.add_argument("--windows", type=int, nargs="+", default=[128, 256, 384])
+    given = parser.parse_args()
+    side, rounds = given.side, given.rounds
     torch.manual_seed(0)
     net = ResidualUNet().eval()
     section = torch.randint(256, (1, side, side), dtype=torch.uint8)
     print(machine(), "\n\n| against | ours, s | theirs, s | ratio | largest difference |")
     print("| --- | --- | --- | --- | --- |")
-    for window in (128, 256, 384):
+    for window in given.windows:
         core = window - 2 * net.reach
         far = (tiled(net, section) - tiled(net, section, core)).abs().max().item()
         found = alternate(lambda: tiled(net, section), lambda core=core: tiled(net, section, core),
