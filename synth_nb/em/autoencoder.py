@@ -114,7 +114,7 @@ def new_optimizer(
         return torch.optim.SGD(parameters, lr, momentum=momentum, nesterov=True)
     raise ParameterError(f"parameter `optimizer` must be adam or sgd, got {kind!r}")
 
-# %% ../../nbs/06_em_ddpm_autoencoder.ipynb #25bffca3
+# %% ../../nbs/06_em_ddpm_autoencoder.ipynb #0da9b8ae
 def fit_vae(
     folder: Path,  # checkpoints go there, and in the end the autoencoder as `model`
     data: Scans,
@@ -134,22 +134,27 @@ def fit_vae(
     "Train an autoencoder, or go on where a stopped training of the same folder was."
     folder = Path(folder)
     if not (folder / "model").is_dir():
+        plan = Plan(epochs, batch_size, -(-steps // epochs) * batch_size, seed=seed,
+                    device=device, precision=precision)
         with isolated(seed):
             vae = new_vae(1 if data.masks is None else 2, widths, latent_channels)
             chosen = new_optimizer(vae.parameters(), optimizer, lr)
-            plan = Plan(epochs, batch_size, -(-steps // epochs) * batch_size, seed=seed,
-                        device=device, precision=precision)
-            total = epochs * plan.steps_per_epoch(len(data))
-            falling = warmup(chosen, min(50, total // 10), total)
-            phase = Phase(VAELoss(beta), chosen, scheduler=falling)
-            trainer = Trainer(folder, data, dict(vae=vae), [phase], plan, dict(vae=0.99),
-                              _held_out(lambda: trainer.model("vae"), val), what="autoencoder")
-            trainer.fit()
+            vae = _trained(folder, data, val, vae, chosen, plan, VAELoss(beta))
         with whole_folder(folder / "model") as made:
-            trainer.model("vae").eval().save_pretrained(made)
+            vae.save_pretrained(made)
     return load_vae(folder / "model", device)
 
-# %% ../../nbs/06_em_ddpm_autoencoder.ipynb #d267071b
+# %% ../../nbs/06_em_ddpm_autoencoder.ipynb #751000c3
+def _trained(folder: Path, data: Scans, val, vae, optimizer, plan: Plan, loss: VAELoss):
+    "The moving average of an autoencoder that was trained to the end, its rate falling to zero."
+    total = plan.epochs * plan.steps_per_epoch(len(data))
+    phase = Phase(loss, optimizer, scheduler=warmup(optimizer, min(50, total // 10), total))
+    trainer = Trainer(folder, data, dict(vae=vae), [phase], plan, dict(vae=0.99),
+                      _held_out(lambda: trainer.model("vae"), val), what="autoencoder")
+    trainer.fit()
+    return trainer.model("vae").eval()
+
+# %% ../../nbs/06_em_ddpm_autoencoder.ipynb #bfbfda4c
 def _held_out(current, val: Scans | None):
     "The evaluation of a training: the error on scans that it does not learn from."
     if val is None:
@@ -169,7 +174,7 @@ def load_vae(folder: Path, device: str = "auto") -> AutoencoderKL:  # frozen
     vae = AutoencoderKL.from_pretrained(str(folder))
     return vae.to(pick_device(device)).eval().requires_grad_(False)
 
-# %% ../../nbs/06_em_ddpm_autoencoder.ipynb #2939f1c9
+# %% ../../nbs/06_em_ddpm_autoencoder.ipynb #e057316b
 @torch.inference_mode()
 def encoded(
     vae: AutoencoderKL,
@@ -180,7 +185,7 @@ def encoded(
     parts = (vae.encode(x.to(vae.device)).latent_dist.mean.cpu() for x in images.split(batch_size))
     return torch.cat(list(parts))
 
-
+# %% ../../nbs/06_em_ddpm_autoencoder.ipynb #b66b4936
 @torch.inference_mode()
 def decoded(
     vae: AutoencoderKL,
@@ -197,7 +202,7 @@ def restored(vae: AutoencoderKL, images: Tensor) -> Tensor:
     "Images through the bottleneck and back."
     return decoded(vae, encoded(vae, images))
 
-# %% ../../nbs/06_em_ddpm_autoencoder.ipynb #e765f898
+# %% ../../nbs/06_em_ddpm_autoencoder.ipynb #d782ac1b
 def psnr(
     images: Tensor,  # (N, 1, H, W) in [-1, 1]
     others: Tensor,  # the same shape
