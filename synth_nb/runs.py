@@ -777,6 +777,7 @@ class Samples:
     keys: list[str] = field(
         default_factory=list
     )  # names of the images that the conditions came from
+    masks: torch.Tensor | None = None  # (N, 1, H, W), 0 or 1
 
     def __len__(self):
         return len(self.images)

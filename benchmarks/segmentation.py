@@ -1,0 +1,50 @@
+"""Probability maps of a section: whole or in large tiles, against one call for each window.
+
+`python benchmarks/segmentation.py`: CPU time; the results are compared before they are timed.
+"""
+
+import argparse
+import time
+
+import torch
+from common import alternate, machine
+
+from synth_nb.segmentation.networks import ResidualUNet
+from synth_nb.segmentation.predict import blended, tiled
+
+
+def line(name: str, found: dict, far: float) -> str:
+    "A row: seconds of both, ratio, largest difference."
+    ratio = f"{found['ratio']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+    return f"| {name} | {found['ours']:.2f} | {found['theirs']:.2f} | {ratio} | {far:.1e} |"
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--windows", type=int, nargs="+", default=[128, 256, 384])
+    given = parser.parse_args()
+    side, rounds = given.side, given.rounds
+    torch.manual_seed(0)
+    net = ResidualUNet().eval()
+    section = torch.randint(256, (1, side, side), dtype=torch.uint8)
+    print(machine(), "\n\n| against | ours, s | theirs, s | ratio | largest difference |")
+    print("| --- | --- | --- | --- | --- |")
+    for window in given.windows:
+        core = window - 2 * net.reach
+        far = (tiled(net, section) - tiled(net, section, core)).abs().max().item()
+        found = alternate(lambda: tiled(net, section), lambda core=core: tiled(net, section, core),
+                          rounds, 1, time.process_time)
+        print(line(f"a call per {window} px window, {core} px of it kept", found, far), flush=True)
+    one, many = (lambda size=size: blended(net, section, 128, 64, size) for size in (1, 16))
+    far = (many() - one()).abs().max().item()
+    found = alternate(many, one, rounds, 1, time.process_time)
+    print(line("blended windows, 16 in a call against 1", found, far), flush=True)
+    far = (tiled(net, section) - one()).abs().max().item()
+    found = alternate(lambda: tiled(net, section), one, rounds, 1, time.process_time)
+    print(line("blended windows, 1 in a call (not the same result)", found, far), flush=True)
+
+
+if __name__ == "__main__":
+    main()

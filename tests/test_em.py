@@ -1,0 +1,236 @@
+"Electron micrographs: what is refused, what must not leak, what survives a kill."
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from synth_nb.data import DataError
+from synth_nb.runs import ParameterError
+from synth_nb.segmentation.predict import blended, check_threshold, predict_sections
+from synth_nb.segmentation.protocol import Cells, Protocol, run_protocol
+from synth_nb.segmentation.sections import open_sections, split_sections
+
+
+def write_stack(path: Path, pages: list[np.ndarray]):
+    images = [Image.fromarray(page) for page in pages]
+    images[0].save(path, save_all=True, append_images=images[1:])
+
+
+@pytest.fixture
+def stacks(tmp_path):
+    "Six sections and masks, and how to open them."
+    rng = np.random.default_rng(0)
+    write_stack(tmp_path / "raw.tif", list(rng.integers(0, 255, (6, 48, 64), np.uint8)))
+    mask = np.zeros((6, 48, 64), np.uint8)
+    mask[:, 8:30, 8:30] = 255
+    write_stack(tmp_path / "mask.tif", list(mask))
+
+    def opened(raw="raw.tif", masks="mask.tif", **options):
+        return open_sections(f"em:{tmp_path / raw}", str(tmp_path / masks), **options)
+
+    return tmp_path, mask, opened
+
+
+def test_stacks_open_by_path(stacks):
+    _, mask, opened = stacks
+    found = opened()
+    assert found.images.shape == (6, 1, 48, 64)
+    assert (found.masks[:, 0] * 255 == mask).all()
+    assert len(split_sections(found).train) == 2
+
+
+def test_masks_of_another_size(stacks):
+    folder, mask, opened = stacks
+    write_stack(folder / "small.tif", list(mask[:, :40]))
+    with pytest.raises(DataError, match="40x64 pixels, the section 48x64"):
+        opened(masks="small.tif")
+
+
+def test_masks_of_another_range(stacks):
+    folder, mask, opened = stacks
+    write_stack(folder / "labels.tif", list(mask // 255 * 7))
+    with pytest.raises(DataError, match="mask values up to 7: neither 0 and 1 nor 0 and 255"):
+        opened(masks="labels.tif")
+
+
+def test_masks_of_another_mode(stacks):
+    "One bit, and antialiased grey: both are cut at 127."
+    folder, mask, opened = stacks
+    images = [Image.fromarray(page).convert("1") for page in mask]
+    images[0].save(folder / "bits.tif", save_all=True, append_images=images[1:])
+    soft = mask.astype(int)
+    soft[:, 8, 8:30], soft[:, 29, 8:30] = 120, 130
+    write_stack(folder / "soft.tif", list(soft.astype(np.uint8)))
+    assert (opened(masks="bits.tif").masks == opened().masks).all()
+    assert (opened(masks="soft.tif").masks[:, 0] * 255 == (soft > 127) * 255).all()
+
+
+def test_empty_masks(stacks):
+    folder, mask, opened = stacks
+    write_stack(folder / "empty.tif", list(mask * 0))
+    with pytest.raises(DataError, match="are empty: there is nothing to learn"):
+        opened(masks="empty.tif")
+
+
+def test_a_damaged_page(stacks):
+    "A page that cannot be read is left out with its mask, and named."
+    folder, _, opened = stacks
+    rng = np.random.default_rng(1)
+    (folder / "raw").mkdir()
+    (folder / "mask").mkdir()
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 255, (48, 64), np.uint8)).save(folder / f"raw/{i}.tif")
+        Image.fromarray(np.full((48, 64), 255, np.uint8)).save(folder / f"mask/{i}.png")
+    bytes_ = (folder / "raw/3.tif").read_bytes()
+    (folder / "raw/3.tif").write_bytes(bytes_[: len(bytes_) // 2])
+    with pytest.warns(UserWarning, match=r"skipped 1 sections, the first is .*3\.tif"):
+        found = opened("raw", "mask")
+    assert found.numbers == [0, 1, 2, 4, 5]
+
+
+def test_a_volume_with_one_section(stacks):
+    _, _, opened = stacks
+    with pytest.raises(DataError, match="has 1 section: training, validation and test need"):
+        split_sections(opened().select([0]))
+
+
+def test_a_section_smaller_than_a_window(stacks):
+    import torch
+
+    from synth_nb.segmentation.networks import ResidualUNet
+
+    net = ResidualUNet(widths=(4, 8)).eval()
+    small = torch.zeros(1, 48, 64, dtype=torch.uint8)
+    with pytest.raises(ParameterError, match="`window` 64 is larger than the section, 48x64"):
+        blended(net, small, 64, 8)
+    assert predict_sections(net, small[None]).shape == (1, 1, 48, 64)  # tiles take any size
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, True, float("nan")])
+def test_a_threshold_that_is_none(value):
+    with pytest.raises(ParameterError, match="`threshold` must be 0 … 1"):
+        check_threshold(value)
+
+
+class Noisy:
+    "Labelled pairs again, with noise: stands in for a generator."
+
+    id = "noisy"
+
+    def __call__(self, images, masks, labelled, n, seed, folder):
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(labelled, n)
+        pixels = images[rows] + rng.normal(0, 9, images[rows].shape)
+        return pixels.clip(0, 255).astype(np.uint8), masks[rows]
+
+
+SMALL = dict(fractions=(0.5,), seeds=2, arms=("R", "S"), chunk=32, steps=4, batch_size=4,
+             widths=(4, 8), n_synthetic=8)
+
+
+def split_of_phantom():
+    return split_sections(open_sections("demo", image_size=64, n=48))
+
+
+def weights(folder: Path) -> dict[str, str]:
+    "What every cell learnt."
+    return {p.name: json.loads(p.read_text())["weights"] for p in (folder / "cells").glob("*.json")}
+
+
+def pairs(folder: Path) -> list[bytes]:
+    found = [np.load(p) for p in sorted((folder / "samples").glob("*.npz"))]
+    return [a.tobytes() for one in found for a in (one["images"], one["masks"])]
+
+
+def test_what_judges_teaches_nothing(tmp_path):
+    "Other test sections change scores, but no weight and no synthetic pixel."
+    split, how = split_of_phantom(), Protocol(**SMALL)
+    test = replace(split.test, images=split.test.images[::-1].copy())
+    one = run_protocol(tmp_path / "a", split, Noisy(), how)
+    two = run_protocol(tmp_path / "b", replace(split, test=test), Noisy(), how)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert pairs(tmp_path / "a") == pairs(tmp_path / "b")
+    assert not one["dice"].equals(two["dice"])
+
+
+def test_masks_outside_the_fraction_teach_nothing(tmp_path):
+    "Inverted masks of chunks that count as unlabelled change no weight and no synthetic pixel."
+    split, how = split_of_phantom(), Protocol(**SMALL)
+    run_protocol(tmp_path / "a", split, Noisy(), how)
+    cells = Cells(tmp_path / "c", split, Noisy(), how)
+    used = {int(i) for seed in range(2) for i in cells.labelled(0.5, seed)}
+    masks = split.train.masks.copy()
+    across = masks.shape[3] // 32
+    # only where there is an object: the draw sees to it that one labelled chunk shows one
+    others = [i for i in range(len(cells.masks)) if i not in used and cells.masks[i].any()]
+    for chunk in others:
+        place, section = divmod(chunk, len(masks))
+        y, x = place // across * 32, place % across * 32
+        masks[section, :, y : y + 32, x : x + 32] ^= 1
+    other = replace(split, train=replace(split.train, masks=masks))
+    changed = Cells(tmp_path, other, Noisy(), how).masks != cells.masks
+    assert others and changed[others].all() and not changed[sorted(used)].any()
+    run_protocol(tmp_path / "b", other, Noisy(), how)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert pairs(tmp_path / "a") == pairs(tmp_path / "b")
+
+
+def test_the_real_generator_sees_only_the_fraction(tmp_path):
+    "The same pairs, whatever the masks of unlabelled images hold."
+    from synth_nb.em.training import PairGenerator, PairTraining
+
+    data = open_sections("demo", image_size=64, n=16)
+    rows = np.flatnonzero(data.masks.any((1, 2, 3)))[:4]
+    other = data.masks.copy()
+    other[np.setdiff1d(np.arange(16), rows)] ^= 1
+    how = PairTraining(vae_steps=3, epochs=1, images_per_epoch=16, batch_size=8, widths=(16, 32),
+                       vae_widths=(8, 8, 8), sampling_steps=2)
+    one, two = (PairGenerator(how)(data.images, m, rows, 3, 0, tmp_path / str(k))
+                for k, m in enumerate((data.masks, other)))
+    assert (one[0] == two[0]).all() and (one[1] == two[1]).all()
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_em import Noisy, Protocol, SMALL, run_protocol, split_of_phantom
+run_protocol({folder!r}, split_of_phantom(), Noisy(), Protocol(**SMALL))
+"""
+
+
+def test_a_killed_protocol_goes_on(tmp_path):
+    "Cells that were done are not done again, and the end is as if nothing had happened."
+    whole = run_protocol(tmp_path / "whole", split_of_phantom(), Noisy(), Protocol(**SMALL))
+    folder = tmp_path / "killed"
+    program = PROGRAM.format(tests=str(Path(__file__).parent), folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("cells/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {p: p.stat().st_mtime_ns for p in folder.glob("cells/*.json")}
+    assert done
+    again = run_protocol(folder, split_of_phantom(), Noisy(), Protocol(**SMALL))
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+    assert again.equals(whole)
+
+
+@pytest.mark.real_data
+def test_em_vnc(monkeypatch):
+    home = os.environ.get("SYNTH_NB_REAL_DATA")
+    if not home:
+        pytest.skip("SYNTH_NB_REAL_DATA is not set")
+    found = open_sections(f"em:{home}/em_vnc/raw", f"{home}/em_vnc/mitochondria", shrink=4)
+    assert found.images.shape == (20, 1, 256, 256) and 0.04 < found.masks.mean() < 0.07
+    assert [len(getattr(split_sections(found), k)) for k in ("train", "val", "test")] == [12, 2, 4]
