@@ -19,7 +19,8 @@ PROGRAM = "import sys, {name}; print(*[m for m in {heavy} if m in sys.modules])"
 
 HOME = Path(__file__).parent.parent / "synth_nb"
 FLOORS = [
-    {"runs", "metrics", "plots", "diagrams"}, {"data", "training", "embedders"}, {"evaluation"}]
+    {"runs", "processes", "metrics", "plots", "diagrams", "pages", "grid", "engine"},
+    {"data", "training", "embedders"}, {"evaluation"}]
 
 
 @pytest.mark.parametrize("module", MODULES)
