@@ -14,8 +14,9 @@ import torch
 from common import machine
 
 from synth_nb.data import open_dataset, to_uint8
-from synth_nb.diffusion import e2i, i2i, t2i
+from synth_nb.diffusion import t2i
 from synth_nb.diffusion.captions import open_captions
+from synth_nb.diffusion.conditions import image_conditions
 from synth_nb.diffusion.experiment import (
     Recipe,
     Study,
@@ -41,8 +42,7 @@ def conditions_of(room: str, data, train, held_out, eye, given: dict):
     if room == "t2i":
         said = open_captions(given["captions"], data, given["dataset"])
         return t2i.conditions(train, held_out, said, eye)
-    module = dict(i2i=i2i, e2i=e2i)[room]
-    return module.conditions(train, held_out, eye, OWN[room]["head"])
+    return image_conditions(train, held_out, eye, OWN[room]["head"])
 
 
 def run_one(room: str, seed: int, args) -> float:

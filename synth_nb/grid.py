@@ -107,8 +107,7 @@ def experiments(
     if not files:
         there = sorted({p.name.split(".")[1] for p in resolve(folder).glob("*.*.yaml")})
         raise ParameterError(f"no parameter files for profile {profile!r}; there are {there}")
-    found = [_experiment(file, profile) for file in files]
-    return [e for e in found if e is not None]
+    return [_experiment(file, profile) for file in files]
 
 
 def _experiment(file: Path, profile: str) -> Experiment:
@@ -173,9 +172,8 @@ def write_page(
     "Run the report on the finished runs of a profile, and write its page, tables and figures."
     marks = [page.parent / f"{e.notebook}.json" for e in experiments(profile)]
     given = dict(runs=", ".join(shown(mark) for mark in marks), profile=profile)
-    report = Experiment("08_report", profile, given | dict(of=[m.read_text() for m in marks]))
-    name, report.parameters = report.name, given
-    notebook = page.with_name("report.ipynb")
+    report, notebook = Experiment("08_report", profile, given), page.with_name("report.ipynb")
+    name = f"{profile}-{digest(report.name, *marks)[:8]}"  # other runs make another report
     run_notebook(report, notebook, dict(run_name=name, outputs=outputs))
     for file in (resolve(outputs) / "08_report" / name).glob("*.*"):
         if file.suffix in (".csv", ".tex", ".md", ".png"):

@@ -95,12 +95,13 @@ def write_rows(
 def check_room(
     folder: Path,  # exists
     need: int,  # bytes
+    what: str = "decoded images",
 ):
     "Raise `OSError` when the cache does not fit on its disk."
     free = shutil.disk_usage(folder).free
     if need > free:
         sizes = f"{need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-        raise OSError(f"the decoded images need {sizes} in {shown(folder)}; set SYNTH_NB_CACHE")
+        raise OSError(f"the {what} need {sizes} in {shown(folder)}; set SYNTH_NB_CACHE")
 
 # %% ../../nbs/01_data_cache.ipynb #f458ec1f
 def load_rows(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['heads', 'HEAD_VERSION', 'EmbeddingConditioner', 'directions', 'scaled', 'fit_components', 'cropped', 'other_views',
-           'view_loss', 'tune_head', 'fit_tuned', 'fit_conditioner']
+           'view_loss', 'tune_head', 'fit_tuned', 'fit_conditioner', 'image_conditions']
 
 # %% ../../nbs/05_diffusion_conditions.ipynb #c0e9decf
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 # %% ../../nbs/05_diffusion_conditions.ipynb #002d4d3a
 from ..data import ImageDataset
+from .latents import view_embeddings
 from ..embedders import Embedder, embed_images, image_keys
 from ..runs import ParameterError, cache_root, digest, isolated, whole
 
@@ -202,3 +203,17 @@ def fit_conditioner(
         return fit_tuned(embedder, train, k)
     known = embed_images(embedder, train.images)
     return fit_components(embedder.id, known, k if head == "components" else 0)
+
+# %% ../../nbs/05_diffusion_conditions.ipynb #5c0de1a7
+def image_conditions(
+    train: ImageDataset,
+    held_out: ImageDataset,  # N images
+    eye: Embedder,
+    head: str,  # tuned, components or none
+    components: int = 64,
+    views: int = 2,  # of a training image
+) -> tuple[EmbeddingConditioner, Tensor, Tensor]:  # also (views, M, 1, k), embeddings (N, D)
+    "What to ask a model for with an image: the conditioner, what is learnt, what is asked for."
+    conditioner = fit_conditioner(head, eye, train, components)
+    learnt = conditioner.tokens(view_embeddings(eye, train, views))
+    return conditioner, learnt, embed_images(eye, held_out.images)
