@@ -69,6 +69,7 @@ docs: .venv/docs  ## the site in _docs/, from the notebooks as they are; warning
 
 lint: .venv/dev  ## notebooks clean, library exported from them, ruff
 	$(BIN)/python tests/drift.py
+	$(BIN)/python tests/undefined.py
 	$(BIN)/ruff check .
 
 test: .venv/tested  ## lint, tests in the notebooks, tests in tests/; nothing if nothing changed
