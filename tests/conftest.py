@@ -7,6 +7,11 @@ import pytest
 BROWSERS = "chromium chromium-browser google-chrome-stable google-chrome".split()
 
 
+def pytest_addoption(parser):
+    said = "open every notebook that has a panel in JupyterLab, not only one"
+    parser.addoption("--all-panels", action="store_true", help=said)
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "real_data: needs the folder named by SYNTH_NB_REAL_DATA")
 
