@@ -19,7 +19,7 @@ BIN = .venv/bin
 SOURCES = $(wildcard nbs/*.ipynb nbs/*.md nbs/_site/*.py nbs/params/*.yaml synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml README*.md) Makefile
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 	@echo "Variables of run: DATASET=$(DATASET) EPOCHS=$(EPOCHS) RUN=<name of the data set>; of report: PROFILE=$(PROFILE) CORES=$(CORES) EXECUTOR=$(EXECUTOR); of all: PYTHON=$(PYTHON)"
 
 .venv/pip:
