@@ -30,8 +30,7 @@ SETTINGS = {  # every cell is on the page, not only those in sight; no news from
 def panels() -> list[str]:
     "Notebooks with a panel."
     found = sorted((ROOT / "nbs").glob("*.ipynb"))
-    return [path.stem for path in found if "import" in path.read_text(encoding="utf-8")
-            and "interact_manual(" in path.read_text(encoding="utf-8")]  # fmt: skip
+    return [path.stem for path in found if "interact_manual(" in path.read_text(encoding="utf-8")]
 
 
 def pytest_generate_tests(metafunc):
@@ -46,10 +45,11 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
-    "JupyterLab with settings and folders of its own: its address with a token, and its folder."
-    home = tmp_path_factory.mktemp("lab")
+@pytest.fixture
+def lab(browser, tmp_path):
+    """JupyterLab with settings and folders of its own, so that no notebook meets another's tabs
+    and kernels: its address with a token, and its folder."""
+    home = tmp_path
     for name, values in SETTINGS.items():
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -124,8 +124,8 @@ def test_a_slider_changes_the_picture(browser, lab, notebook, tmp_path):
     tab = browser.new_page(viewport=dict(width=1400, height=1000))
     try:
         tab.goto(address.format(name=notebook))
-        tab.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=120_000)
         tab.get_by_text("| Idle").wait_for(timeout=120_000)  # the kernel, in the status bar
+        tab.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=120_000)
         tab.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
         tab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         tab.locator(f"{PANEL} button, {FAILED}").first.wait_for(timeout=60_000 * MINUTES)

@@ -18,7 +18,8 @@ from nbdev.config import get_config
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = get_config().git_url
-FILE = re.compile(rf"{REPOSITORY}/blob/{get_config().branch}/([^?#]+)(?:[?]plain=true)?(?:#L(\d+))?")
+BLOB = f"{REPOSITORY}/blob/{get_config().branch}"
+FILE = re.compile(rf"{BLOB}/([^?#]+)(?:[?]plain=true)?(?:#L(\d+))?")
 DESKTOP, PHONE = dict(width=1400, height=900), dict(width=390, height=844)
 # every page that is no notebook, and notebooks with all that a page can hold
 SHOWN = [path.stem for path in sorted((ROOT / "nbs").glob("*.md"))]
@@ -95,9 +96,8 @@ def test_the_checks_notice(tmp_path):
     expected = ["other.html#there", "gone.html", "gone.png"]
     assert dead_links(pages) == [f"page.html → {link}" for link in expected]
     assert without_words(pages) == ["page.html: other.html"] * 2
-    blob = f"{REPOSITORY}/blob/{get_config().branch}"
-    wrong = [f"{blob}/gone.py", f"{blob}/setup.py#L1", f"{REPOSITORY}/tree/other/setup.py"]
-    assert wrong_lines([f"{blob}/setup.py", f"{blob}/nbs/api.md?plain=true", *wrong]) == wrong
+    wrong = [f"{BLOB}/gone.py", f"{BLOB}/setup.py#L1", f"{REPOSITORY}/tree/other/setup.py"]
+    assert wrong_lines([f"{BLOB}/setup.py", f"{BLOB}/nbs/api.md?plain=true", *wrong]) == wrong
 
 
 @pytest.fixture(scope="module")
