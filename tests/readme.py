@@ -6,15 +6,16 @@
 import csv
 import json
 import re
+from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PICTURE = re.compile(r"^!\[([^]]+)\]\(\.\./(outputs/[^)]+)\)", re.M)
 TITLE = re.compile(r"\A# (.+)\n+> (.+)")
 HEADS = {
-    "README.md": "notebook | judge | images made / real | kernel ×1000 (95 %) | untrained "
+    "README.md": "notebook, judge | images made / real | kernel ×1000 (95 %) | untrained "
                  "| real, training | floor (95 %) | recall",
-    "README.tr.md": "defter | hakem | üretilen / gerçek | çekirdek ×1000 (%95) | eğitilmemiş "
+    "README.tr.md": "defter, hakem | üretilen / gerçek | çekirdek ×1000 (%95) | eğitilmemiş "
                     "| gerçek, eğitim | taban (%95) | duyarlılık",
 }  # fmt: skip
 TURKISH = {  # notebook → title and summary
@@ -72,8 +73,8 @@ def pictured() -> dict[str, tuple[str, str, str, str]]:
 
 
 def pictures(readme: str) -> str:
-    "A table of notebooks, one picture each."
-    rows = ["| | |", "| --- | --- |"]
+    "A table of notebooks, one picture each, two in a row."
+    cells = []
     for name, (title, summary, words, file) in pictured().items():
         if readme != "README.md":
             if name not in TURKISH:
@@ -81,8 +82,9 @@ def pictures(readme: str) -> str:
             title, summary = TURKISH[name]
             words = title
         image = f'<img src="{file}" alt="{words}" width="420">'
-        rows.append(f"| {image} | **[{title}](nbs/{name}.ipynb)**<br>{summary} |")
-    return "\n".join(rows)
+        cells.append(f"{image}<br>**[{title}](nbs/{name}.ipynb)** {summary}")
+    pairs = zip_longest(cells[::2], cells[1::2], fillvalue="")
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {one} | {two} |" for one, two in pairs)])
 
 
 def rounded(text: str) -> str:
@@ -108,7 +110,7 @@ def result(file: Path) -> str:
     name, report = file.parent.parent.name, file.with_name("report.md")
     link = (report if report.is_file() else file).relative_to(ROOT).as_posix()
     cells = [
-        f"[`{name}`]({link})", judge, f"{made['images']} / {made['real_images']}",
+        f"[`{name}`]({link})<br>{judge}", f"{made['images']} / {made['real_images']}",
         ranged(made, "value", "low", "high"),
         *(rounded(other["value"]) if other else "" for other in others),
         ranged(made, "floor", "floor_low", "floor_high"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from nbdev.config import get_config
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +99,14 @@ def test_the_checks_notice(tmp_path):
     assert without_words(pages) == ["page.html: other.html"] * 2
     wrong = [f"{BLOB}/gone.py", f"{BLOB}/setup.py#L1", f"{REPOSITORY}/tree/other/setup.py"]
     assert wrong_lines([f"{BLOB}/setup.py", f"{BLOB}/nbs/api.md?plain=true", *wrong]) == wrong
+
+
+def test_quarto_is_told_of_pages_that_are_there():
+    "Its own build needs Quarto and is not tried here."
+    told = yaml.safe_load((ROOT / "nbs/_quarto.yml").read_text(encoding="utf-8"))
+    named = [one["file"] for one in told["website"]["navbar"]["left"]]
+    assert named and [name for name in named if not (ROOT / "nbs" / name).is_file()] == []
+    assert told["metadata-files"] == ["nbdev.yml", "sidebar.yml"]  # nbdev writes both
 
 
 @pytest.fixture(scope="module")
