@@ -72,7 +72,7 @@ def test_a_difference_is_named():
     assert differences(one, two.replace("1.5", "1.6"), "EN TR".split()) == [
         "EN, “B”: no number 1.6", "TR, “B”: no number 1.5"]  # fmt: skip
     assert differences(one, two.replace("c.md", "d.md"), "EN TR".split()) == [
-        "EN, “Ğ”: no link d.md".replace("Ğ", "A"), "TR, “Ğ”: no link c.md"]  # fmt: skip
+        "EN, “A”: no link d.md", "TR, “Ğ”: no link c.md"]  # fmt: skip
     assert differences(one, two.replace("ls", "cd"), "EN TR".split())[1].startswith("TR, “B”: no")
     assert "tables" in differences(one, two.replace("| x | 1.5 |", "| x 1.5 |"))[0]
     assert "has the sections A, B; TR has Ğ" in differences(one, two[:20], "EN TR".split())[0]
