@@ -67,7 +67,8 @@ def pictured() -> dict[str, tuple[str, str, str, str]]:
     found = {}
     for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         cell = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        if picture := PICTURE.search(cell):
+        picture = PICTURE.search(cell)
+        if picture and (ROOT / picture[2]).is_file():  # the run is kept
             found[path.stem] = (*TITLE.match(cell).groups(), *picture.groups())
     return found
 
