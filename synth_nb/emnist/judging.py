@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['moved', 'Reader', 'Judge', 'MovedImages', 'taught', 'judge_for', 'intended', 'per_class', 'class_ssim',
-           'by_extractor', 'epoch_numbers', 'epoch_file', 'write_epoch']
+           'by_extractor', 'epoch_numbers', 'epoch_file', 'write_epoch', 'by_way']
 
-# %% ../../nbs/07_emnist_judging.ipynb #a8e12990
+# %% ../../nbs/07_emnist_judging.ipynb #1871307b
 import math
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 # %% ../../nbs/07_emnist_judging.ipynb #1b3b6231
 from ..data import ImageDataset, to_float, to_uint8
 from ..embedders import Embedder, embed_images
+from .sampling import LetterModel, Way
 from ..evaluation.scores import wilson
 from ..metrics import frechet_distance, inception_score, kernel_distance, ssim
 from ..runs import ParameterError, Samples, cache_root, digest, isolated, pick_device, whole
@@ -297,3 +299,24 @@ def write_epoch(
     names = [row.metric if row.metric in plain else f"{row.metric}_{row.extractor}"
              for row in numbers.itertuples()]
     return dict(zip(names, numbers["value"].tolist(), strict=True))
+
+# %% ../../nbs/07_emnist_judging.ipynb #e96e713f
+def by_way(
+    model: LetterModel,  # conditional
+    judge: Judge,
+    ways: Sequence[Way],
+    n: int,  # letters of each
+    seed: int = 0,
+) -> pd.DataFrame:  # a row per way
+    "Accuracy on the intended label with Wilson's interval, and processor time of a letter."
+    rows = []
+    for way in ways:
+        began = time.process_time()
+        made = model.sample(n, seed, **vars(way))
+        spent = time.process_time() - began
+        found = intended(judge, to_uint8(made.images), made.labels)
+        rows.append(dict(sampler=way.sampler, steps=way.sampling_steps,
+                         guidance=way.guidance_scale, questions=way.questions(model.schedule),
+                         letters=n, accuracy=found["accuracy"], low=found["low"],
+                         high=found["high"], cpu_seconds_each=spent / n))
+    return pd.DataFrame(rows)
