@@ -83,9 +83,9 @@ def test_every_epoch_leaves_its_numbers_and_a_model_that_loads_by_number(digits,
     assert [row["epoch"] for row in log] == [1, 2] and "accuracy_reader@28" in log[0]
     first, second = (load_model(run, "cpu", epoch=n).sample(3, 1).images for n in (1, 2))
     assert not torch.equal(first, second)
-    with pytest.raises(FileNotFoundError, match="epoch_7 was not saved in .*: there are 1, 2"):
+    with pytest.raises(FileNotFoundError, match=r"epoch_7 was not saved in .*: there are 1, 2"):
         load_model(run, "cpu", epoch=7)
-    with pytest.raises(FileNotFoundError, match="state of epoch 7 was not kept in .*are 1, 2"):
+    with pytest.raises(FileNotFoundError, match=r"state of epoch 7 was not kept in .*are 1, 2"):
         check_state(new_unet(10), run.folder, 7)
     with pytest.raises(ParameterError, match=r"1.14 million weights and `network` asks for 6.9"):
         check_state(new_unet(10, network="middle"), run.folder, 1)
@@ -179,7 +179,7 @@ def test_emnist_is_set_upright_and_what_lies_is_noticed(digits, tmp_path):
     good = open_dataset(emnist_folder(tmp_path, digits), 28, channels=1)
     check_upright(good)
     assert np.array_equal(good.train.images, digits.images[:600])
-    with pytest.raises(DataError, match="the 1 of emnist:.* lie on their side"):
+    with pytest.raises(DataError, match=r"the 1 of emnist:.* lie on their side"):
         check_upright(open_dataset(emnist_folder(tmp_path, digits, lying=False), 28, channels=1))
     with pytest.raises(DataError, match="is cut off: remove it and download it again"):
         open_dataset(emnist_folder(tmp_path, digits, cut=100), 28, channels=1)
