@@ -24,6 +24,8 @@ rule report:
 
 
 rule run:
+    input:
+        lambda wildcards: [f"{HOME}/{one.notebook}.json" for one in RUNS[wildcards.notebook].needs],
     output:
         f"{HOME}/{{notebook}}.json",
     params:

@@ -33,7 +33,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 # %% ../nbs/00_training.ipynb #6e2293d3
-from .processes import SharedDraws, launch
+from .processes import SharedDraws, launch, share_batch_norms
 from synth_nb.runs import (
     ParameterError,
     Progress,
@@ -310,6 +310,8 @@ def engage(self: Trainer):
     self.nets = {}
     for name, module in self.modules.items():
         module.to(self.device).train()
+        if self.accelerator.num_processes > 1:
+            share_batch_norms(module)
         if name in self.averages:
             self.averages[name].to(self.device)
         # gradients are averaged in `backward`: networks stay plain, so that GANs may differentiate
