@@ -239,7 +239,7 @@ def by_extractor(
     a, b = embed_images(embedder, real), embed_images(embedder, fake, cache=False)
     order = torch.randperm(len(a), generator=torch.Generator().manual_seed(seed))
     half = min(len(a) // 2, len(b))
-    one, two = a[order[:half]], a[order[half : 2 * half]]
+    one, two = a[order[:half]], a[order[half:]]  # as few as there are synthetic ones, and others
     standard = getattr(embedder, "standard_fid", False)
     names = dict(frechet="fid", class_score="is") if standard else {}
     rows = [(names.get("frechet", "frechet"), frechet_distance(a, b), frechet_distance(one, two)),
