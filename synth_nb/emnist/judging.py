@@ -99,7 +99,7 @@ class Judge(Embedder):
         "The likeliest class of every image."
         return self.probabilities(embed_images(self, images, 256, cache=False)).argmax(1)
 
-
+# %% ../../nbs/07_emnist_judging.ipynb #fb5a0f44
 class _Features(nn.Module):
     "The part of a reader that makes features, as a module."
 
@@ -110,7 +110,7 @@ class _Features(nn.Module):
     def forward(self, images):
         return self.reader.features(images)
 
-# %% ../../nbs/07_emnist_judging.ipynb #b3d0a44a
+# %% ../../nbs/07_emnist_judging.ipynb #9e0b2c6a
 class MovedImages:
     "Real images with labels as the trainer takes them, moved at random, at 28 pixels."
 
@@ -128,7 +128,7 @@ class MovedImages:
         return dict(image=moved(images), label=self.labels[rows],
                     key=[self.keys[i] for i in rows])
 
-# %% ../../nbs/07_emnist_judging.ipynb #e4bd99aa
+# %% ../../nbs/07_emnist_judging.ipynb #4e0c937a
 def taught(
     reader: Reader,
     data: MovedImages,
@@ -147,7 +147,10 @@ def taught(
     with isolated(seed), tempfile.TemporaryDirectory() as folder:
         Trainer(Path(folder), data, dict(reader=reader), [phase], plan, what="the judge").fit()
 
-# %% ../../nbs/07_emnist_judging.ipynb #8b945898
+# %% ../../nbs/07_emnist_judging.ipynb #56753405
+_version = 1  # of what a judge is taught; another one trains all anew
+
+
 def judge_for(
     ds: ImageDataset,  # with labels; its training images teach, its held-out ones test
     steps: int = 600,  # of 64 images
@@ -174,10 +177,7 @@ def judge_for(
     judge.accuracy = (judge.read(unseen.images) == unseen.labels).double().mean().item()
     return judge
 
-
-_version = 1  # of what a judge is taught; another one trains all anew
-
-# %% ../../nbs/07_emnist_judging.ipynb #f72fb25d
+# %% ../../nbs/07_emnist_judging.ipynb #86820d8c
 def intended(
     judge: Judge,
     images: Tensor | np.ndarray,  # (N, C, H, W) uint8
@@ -191,7 +191,7 @@ def intended(
     low, high = wilson(share, len(labels))
     return dict(accuracy=share, low=low, high=high, images=len(labels), confusion=confusion)
 
-
+# %% ../../nbs/07_emnist_judging.ipynb #37846500
 def per_class(
     judge: Judge,
     confusion: Tensor,  # (K, K) from `intended`
@@ -207,7 +207,7 @@ def per_class(
                      "taken for": judge.classes[max(others)[1]] if others else ""})
     return pd.DataFrame(rows).set_index("class")
 
-# %% ../../nbs/07_emnist_judging.ipynb #dbb4e227
+# %% ../../nbs/07_emnist_judging.ipynb #1a7085c3
 def class_ssim(
     images: Tensor,  # (N, C, H, W) uint8
     labels: Tensor,  # (N,)
@@ -228,7 +228,7 @@ def class_ssim(
     mine, theirs = torch.tensor(partners).T
     return ssim(images[mine], real[theirs]).mean().item()
 
-# %% ../../nbs/07_emnist_judging.ipynb #821bbbb7
+# %% ../../nbs/07_emnist_judging.ipynb #9984f123
 def by_extractor(
     embedder: Embedder,
     fake: Tensor,  # (N, C, H, W) uint8
@@ -239,7 +239,7 @@ def by_extractor(
     a, b = embed_images(embedder, real), embed_images(embedder, fake, cache=False)
     order = torch.randperm(len(a), generator=torch.Generator().manual_seed(seed))
     half = min(len(a) // 2, len(b))
-    one, two = a[order[:half]], a[order[half : 2 * half]]
+    one, two = a[order[:half]], a[order[half:]]  # as few as there are synthetic ones, and others
     standard = getattr(embedder, "standard_fid", False)
     names = dict(frechet="fid", class_score="is") if standard else {}
     rows = [(names.get("frechet", "frechet"), frechet_distance(a, b), frechet_distance(one, two)),
@@ -250,7 +250,7 @@ def by_extractor(
     return [dict(metric=name, value=value, real_against_real=floor, extractor=embedder.id,
                  images=len(b), real_images=len(a)) for name, value, floor in rows]
 
-# %% ../../nbs/07_emnist_judging.ipynb #af4cb3e5
+# %% ../../nbs/07_emnist_judging.ipynb #5f61cf1b
 def epoch_numbers(
     judge: Judge,
     made: Samples,  # with the labels that were asked for
@@ -275,7 +275,7 @@ def epoch_numbers(
     counts = dict(images=len(images), real_images=len(real))
     return pd.DataFrame([counts | row for row in rows]).reindex(columns=columns)
 
-# %% ../../nbs/07_emnist_judging.ipynb #956ef169
+# %% ../../nbs/07_emnist_judging.ipynb #9b7c6ec3
 def epoch_file(
     epoch: int,
 ) -> str:
@@ -300,7 +300,7 @@ def write_epoch(
              for row in numbers.itertuples()]
     return dict(zip(names, numbers["value"].tolist(), strict=True))
 
-# %% ../../nbs/07_emnist_judging.ipynb #e96e713f
+# %% ../../nbs/07_emnist_judging.ipynb #dfc654c0
 def by_way(
     model: LetterModel,  # conditional
     judge: Judge,

@@ -29,7 +29,7 @@ class _Stage(Step):
         super().__init__(run, name)
         self.block = block
 
-
+# %% ../../nbs/07_emnist_pictures.ipynb #ab1504d4
 def unet_stages(
     unet: UNet2DModel,
     labels: Tensor | None = None,  # (B,) for a conditional one
@@ -64,7 +64,7 @@ def unet_stages(
             *[_Stage(up(b), b, "up") for b in unet.up_blocks],
             _Stage(out, out, "norm, SiLU,\nconv 3×3")]
 
-# %% ../../nbs/07_emnist_pictures.ipynb #11e4e073
+# %% ../../nbs/07_emnist_pictures.ipynb #3a9e6377
 def aligned(
     images: Tensor,  # (N, C, H, W) in [-1, 1] or uint8
     labels: Tensor,  # (N,)
@@ -79,7 +79,7 @@ def aligned(
         canvas[label, : len(own)] = pixels[own.numpy()]
     return canvas
 
-
+# %% ../../nbs/07_emnist_pictures.ipynb #4e264d13
 def show_label_aligned_images(
     images: Tensor,  # (N, C, H, W) in [-1, 1] or uint8
     labels: Tensor,  # (N,)
@@ -105,7 +105,7 @@ def show_label_aligned_images(
         save(figure, path)
     return figure
 
-# %% ../../nbs/07_emnist_pictures.ipynb #9417cc2b
+# %% ../../nbs/07_emnist_pictures.ipynb #f4120387
 def _columns(axis, block: np.ndarray, names: Sequence[str], wide: int):
     "One block of a sheet: columns of images under their names, as wide as the first block."
     count, rows, height, width, _ = block.shape
@@ -117,7 +117,7 @@ def _columns(axis, block: np.ndarray, names: Sequence[str], wide: int):
     axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     axis.spines[:].set_visible(False)
 
-# %% ../../nbs/07_emnist_pictures.ipynb #ee6be5af
+# %% ../../nbs/07_emnist_pictures.ipynb #be8e0437
 def confusion_figure(
     confusion: Tensor,  # (K, K) counts: rows asked, columns read
     classes: Sequence[str],
@@ -141,7 +141,7 @@ def confusion_figure(
     axis.set(xlabel="read as", ylabel="asked for", title=title)
     return figure
 
-# %% ../../nbs/07_emnist_pictures.ipynb #67deca66
+# %% ../../nbs/07_emnist_pictures.ipynb #47a3a506
 def write_gif(
     sides: Sequence[Tensor],  # (T, C, H, W) in [-1, 1] each: shown side by side
     path: str | Path,
@@ -157,7 +157,7 @@ def write_gif(
         frames[0].save(f, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
     return Path(path)
 
-# %% ../../nbs/07_emnist_pictures.ipynb #ce29f086
+# %% ../../nbs/07_emnist_pictures.ipynb #f1e7525e
 def on_paper(
     letters: Sequence[Tensor | None],  # (C, H, W) in [-1, 1], white on black; None: a space
     gap: int = 2,  # pixels between the ink of two letters

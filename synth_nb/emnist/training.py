@@ -117,7 +117,7 @@ def check_given(
         raise ParameterError(f"the model knows {mine}, and {ds.source} has {theirs}: give the"
                              " `dataset` and `characters` that it learnt from")
 
-
+# %% ../../nbs/07_emnist_training.ipynb #d6f514e0
 def check_layout(
     image_size: int,  # pixels
     network: str,
