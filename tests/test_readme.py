@@ -49,8 +49,9 @@ def differences(one: str, other: str, names=TWINS) -> list[str]:
     "What one text has and the other has not, section by section."
     first, second = sections(one), sections(other)
     if [part[0] for part in first] != [part[0] for part in second]:
-        heads = [", ".join(part[1] for part in parts) for parts in (first, second)]
-        return [f"{names[0]} has the sections {heads[0]}; {names[1]} has {heads[1]}"]
+        heads = [" · ".join(part[1] for part in parts) for parts in (first, second)]
+        return [f"{name} has {len(parts)} sections: {head}"
+                for name, parts, head in zip(names, (first, second), heads, strict=True)]
     found = []
     for (_, here, mine), (_, there, theirs) in zip(first, second, strict=True):
         places = [f"{names[0]}, “{here}”", f"{names[1]}, “{there}”"]
@@ -75,7 +76,8 @@ def test_a_difference_is_named():
         "EN, “A”: no link d.md", "TR, “Ğ”: no link c.md"]  # fmt: skip
     assert differences(one, two.replace("ls", "cd"), "EN TR".split())[1].startswith("TR, “B”: no")
     assert "tables" in differences(one, two.replace("| x | 1.5 |", "| x 1.5 |"))[0]
-    assert "has the sections A, B; TR has Ğ" in differences(one, two[:20], "EN TR".split())[0]
+    assert differences(one, two[:20], "EN TR".split()) == [
+        "EN has 2 sections: A · B", "TR has 1 sections: Ğ"]  # fmt: skip
 
 
 def test_the_twins_say_the_same():
