@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CHEAPEST = "01_data_prep"
-MINUTES = 10  # for all cells of a notebook
+MINUTES = 15  # for all cells of a notebook
 SETTINGS = {  # every cell is on the page, not only those in sight; no news from elsewhere
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -50,28 +50,27 @@ def free_port() -> int:
 def lab(browser, tmp_path):
     """JupyterLab with settings and folders of its own, so that no notebook meets another's tabs
     and kernels: its address with a token, and its folder."""
-    home = tmp_path
     for name, values in SETTINGS.items():
-        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file = tmp_path / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
-    (home / "nbs").mkdir()
-    places = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "RUNTIME")}
-    places |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "IN_TEST": "1",
-               "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-               "SYNTH_NB_CACHE": str(home / "cache"), "PYTHONPATH": os.pathsep.join(
+    (tmp_path / "nbs").mkdir()
+    places = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("CONFIG", "RUNTIME")}
+    places |= {"JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"), "IN_TEST": "1",
+               "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+               "SYNTH_NB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(
                    filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}  # fmt: skip
     port, token = free_port(), secrets.token_hex(16)
-    options = [f"--ServerApp.root_dir={home / 'nbs'}", f"--ServerApp.port={port}",
+    options = [f"--ServerApp.root_dir={tmp_path / 'nbs'}", f"--ServerApp.port={port}",
                "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
                "--no-browser", "--allow-root"]  # fmt: skip
-    with open(home / "log", "w") as log:
+    with open(tmp_path / "log", "w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options],
                                   env=os.environ | places, stdout=log, stderr=log)  # fmt: skip
     try:
         address = f"http://127.0.0.1:{port}"
-        wait_for(server, f"{address}/api?token={token}", home / "log")
-        yield f"{address}/lab/tree/{{name}}.ipynb?token={token}", home / "nbs"
+        wait_for(server, f"{address}/api?token={token}", tmp_path / "log")
+        yield f"{address}/lab/tree/{{name}}.ipynb?token={token}", tmp_path / "nbs"
     finally:
         server.terminate()
         server.wait(30)
