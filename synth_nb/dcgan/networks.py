@@ -136,9 +136,11 @@ class Discriminator(nn.Module):
             blocks.append(nn.Sequential(*layers))
         blocks.append(nn.Sequential(nn.Conv2d(widths[-1], 1, base), nn.Flatten(0)))
         self.blocks, self.norm = normal_weights(nn.Sequential(*blocks)), norm
-        if norm == "spectral":
-            for convolution in [m for m in self.modules() if isinstance(m, nn.Conv2d)]:
+        for convolution in [m for m in self.modules() if isinstance(m, nn.Conv2d)]:
+            if norm == "spectral":
                 spectral_norm(convolution)
+            elif norm == "none":  # nothing else keeps the scale from layer to layer
+                nn.init.kaiming_normal_(convolution.weight, 0.2)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training and self.norm == "batch" and len(images) < 2:
