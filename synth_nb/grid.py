@@ -231,7 +231,9 @@ def as_html(
     starts = [i for i, cell in enumerate(cells) if cell.source.startswith("## Experiment")]
     notebook.cells = [*cells[:1], *cells[starts[0] + 1 if starts else 1 :]]
     hidden = ["exclude_input", "exclude_input_prompt", "exclude_output_prompt"]
-    return HTMLExporter(**dict.fromkeys(hidden, True)).from_notebook_node(notebook)[0]
+    page = HTMLExporter(**dict.fromkeys(hidden, True)).from_notebook_node(notebook)[0]
+    style = ".jp-RenderedHTMLCommon :is(td, th) {text-align: left !important}"
+    return page.replace("</head>", f"<style>{style}</style></head>", 1)
 
 # %% ../nbs/00_grid.ipynb #56d26235
 def snakemake_command(
