@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['head_of', 'declared_parameters', 'check_given', 'data_state', 'code_hash', 'Experiment', 'dataset_of', 'experiments',
-           'check_data', 'run_notebook', 'run_experiment', 'write_page', 'as_html', 'snakemake_command', 'make_report',
-           'main']
+           'check_data', 'run_notebook', 'run_experiment', 'write_page', 'as_html', 'check_programs',
+           'snakemake_command', 'make_report', 'main']
 
 # %% ../nbs/00_grid.ipynb #d73eed85
 import json
@@ -14,9 +14,11 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
+import torch
 import yaml
 from filelock import FileLock, Timeout
 
@@ -236,20 +238,31 @@ def as_html(
     return page.replace("</head>", f"<style>{style}</style></head>", 1)
 
 # %% ../nbs/00_grid.ipynb #56d26235
+def check_programs(executor: str = ""):
+    "Refuse what cannot be started here; raises `ParameterError`."
+    if shutil.which("snakemake", path=Path(sys.executable).parent) is None:
+        raise ParameterError("Snakemake is not installed: pip install 'synth_nb[grid]'")
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise ParameterError("no Slurm here (`sbatch` is not found): leave EXECUTOR empty")
+    if executor and find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}") is None:
+        plugin = f"snakemake-executor-plugin-{executor}"
+        raise ParameterError(f"Snakemake has no executor {executor!r} here: pip install {plugin}")
+
+
 def snakemake_command(
     profile: str,
     cores: int,
     executor: str = "",  # empty: here; "slurm": each run is a job
 ) -> list[str]:
     "The command that makes a report. Raises `ParameterError` without Snakemake, or Slurm."
-    if shutil.which("snakemake", path=Path(sys.executable).parent) is None:
-        raise ParameterError("Snakemake is not installed: pip install 'synth_nb[grid]'")
-    if executor == "slurm" and shutil.which("sbatch") is None:
-        raise ParameterError("no Slurm here (`sbatch` is not found): leave EXECUTOR empty")
+    check_programs(executor)
     program = str(Path(sys.executable).with_name("snakemake"))
     where = ["--executor", executor, "--jobs", str(cores)] if executor else ["--cores", str(cores)]
     options = ["--keep-going", "--rerun-incomplete", "--quiet", "progress", "rules"]
-    return [program, *where, *options, "--config", f"profile={profile}"]
+    gpu = int(profile != "smoke" and (bool(executor) or torch.cuda.device_count() > 0))
+    if gpu and not executor:  # runs share a GPU by turns
+        where += ["--resources", "gpu=1"]
+    return [program, *where, *options, "--config", f"profile={profile}", f"gpu={gpu}"]
 
 
 def make_report(profile: str, cores: int, executor: str = ""):
