@@ -815,6 +815,10 @@ def load_model(
     module, _, name = read_manifest(home).get("loader", "").partition(":")
     if not module.startswith("synth_nb.") or not name:
         raise ValueError(f"{shown(home)}/manifest.json names no loader of this library")
+    if epoch and folder != home:
+        inside = folder.relative_to(home).as_posix()
+        raise ValueError(f"{inside} is one model: give the run folder {shown(home)} with `epoch` "
+                         f"{epoch}, or the model's folder without it")
     inside = Path("checkpoints", f"epoch_{epoch}") if epoch else Path("model")
     model = folder / inside if folder == home else folder
     if not model.is_dir():

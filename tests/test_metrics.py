@@ -30,7 +30,7 @@ from synth_nb.metrics import (
     two_sample_test,
     vendi_score,
 )
-from synth_nb.metrics.scores import _cross_accuracy, _standardised
+from synth_nb.metrics.scores import _cross_accuracy, _fit_logistic, _labels, _standardised
 
 
 def normal(n, width, seed=0, scale=1.0, shift=0.0):
@@ -249,13 +249,42 @@ def test_vendi_is_the_same_by_either_matrix(n):
     assert vendi_score(1e-200 * x) == pytest.approx(expected, rel=1e-9)
 
 
+def two_kinds(n: int, d: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "Features of two sets of n, labels with three shufflings, parts."
+    x = torch.cat([normal(n, d), normal(n, d, 1, shift=0.3)])
+    parts = torch.arange(n) % 5
+    labels = _labels(parts, 3, torch.Generator().manual_seed(0))
+    return x, labels, torch.cat([parts, parts])
+
+
 def test_fitting_in_the_span_of_few_images_changes_no_judgement():
-    x = torch.cat([normal(30, 90), normal(30, 90, 1, shift=0.3)])
-    full = ((x - x.mean(0)) / x.std(0)).numpy()
-    labels = np.repeat([0, 1], 30)
+    x, labels, parts = two_kinds(30, 90)
+    full = (x - x.mean(0)) / x.std(0)
     assert _standardised(x).shape == (60, 60)
-    rotated = _cross_accuracy(_standardised(x), labels, 5, 0)
-    assert rotated == pytest.approx(_cross_accuracy(full, labels, 5, 0), abs=0.02)
+    rotated = _cross_accuracy(_standardised(x), labels, parts)
+    assert torch.allclose(rotated, _cross_accuracy(full, labels, parts), atol=0.02)
+
+
+@pytest.mark.parametrize("d", [4, 90])
+def test_regressions_fitted_together_are_those_of_scikit_learn(d):
+    from sklearn.linear_model import LogisticRegression
+
+    x, labels, parts = two_kinds(60, d)
+    x, some = _standardised(x), parts > 0
+    together = _fit_logistic(x[some], labels[some])
+    for w, column in zip(together.T, labels.T, strict=True):
+        one = LogisticRegression(C=0.1, max_iter=9999, tol=1e-8).fit(x[some], column[some])
+        expected = np.append(one.coef_[0], one.intercept_)
+        assert w.numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_shuffled_labels_stay_balanced_in_every_part():
+    parts = torch.arange(23) % 5
+    labels = _labels(parts, 50, torch.Generator().manual_seed(0))
+    for part in range(5):
+        rows = torch.cat([parts, parts]) == part
+        assert (labels[rows].sum(0) == rows.sum() / 2).all()
+    assert len(labels.T.unique(dim=0)) == 51
 
 
 def test_two_sample_test_balances_the_sets():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['generator_parts', 'unrounded', 'answers', 'mixed_styles', 'Draw', 'GeneratorLoss', 'DiscriminatorLoss', 'observe',
            'squared_slopes', 'GradientPenalty', 'RelativisticLoss', 'path_lengths', 'PathLength', 'PathLengthLoss',
-           'Strength', 'extra_modules', 'new_phases']
+           'Strength', 'extra_modules', 'memory_of', 'new_phases']
 
 # %% ../../nbs/04_stylegan2_loss.ipynb #8fe31502
 from collections.abc import Callable, Iterable
@@ -280,6 +280,18 @@ def extra_modules(
     if settings.path_weight and not settings.relativistic:
         modules["path_length"] = PathLength(settings.path_decay)
     return modules
+
+
+def memory_of(
+    extra: dict[str, nn.Module],  # of `extra_modules`
+) -> dict[str, float]:  # p, real_sign, path_length, as far as they are there
+    "What controller and regularisers remember, for the log."
+    said = {}
+    if "strength" in extra:
+        said = dict(p=extra["augment"].p.item(), real_sign=extra["strength"].sign.item())
+    if "path_length" in extra:
+        said["path_length"] = extra["path_length"].mean.item()
+    return said
 
 
 def new_phases(
