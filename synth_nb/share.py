@@ -40,7 +40,7 @@ class Facts:
     def title(self) -> str:
         return f"{self.manifest.get('notebook', 'model')}, {self.source}"
 
-
+# %% ../nbs/08_share.ipynb #4dd5af21
 def facts_of(
     run: str | Path,  # a run folder
 ) -> Facts:
@@ -117,7 +117,7 @@ def training_text(facts: Facts) -> str:
     return "".join(f"- {k}: {v if isinstance(v, (str, int)) else json.dumps(v)}\n"
                    for k, v in known.items() if v not in (None, "", {}))
 
-
+# %% ../nbs/08_share.ipynb #b450786a
 def reproduce_text(facts: Facts) -> str:
     "Command and versions that make it again."
     code, place = facts.manifest.get("code") or {}, facts.manifest.get("environment", {})
@@ -179,7 +179,7 @@ def results_of(facts: Facts) -> list:  # of `EvalResult`, for the Hub
                     f"{one.real_images:.0f}, floor {digits(one.floor)}")
         for one in (rows.itertuples() if len(rows) else [])]
 
-
+# %% ../nbs/08_share.ipynb #01ce120c
 def doubts_of(facts: Facts) -> list[str]:
     "The warnings of the evaluation, but for those about other sets that it compared."
     others = [f"`{title}`" for title in facts.judged.get("sets", {})
@@ -214,7 +214,7 @@ def model_card(
             "show no patients.\n\n```python\nfrom synth_nb.runs import load_model\n\n"
             'model = load_model("<this folder>")\n```\n\n' + parts_of(facts, licence))
 
-
+# %% ../nbs/08_share.ipynb #8098191f
 def data_card(
     facts: Facts,
     text: str,  # the card that the export wrote: what is in the folder, and its form
