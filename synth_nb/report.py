@@ -103,7 +103,8 @@ def about_runs(
         length = next((f"{given[k]} {k}" for k in ("epochs", "kimg") if k in given), "")
         lines.append(dict(run=title_of(folder), data=given.get("dataset", given.get("data", "")),
                           size=given.get("image_size", given.get("resolution", "")), length=length,
-                          seed=manifest.get("seed"), device=place.get("gpu") or place.get("device"),
+                          seed=given.get("seed", ""),
+                          device=place.get("gpu") or place.get("device"),
                           ended=(manifest.get("ended") or "")[:10],
                           code=(manifest.get("code") or {}).get("commit", "")[:7]))
     return pd.DataFrame(lines).set_index("run")

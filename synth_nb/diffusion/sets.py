@@ -71,7 +71,7 @@ def write_part(
 ):
     "Write samples whole or not at all."
     tensors = dict(images=to_uint8(samples.images), labels=samples.labels,
-                   conditions=samples.conditions)
+                   conditions=samples.conditions, masks=samples.masks)
     kept = {k: v.cpu().contiguous() for k, v in tensors.items() if v is not None}
     with whole(path) as file:
         save_file(kept, file, dict(keys=json.dumps(samples.keys)))
@@ -201,4 +201,5 @@ def _export(model, paths: list[Path], n: int, place: Path, seed: int, about: dic
         also["conditions"] = rest["conditions"]
     classes = getattr(model, "settings", {}).get("classes")
     named = dict(labels=rest.get("labels"), classes=classes if "labels" in rest else None)
-    export(images, place, **named, about=about, also=also)
+    masks = rest["masks"].astype(bool) if "masks" in rest else None
+    export(images, place, **named, masks=masks, about=about, also=also)
