@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 # %% ../../nbs/06_em_ddpm_training.ipynb #9ba66611
 from ..data import to_uint8, view
 from ..diffusion import DiffusionLoss, LatentSet, new_scheduler
-from .autoencoder import Scans, encoded, fit_vae, restored
+from .autoencoder import ScanVAE, Scans, encoded, fit_vae, restored
 from .masks import coverage
 from synth_nb.em.pairs import (
     PairModel,
@@ -76,7 +75,7 @@ def conditions_for(
 # %% ../../nbs/06_em_ddpm_training.ipynb #4fe1e177
 def latent_set(
     way: str,
-    vae: AutoencoderKL,
+    vae: ScanVAE,
     scans: Scans,
     masks: np.ndarray,  # (N, 1, H, W), 0 or 1; read only where labelled
     labelled: np.ndarray,  # indices
@@ -86,7 +85,7 @@ def latent_set(
     latents = torch.stack([encoded(vae, scans.all(k)) for k in range(scans.views)])
     mean, deviation = scale or (latents.mean((0, 1, 3, 4)), latents.std((0, 1, 3, 4)))
     latents = (latents - mean.view(-1, 1, 1)) / deviation.view(-1, 1, 1)
-    cell = 2 ** (len(vae.config.block_out_channels) - 1)
+    cell = vae.config.cell
     tokens = conditions_for(way, masks, labelled, scans.views, cell)
     data, known = LatentSet(latents, tokens, scans.keys), np.zeros(len(scans), bool)
     known[labelled] = True
@@ -114,14 +113,14 @@ class PairTraining:
     vae_optimizer: str = "adam"  # or sgd
     vae_lr: float = 2e-3
     beta: float = 1e-6  # weight of the divergence
-    latent_channels: int = 4
-    vae_widths: tuple[int, ...] = (16, 32, 64)  # of the autoencoder
+    latent_channels: int = 12
+    vae_width: int = 64  # channels of the autoencoder
     epochs: int = 4
     images_per_epoch: int = 1600
     batch_size: int = 16
     accumulate: int = 1  # pieces a batch is cut into
     lr: float = 1e-3
-    widths: tuple[int, ...] = (64, 128)  # of the UNet
+    widths: tuple[int, ...] = (64, 128, 128)  # of the UNet
     wide_time: bool = False
     sampling_steps: int = 20
     guidance_scale: float = 1.0
@@ -159,7 +158,7 @@ class PairTrainer:
         self.vae = fit_vae(self.folder / "autoencoder", self.scans, how.vae_steps,
                            self.val and self.val[0], optimizer=how.vae_optimizer, lr=how.vae_lr,
                            beta=how.beta, latent_channels=how.latent_channels, seed=seed,
-                           widths=how.vae_widths, device=how.device, precision=how.precision)
+                           width=how.vae_width, device=how.device, precision=how.precision)
         self.data, self.scale = latent_set(how.way, self.vae, self.scans, masks, self.labelled)
         some = self.scans.all()[:512]
         self.spectrum = residual_spectrum(some[:, :1], restored(self.vae, some)[:, :1])
