@@ -82,14 +82,12 @@ def principal_start(
     vae: ScanVAE,
     images: Tensor,  # (N, channels, H, W) in [-1, 1]
 ):
-    "Set the linear parts to the principal components of squares, each latent with deviation 1."
+    "Set the linear parts to the principal components of squares of pixels."
     squares = F.pixel_unshuffle(images, vae.config.cell).transpose(0, 1).flatten(1).double()
     mean = squares.mean(1, keepdim=True)
-    values, vectors = torch.linalg.eigh((squares - mean) @ (squares - mean).T / squares.shape[1])
-    basis = vectors[:, -vae.config.latent_channels :].flip(1)
-    spread = values.flip(0)[: basis.shape[1]].clamp_min(1e-6).sqrt()
-    down, up = (basis / spread).T, basis * spread
-    for layer, weight, bias in ((vae.analysis, down, -down @ mean), (vae.synthesis, up, mean)):
+    _, vectors = torch.linalg.eigh((squares - mean) @ (squares - mean).T)
+    up = vectors[:, -vae.config.latent_channels :].flip(1)
+    for layer, weight, bias in ((vae.analysis, up.T, -up.T @ mean), (vae.synthesis, up, mean)):
         layer.weight.copy_(weight[..., None, None])
         layer.bias.copy_(bias[:, 0])
 

@@ -143,7 +143,7 @@ class PairModel:
     vae: ScanVAE
     unet: PairUNet
     mean: Tensor  # (C,) of the latents
-    deviation: Tensor  # (C,)
+    deviation: Tensor  # (), of all of them together
     masks: np.ndarray  # (N, 1, H, W), 0 or 1, of the training side; joint: (N, 1, 1, 1) coverages
     spectrum: Tensor  # (H, W // 2 + 1) of the grain; zeros: none
     settings: dict  # size (height, width), smallest, sampling_steps, guidance_scale
@@ -191,7 +191,7 @@ def _paint(self: PairModel, conditions: Tensor, masks: Tensor | None, seed: int,
     cell = self.vae.config.cell
     size = (len(self.mean), *(side // cell for side in self.settings["size"]))
     latents = sample_latents(self.unet, conditions, size, seed, **options)
-    latents = latents * self.deviation.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+    latents = latents * self.deviation + self.mean.view(-1, 1, 1)
     made = decoded(self.vae, latents)
     if masks is None:
         masks = torch.from_numpy(without_specks(made[:, 1:] > 0, self.settings["smallest"]))

@@ -79,12 +79,12 @@ def latent_set(
     scans: Scans,
     masks: np.ndarray,  # (N, 1, H, W), 0 or 1; read only where labelled
     labelled: np.ndarray,  # indices
-    scale: tuple[Tensor, Tensor] | None = None,  # mean, deviation (C,); None: of these latents
+    scale: tuple[Tensor, Tensor] | None = None,  # mean (C,), deviation; None: of these latents
 ) -> tuple[LatentSet, tuple[Tensor, Tensor]]:  # and the mean and deviation
-    "Whitened latents and conditions, as `DiffusionLoss` takes them."
+    "Latents of deviation 1, and conditions, as `DiffusionLoss` takes them."
     latents = torch.stack([encoded(vae, scans.all(k)) for k in range(scans.views)])
-    mean, deviation = scale or (latents.mean((0, 1, 3, 4)), latents.std((0, 1, 3, 4)))
-    latents = (latents - mean.view(-1, 1, 1)) / deviation.view(-1, 1, 1)
+    mean, deviation = scale or _scale(latents)
+    latents = (latents - mean.view(-1, 1, 1)) / deviation
     cell = vae.config.cell
     tokens = conditions_for(way, masks, labelled, scans.views, cell)
     data, known = LatentSet(latents, tokens, scans.keys), np.zeros(len(scans), bool)
@@ -92,6 +92,12 @@ def latent_set(
     if 0 < 2 * known.sum() < len(known):
         data.weights = torch.from_numpy(np.where(known, 0.5 / known.sum(), 0.5 / (~known).sum()))
     return data, (mean, deviation)
+
+
+def _scale(latents: Tensor) -> tuple[Tensor, Tensor]:  # (C,), ()
+    "Mean of every channel, and one deviation for all of them."
+    mean = latents.mean((0, 1, 3, 4))
+    return mean, (latents - mean.view(-1, 1, 1)).square().mean().sqrt()
 
 # %% ../../nbs/06_em_ddpm_training.ipynb #a5e6b22e
 @torch.inference_mode()
@@ -116,8 +122,8 @@ class PairTraining:
     latent_channels: int = 12
     vae_width: int = 64  # channels of the autoencoder
     epochs: int = 4
-    images_per_epoch: int = 1600
-    batch_size: int = 16
+    images_per_epoch: int = 3200
+    batch_size: int = 8
     accumulate: int = 1  # pieces a batch is cut into
     lr: float = 1e-3
     widths: tuple[int, ...] = (64, 128, 128)  # of the UNet
@@ -129,6 +135,11 @@ class PairTraining:
     precision: str = "fp32"
     keep_every: int = 0
     max_minutes: float = 0
+
+    @property
+    def ema(self) -> float:  # over about a tenth of the steps
+        steps = self.epochs * self.images_per_epoch / self.batch_size
+        return min(0.9995, 1 - 10 / max(steps, 500))
 
     def plan(self, seed: int, best: str = "") -> Plan:
         "As the trainer takes it; with `best` the best epoch is returned to."
@@ -186,7 +197,7 @@ def fit(self: PairTrainer, evaluate=None, save=None) -> str:  # complete or stop
 
     self.trainer = Trainer(self.folder, self.data, dict(unet=unet), [phase],
                            self.how.plan(self.seed, "loss_held_out" if judging else ""),
-                           dict(unet=0.995), judge, what="pairs",
+                           dict(unet=self.how.ema), judge, what="pairs",
                            save=save and (lambda folder: save(self.model(), folder)))
     return self.trainer.fit()
 
