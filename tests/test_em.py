@@ -141,6 +141,13 @@ def split_of_phantom():
     return split_sections(open_sections("demo", image_size=64, n=48))
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    "A small protocol, run once: its split, its folder, its rows."
+    split, folder = split_of_phantom(), tmp_path_factory.mktemp("plain")
+    return split, folder, run_protocol(folder, split, Noisy(), Protocol(**SMALL))
+
+
 def weights(folder: Path) -> dict[str, str]:
     "What every cell learnt."
     return {p.name: json.loads(p.read_text())["weights"] for p in (folder / "cells").glob("*.json")}
@@ -151,21 +158,19 @@ def pairs(folder: Path) -> list[bytes]:
     return [a.tobytes() for one in found for a in (one["images"], one["masks"])]
 
 
-def test_what_judges_teaches_nothing(tmp_path):
+def test_what_judges_teaches_nothing(plain, tmp_path):
     "Other test sections change scores, but no weight and no synthetic pixel."
-    split, how = split_of_phantom(), Protocol(**SMALL)
+    split, folder, one = plain
     test = replace(split.test, images=split.test.images[::-1].copy())
-    one = run_protocol(tmp_path / "a", split, Noisy(), how)
-    two = run_protocol(tmp_path / "b", replace(split, test=test), Noisy(), how)
-    assert weights(tmp_path / "a") == weights(tmp_path / "b")
-    assert pairs(tmp_path / "a") == pairs(tmp_path / "b")
+    two = run_protocol(tmp_path, replace(split, test=test), Noisy(), Protocol(**SMALL))
+    assert weights(folder) == weights(tmp_path)
+    assert pairs(folder) == pairs(tmp_path)
     assert not one["dice"].equals(two["dice"])
 
 
-def test_masks_outside_the_fraction_teach_nothing(tmp_path):
+def test_masks_outside_the_fraction_teach_nothing(plain, tmp_path):
     "Inverted masks of chunks that count as unlabelled change no weight and no synthetic pixel."
-    split, how = split_of_phantom(), Protocol(**SMALL)
-    run_protocol(tmp_path / "a", split, Noisy(), how)
+    (split, folder, _), how = plain, Protocol(**SMALL)
     cells = Cells(tmp_path / "c", split, Noisy(), how)
     used = {int(i) for seed in range(2) for i in cells.labelled(0.5, seed)}
     masks = split.train.masks.copy()
@@ -180,8 +185,8 @@ def test_masks_outside_the_fraction_teach_nothing(tmp_path):
     changed = Cells(tmp_path, other, Noisy(), how).masks != cells.masks
     assert others and changed[others].all() and not changed[sorted(used)].any()
     run_protocol(tmp_path / "b", other, Noisy(), how)
-    assert weights(tmp_path / "a") == weights(tmp_path / "b")
-    assert pairs(tmp_path / "a") == pairs(tmp_path / "b")
+    assert weights(folder) == weights(tmp_path / "b")
+    assert pairs(folder) == pairs(tmp_path / "b")
 
 
 def test_the_real_generator_sees_only_the_fraction(tmp_path):
@@ -193,7 +198,7 @@ def test_the_real_generator_sees_only_the_fraction(tmp_path):
     other = data.masks.copy()
     other[np.setdiff1d(np.arange(16), rows)] ^= 1
     how = PairTraining(vae_steps=3, epochs=1, images_per_epoch=16, batch_size=8, widths=(16, 32),
-                       vae_widths=(8, 8, 8), sampling_steps=2)
+                       vae_width=8, latent_channels=4, sampling_steps=2)
     one, two = (PairGenerator(how)(data.images, m, rows, 3, 0, tmp_path / str(k))
                 for k, m in enumerate((data.masks, other)))
     assert (one[0] == two[0]).all() and (one[1] == two[1]).all()
@@ -207,9 +212,9 @@ run_protocol({folder!r}, split_of_phantom(), Noisy(), Protocol(**SMALL))
 """
 
 
-def test_a_killed_protocol_goes_on(tmp_path):
+def test_a_killed_protocol_goes_on(plain, tmp_path):
     "Cells that were done are not done again, and the end is as if nothing had happened."
-    whole = run_protocol(tmp_path / "whole", split_of_phantom(), Noisy(), Protocol(**SMALL))
+    split, _, whole = plain
     folder = tmp_path / "killed"
     program = PROGRAM.format(tests=str(Path(__file__).parent), folder=str(folder))
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL,
@@ -221,7 +226,7 @@ def test_a_killed_protocol_goes_on(tmp_path):
     process.wait()
     done = {p: p.stat().st_mtime_ns for p in folder.glob("cells/*.json")}
     assert done
-    again = run_protocol(folder, split_of_phantom(), Noisy(), Protocol(**SMALL))
+    again = run_protocol(folder, split, Noisy(), Protocol(**SMALL))
     assert {p: p.stat().st_mtime_ns for p in done} == done
     assert again.equals(whole)
 

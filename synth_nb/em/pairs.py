@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DModel
+from diffusers import UNet2DModel
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 # %% ../../nbs/06_em_ddpm_pairs.ipynb #823160b1
 from ..diffusion import new_scheduler
-from .autoencoder import decoded, load_vae
+from .autoencoder import ScanVAE, decoded, load_vae
 from .masks import coverage, remodelled, without_specks
 from ..runs import ParameterError, Samples, stream
 
@@ -140,10 +140,10 @@ def grain(
 @dataclass
 class PairModel:
     "A trained generator of pairs."
-    vae: AutoencoderKL
+    vae: ScanVAE
     unet: PairUNet
     mean: Tensor  # (C,) of the latents
-    deviation: Tensor  # (C,)
+    deviation: Tensor  # (), of all of them together
     masks: np.ndarray  # (N, 1, H, W), 0 or 1, of the training side; joint: (N, 1, 1, 1) coverages
     spectrum: Tensor  # (H, W // 2 + 1) of the grain; zeros: none
     settings: dict  # size (height, width), smallest, sampling_steps, guidance_scale
@@ -188,10 +188,10 @@ def sample_for(
 def _paint(self: PairModel, conditions: Tensor, masks: Tensor | None, seed: int, **options):
     "Pairs for conditions."
     options = {k: self.settings[k] for k in ("sampling_steps", "guidance_scale")} | options
-    cell = 2 ** (len(self.vae.config.block_out_channels) - 1)
+    cell = self.vae.config.cell
     size = (len(self.mean), *(side // cell for side in self.settings["size"]))
     latents = sample_latents(self.unet, conditions, size, seed, **options)
-    latents = latents * self.deviation.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+    latents = latents * self.deviation + self.mean.view(-1, 1, 1)
     made = decoded(self.vae, latents)
     if masks is None:
         masks = torch.from_numpy(without_specks(made[:, 1:] > 0, self.settings["smallest"]))

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 # %% ../../nbs/06_em_ddpm_training.ipynb #9ba66611
 from ..data import to_uint8, view
 from ..diffusion import DiffusionLoss, LatentSet, new_scheduler
-from .autoencoder import Scans, encoded, fit_vae, restored
+from .autoencoder import ScanVAE, Scans, encoded, fit_vae, restored
 from .masks import coverage
 from synth_nb.em.pairs import (
     PairModel,
@@ -77,23 +76,29 @@ def conditions_for(
 # %% ../../nbs/06_em_ddpm_training.ipynb #4fe1e177
 def latent_set(
     way: str,
-    vae: AutoencoderKL,
+    vae: ScanVAE,
     scans: Scans,
     masks: np.ndarray,  # (N, 1, H, W), 0 or 1; read only where labelled
     labelled: np.ndarray,  # indices
-    scale: tuple[Tensor, Tensor] | None = None,  # mean, deviation (C,); None: of these latents
+    scale: tuple[Tensor, Tensor] | None = None,  # mean (C,), deviation; None: of these latents
 ) -> tuple[LatentSet, tuple[Tensor, Tensor]]:  # and the mean and deviation
-    "Whitened latents and conditions, as `DiffusionLoss` takes them."
+    "Latents of deviation 1, and conditions, as `DiffusionLoss` takes them."
     latents = torch.stack([encoded(vae, scans.all(k)) for k in range(scans.views)])
-    mean, deviation = scale or (latents.mean((0, 1, 3, 4)), latents.std((0, 1, 3, 4)))
-    latents = (latents - mean.view(-1, 1, 1)) / deviation.view(-1, 1, 1)
-    cell = 2 ** (len(vae.config.block_out_channels) - 1)
+    mean, deviation = scale or _scale(latents)
+    latents = (latents - mean.view(-1, 1, 1)) / deviation
+    cell = vae.config.cell
     tokens = conditions_for(way, masks, labelled, scans.views, cell)
     data, known = LatentSet(latents, tokens, scans.keys), np.zeros(len(scans), bool)
     known[labelled] = True
     if 0 < 2 * known.sum() < len(known):
         data.weights = torch.from_numpy(np.where(known, 0.5 / known.sum(), 0.5 / (~known).sum()))
     return data, (mean, deviation)
+
+
+def _scale(latents: Tensor) -> tuple[Tensor, Tensor]:  # (C,), ()
+    "Mean of every channel, and one deviation for all of them."
+    mean = latents.mean((0, 1, 3, 4))
+    return mean, (latents - mean.view(-1, 1, 1)).square().mean().sqrt()
 
 # %% ../../nbs/06_em_ddpm_training.ipynb #a5e6b22e
 @torch.inference_mode()
@@ -115,14 +120,14 @@ class PairTraining:
     vae_optimizer: str = "adam"  # or sgd
     vae_lr: float = 2e-3
     beta: float = 1e-6  # weight of the divergence
-    latent_channels: int = 4
-    vae_widths: tuple[int, ...] = (16, 32, 64)  # of the autoencoder
+    latent_channels: int = 12
+    vae_width: int = 64  # channels of the autoencoder
     epochs: int = 4
-    images_per_epoch: int = 1600
-    batch_size: int = 16
+    images_per_epoch: int = 3200
+    batch_size: int = 8
     accumulate: int = 1  # pieces a batch is cut into
     lr: float = 1e-3
-    widths: tuple[int, ...] = (64, 128)  # of the UNet
+    widths: tuple[int, ...] = (64, 128, 128)  # of the UNet
     wide_time: bool = False
     sampling_steps: int = 20
     guidance_scale: float = 1.0
@@ -133,6 +138,11 @@ class PairTraining:
     max_minutes: float = 0
     num_processes: int = 1  # of the diffusion model
     num_nodes: int = 1
+
+    @property
+    def ema(self) -> float:  # over about a tenth of the steps
+        steps = self.epochs * self.images_per_epoch / self.batch_size
+        return min(0.9995, 1 - 10 / max(steps, 500))
 
     def plan(self, seed: int, best: str = "") -> Plan:
         "As the trainer takes it; with `best` the best epoch is returned to."
@@ -174,7 +184,7 @@ def new_network(self: PairTrainer) -> PairUNet:
                         self.how.way == "masks", self.how.widths, wide_time=self.how.wide_time)
 
 
-def autoencoder(self: PairTrainer) -> AutoencoderKL:
+def autoencoder(self: PairTrainer) -> ScanVAE:
     "Trained or loaded; where several processes train afterwards, in one of its own."
     how, several = self.how, self.how.num_processes * self.how.num_nodes > 1
 
@@ -182,7 +192,7 @@ def autoencoder(self: PairTrainer) -> AutoencoderKL:
         return fit_vae(self.folder / "autoencoder", self.scans, how.vae_steps,
                        self.val and self.val[0], optimizer=how.vae_optimizer, lr=how.vae_lr,
                        beta=how.beta, latent_channels=how.latent_channels, seed=self.seed,
-                       widths=how.vae_widths, device=device, precision=how.precision)
+                       width=how.vae_width, device=device, precision=how.precision)
 
     if several:
         in_own_process(lambda: fitted(how.device), how.device)
@@ -203,7 +213,7 @@ def fit(self: PairTrainer, evaluate=None, save=None) -> str:  # complete or stop
 
     self.trainer = Trainer(self.folder, self.data, dict(unet=unet), [phase],
                            self.how.plan(self.seed, "loss_held_out" if judging else ""),
-                           dict(unet=0.995), judge, what="pairs",
+                           dict(unet=self.how.ema), judge, what="pairs",
                            save=save and (lambda folder: save(self.model(), folder)))
     return self.trainer.fit()
 
