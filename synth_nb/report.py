@@ -172,7 +172,7 @@ class Original:
 _tissue, _brain = "hub:Cilem/mixed-histopathology-512", "brain-cancer-mri-dataset"
 _where = {"text to image": ("05_t2i", _tissue), "image to image": ("05_i2i", _tissue),
           "embedding to image": ("05_e2i", _tissue), "letters": ("07_emnist", "emnist:byclass")}
-_ours = dict(FID=("fid", "frechet"), IS=("is", "class_score"), SSIM=("ssim",))
+_ours = dict(FID=("fid", "frechet"), IS=("is", "class_score"), SSIM=("ssim", "metrics.csv:ssim"))
 
 # %% ../nbs/08_report.ipynb #49e64e2a
 def all_originals() -> list[Original]:
@@ -205,7 +205,8 @@ def our_number(
         value = _in_file(folder, place)
         if value is not None:
             key = place.rpartition(":")[2]
-            return f"{key} {digits(value)}", [f"`{key}` is another number"]
+            same = key == one.number.lower()
+            return f"{key} {digits(value)}", ["of other images" if same else f"`{key}` is not that"]
         mine = rows[(rows.metric == place) & (rows.set == "synthetic")] if len(rows) else rows
         if len(mine):
             row = mine.iloc[0]
