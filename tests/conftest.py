@@ -1,8 +1,10 @@
 "What every test gets: its own cache, and runs that go to a temporary folder."
 
 import shutil
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 BROWSERS = "chromium chromium-browser google-chrome-stable google-chrome".split()
 
@@ -20,6 +22,24 @@ def pytest_configure(config):
 def own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("SYNTH_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("IN_TEST", "1")
+
+
+@pytest.fixture(scope="session")
+def patches(tmp_path_factory) -> Path:
+    "A folder of stained patches with splits and captions: 32 to learn from, 24 held out."
+    folder = tmp_path_factory.mktemp("patches")
+    from synth_nb.data import open_dataset  # after the cache of a test is set
+
+    demo = open_dataset("demo", 64)
+    for split, part, step in (("train", demo.train, 15), ("val", demo.held_out, 10)):
+        (folder / split).mkdir()
+        rows = [f"{i:02}.png,{'pale' if i % 2 else 'dark'} tissue {i % 4}" for i in range(24)]
+        rows += [f"{i:02}.png,pale tissue" for i in range(24, 32)]
+        (folder / split / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+        for i in range(32 if split == "train" else 24):
+            pixels = part.images[i * step].transpose(1, 2, 0)
+            Image.fromarray(pixels).save(folder / split / f"{i:02}.png")
+    return folder
 
 
 @pytest.fixture(scope="module")  # its event loop would be in the way of other tests

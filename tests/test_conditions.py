@@ -17,9 +17,6 @@ import torch
 from execnb.shell import CaptureShell
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from PIL import Image
-
-from synth_nb.data import open_dataset
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(epochs=1, images_per_epoch=16, batch_size=8, vae_steps=4, n_samples=24,
@@ -33,29 +30,14 @@ def one_cache(own_cache, monkeypatch, tmp_path_factory):
     monkeypatch.setenv("SYNTH_NB_CACHE", str(tmp_path_factory.getbasetemp() / "conditions"))
 
 
-@pytest.fixture(scope="session")
-def patches(tmp_path_factory) -> Path:
-    "A folder of stained patches with splits and captions: 32 to learn from, 24 held out."
-    folder = tmp_path_factory.mktemp("patches")
-    demo = open_dataset("demo", 64)
-    for split, part, step in (("train", demo.train, 15), ("val", demo.held_out, 10)):
-        (folder / split).mkdir()
-        rows = [f"{i:02}.png,{'pale' if i % 2 else 'dark'} tissue {i % 4}" for i in range(24)]
-        rows += [f"{i:02}.png,pale tissue" for i in range(24, 32)]
-        (folder / split / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
-        for i in range(32 if split == "train" else 24):
-            pixels = part.images[i * step].transpose(1, 2, 0)
-            Image.fromarray(pixels).save(folder / split / f"{i:02}.png")
-    return folder
-
-
 def papermill(notebook: str, out: Path, **parameters):
     "Run a notebook as a user does."
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     given = [word for k, v in parameters.items() for word in ("-p", k, str(v))]
     command = [sys.executable, "-m", "papermill", str(ROOT / f"nbs/{notebook}.ipynb"), str(out)]
     done = subprocess.run([*command, *given], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
 
 
 def here(notebook: str, **parameters):
@@ -206,10 +188,14 @@ def test_finished_runs_are_compared(finished):
     assert samples_side_by_side(folders) is not None
 
 
+def test_a_parameter_that_is_not_there_has_a_neighbour(patches, tmp_path):
+    with pytest.raises(RuntimeError, match="no parameter `epoch`; did you mean `epochs`"):
+        papermill("05_e2i", tmp_path / "out.ipynb", dataset=patches, outputs=tmp_path, epoch=10)
+
+
 @pytest.mark.parametrize(
     ("room", "parameters", "said"),
     [
-        ("e2i", dict(epoch=10), "no parameter `epoch`; did you mean `epochs`?"),
         ("e2i", dict(epochs=0), "parameter `epochs` must be at least 1, got 0"),
         ("e2i", dict(dataset="no/such folder"), "no/such folder"),
         ("i2i", dict(guidance_scale=-1), "parameter `guidance_scale` must be at least 0"),

@@ -127,18 +127,19 @@ def papermill(notebook: str, folder: Path, **parameters) -> subprocess.Completed
 
 
 SMALL = dict(image_size=32, epochs=1, images_per_epoch=16, batch_size=8, width=4, n_samples=24,
-             run_name="small")
+             judge="efficientnet_lite2@64", run_name="small")
 
 
 @pytest.mark.parametrize("notebook", ["02_dcgan", "03_embedding_gan"])
-def test_a_run_explains_itself_and_is_extended(notebook, tmp_path):
-    done = papermill(notebook, tmp_path, **SMALL)
+def test_a_run_explains_itself_and_is_extended(notebook, patches, tmp_path):
+    small = SMALL | dict(dataset=patches)
+    done = papermill(notebook, tmp_path, **small)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / notebook / "small"
     for name in ("manifest.json", "metrics.csv", "evaluation.csv", "report.md", "generator.png",
                  "synthetic.png", "samples/epoch_001.png", "model/config.json"):
         assert (run / name).is_file(), name
-    again = papermill(notebook, tmp_path, **SMALL | dict(epochs=2))
+    again = papermill(notebook, tmp_path, **small | dict(epochs=2))
     assert again.returncode == 0, again.stdout + again.stderr
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["epoch"], len(manifest["starts"])) == (2, 2)
@@ -148,16 +149,17 @@ def test_a_run_explains_itself_and_is_extended(notebook, tmp_path):
     assert torch.equal(judged, to_uint8(model.sample(24, 0).images))  # not those before
 
 
-def test_grey_images_pixels_beside_and_a_given_model(tmp_path):
-    grey = SMALL | dict(channels=1, sees="embedding,pixels", beside="", gamma=0.1, augment="")
+def test_grey_images_pixels_beside_and_a_given_model(patches, tmp_path):
+    small = SMALL | dict(dataset=patches)
+    grey = small | dict(channels=1, sees="embedding,pixels", beside="", gamma=0.1, augment="")
     done = papermill("03_embedding_gan", tmp_path, **grey)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "03_embedding_gan" / "small"
-    other = SMALL | dict(channels=1, model=run, run_name="given")
+    other = small | dict(channels=1, model=run, run_name="given")
     done = papermill("02_dcgan", tmp_path, **other)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (tmp_path / "02_dcgan" / "given" / "metrics.csv").exists()
-    done = papermill("02_dcgan", tmp_path, **SMALL | dict(model=run, run_name="colour"))
+    done = papermill("02_dcgan", tmp_path, **small | dict(model=run, run_name="colour"))
     assert "the model makes 32 pixels with 1 channel:" in done.stdout + done.stderr
 
 
