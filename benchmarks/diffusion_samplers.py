@@ -1,9 +1,10 @@
 """DPM-Solver++ in 20 steps against DDIM in 50: CPU time, and kernel distance of what comes out.
 
-Trains a short model of the demo (tiny UNet, one token of 64 numbers), then makes the same images,
-one for each held-out patch and from the same noise, with both samplers in turn. The distance is to
-the held-out patches, in an encoder that had no part in the training; differences are paired,
-over random halves of the patches. Run: python benchmarks/diffusion_samplers.py [--steps 400]
+Takes a finished run of 05_i2i or 05_e2i on the demo, or trains a short model of it (tiny UNet, one
+token of 64 numbers), then makes the same images, one for each held-out patch and from the same
+noise, with both samplers in turn. The distance is to the held-out patches, in an encoder that had
+no part in the training; differences are paired, over random halves of the patches.
+Run: python benchmarks/diffusion_samplers.py [--run outputs/05_i2i/readme] [--images 128]
 """
 
 import argparse
@@ -29,7 +30,7 @@ from synth_nb.diffusion import (
 from synth_nb.diffusion.conditions import fit_components
 from synth_nb.embedders import embed_images, load_embedder
 from synth_nb.metrics import kernel_distance
-from synth_nb.runs import seed_everything
+from synth_nb.runs import load_model, seed_everything
 from synth_nb.training import Phase, Plan, Trainer, warmup
 
 settings = {"DPM-Solver++, 20": ("dpm++", 20), "DDIM, 50": ("ddim", 50)}
@@ -50,6 +51,13 @@ def trained(train, eye, steps: int, vae_steps: int, precision: str):
     return new_pipeline(vae, trainer.model("unet").eval(), new_scheduler()), conditioner
 
 
+def opened(run: str, held_out):
+    "A finished run's pipeline, its held-out conditions, and the rows that they belong to."
+    model, place = load_model(run, "cpu"), {key: i for i, key in enumerate(held_out.keys)}
+    rows = torch.tensor([place[key] for key in model.settings["keys"]])
+    return model.pipeline, model.conditioner.tokens(model.asked), rows
+
+
 def differences(real, ours, theirs, draws: int = 200) -> list[float]:
     "Kernel distance of ours minus that of theirs, on random halves: 2.5 and 97.5 %."
     found = []
@@ -64,18 +72,23 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--vae-steps", type=int, default=600)
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--run", default="", help="a finished run, in place of a training")
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--precision", default="fp32")
     given = parser.parse_args()
     seed_everything(0)
     data = open_dataset("demo", image_size=64)
     train, held_out = data.subset("train"), data.subset("val")
-    few = torch.linspace(0, len(held_out) - 1, min(given.images, len(held_out))).long()
-    real, eye = held_out[few]["image"], load_embedder("efficientnet_lite0")
-    judge = load_embedder("efficientnet_lite2")
-    lengths = given.steps, given.vae_steps
-    pipeline, conditioner = trained(train, eye, *lengths, given.precision)
-    asked = conditioner.tokens(embed_images(eye, real, cache=False))
+    eye, judge = load_embedder("efficientnet_lite0"), load_embedder("efficientnet_lite2")
+    if given.run:
+        pipeline, asked, rows = opened(given.run, held_out)
+    else:
+        lengths = given.steps, given.vae_steps
+        pipeline, conditioner = trained(train, eye, *lengths, given.precision)
+        asked = conditioner.tokens(embed_images(eye, held_out.images))
+        rows = torch.arange(len(held_out))
+    few = torch.linspace(0, len(rows) - 1, min(given.images, len(rows))).long()
+    real, asked = held_out[rows[few]]["image"], asked[few]
     wanted, took = embed_images(judge, real, cache=False), dict.fromkeys(settings, 0.0)
     made = {name: [] for name in settings}
     for i in range(0, len(asked), 32):  # in turn

@@ -18,6 +18,7 @@ from synth_nb.diffusion import (
     Latents,
     LatentSet,
     generate,
+    layouts,
     load_pipeline,
     merged,
     new_autoencoder,
@@ -120,6 +121,15 @@ class Model:
 def sample_slowly(log: Path, folder: Path, place: Path, seconds: float):
     torch.set_num_threads(1)
     sample_dataset(Model(folder, log, seconds), 14, place, seed=3, batch_size=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_weights():
+    "What is tested here does not depend on how many weights there are."
+    with pytest.MonkeyPatch.context() as patch:
+        small = dict(widths=(16, 32), width=32, heads=4, groups=8)
+        patch.setitem(layouts, "tiny", layouts["tiny"] | small)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +245,8 @@ def test_every_objective_learns_and_stays_finite(tmp_path, objective):
 
     parts = latent_set(tokens=3)
     data = Constant(parts.latents, parts.conditions, parts.keys, parts.masks)
-    trainer = trained(tmp_path, 8, data=data, objective=objective, min_snr=5.0, time_shift=0.5)
+    trainer = trained(tmp_path, 8, data=data, objective=objective, lr=3e-3, min_snr=5.0,
+                      time_shift=0.5)
     losses = [row["loss"] for row in trainer.log.rows]
     assert np.isfinite(losses).all() and losses[-1] < 0.8 * losses[0]
 

@@ -147,8 +147,7 @@ def tune_head(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:  # mean (D,), matrix (D, k)
     "Train a head to know a patch again in another view, and its class where there are several."
-    mean, matrix = directions(views.flatten(0, 1), k)
-    classes = int(labels.max()) + 1
+    (mean, matrix), classes = directions(views.flatten(0, 1), k), int(labels.max()) + 1
     with isolated(seed):
         head = torch.nn.Parameter(matrix.clone())
         reader = torch.nn.Linear(matrix.shape[1], classes)
@@ -157,9 +156,8 @@ def tune_head(
             rows = torch.randperm(views.shape[1])[:batch_size]
             first, second = torch.randperm(len(views))[:2]
             one, other = ((views[v, rows] - mean) @ head for v in (first, second))
-            loss = view_loss(one, other)
-            if classes > 1:
-                loss = loss + F.cross_entropy(reader(one), labels[rows])
+            named = F.cross_entropy(reader(one), labels[rows]) if classes > 1 else 0
+            loss = view_loss(one, other) + named
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['objectives', 'samplers', 'new_scheduler', 'objective_of', 'with_sampler', 'noise_levels', 'noisify', 'loss_weights',
-           'draw_times', 'DiffusionLoss', 'held_out_loss']
+           'draw_times', 'check_width', 'DiffusionLoss', 'held_out_loss']
 
 # %% ../../nbs/05_diffusion_objective.ipynb #ab0c31bb
 import copy
@@ -20,6 +20,7 @@ from diffusers import (
 from torch import Tensor
 
 # %% ../../nbs/05_diffusion_objective.ipynb #2ac76d87
+from .pretrained import condition_width
 from ..runs import ParameterError, isolated
 from ..training import to_device
 
@@ -161,6 +162,18 @@ def draw_times(
     places = torch.where(evenly, torch.rand(count), (torch.randn(count) + shift).sigmoid())
     return (places * steps).long().clamp_max(steps - 1)
 
+# %% ../../nbs/05_diffusion_objective.ipynb #bf53973a
+def check_width(
+    net: torch.nn.Module,
+    conditions: Tensor,  # what should be (B, tokens, D)
+):
+    "Refuse conditions that a UNet cannot take; raises `ParameterError`."
+    net = getattr(net, "module", net)  # in a training over several processes it is wrapped
+    width = condition_width(net) if isinstance(net, UNet2DConditionModel) else None
+    if width and (conditions.ndim != 3 or conditions.shape[-1] != width):
+        raise ParameterError(f"the network learns from conditions (B, tokens, {width}), got "
+                             f"{tuple(conditions.shape)}: they come from another encoder")
+
 # %% ../../nbs/05_diffusion_objective.ipynb #d90beb25
 class DiffusionLoss:
     "Weighted squared error of what a network predicts, as a loss of the trainer."
@@ -184,6 +197,7 @@ class DiffusionLoss:
         keep = torch.rand(len(latents), 1, 1) >= self.drop
         if "condition_mask" in batch:
             keep = keep * batch["condition_mask"].unsqueeze(-1).cpu()
+        check_width(nets["unet"], conditions)
         noisy, target = noisify(latents, torch.randn_like(latents), *levels, self.objective)
         given = (noisy, times.to(latents.device), conditions * keep.to(latents.device))
         errors = (nets["unet"](*given, return_dict=False)[0].float() - target).square()

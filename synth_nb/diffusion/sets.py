@@ -143,15 +143,9 @@ def sample_dataset(
     place = resolve(folder)
     check_place(place, "imagefolder")
     key = digest(contents(model), seed, batch_size, options)[:12]
-    if _is_there(place, key, n):
-        return place
-    parts = place.with_name(f".{place.name}-parts-{key}")
-    parts.mkdir(parents=True, exist_ok=True)
-    with FileLock(parts.with_suffix(".lock")):
-        paths = make_parts(model, n, parts, seed, batch_size, options)
-        _export(model, paths, n, place, seed, (about or {}) | dict(seed=seed, request=key))
-        shutil.rmtree(parts)
-    parts.with_suffix(".lock").unlink(missing_ok=True)
+    if not _is_there(place, key, n):
+        about = (about or {}) | dict(seed=seed, request=key)
+        _make(model, n, place, about, seed, batch_size, options)
     return place
 
 # %% ../../nbs/05_diffusion_sets.ipynb #1180d468
@@ -162,10 +156,21 @@ def _is_there(place: Path, key: str, n: int) -> bool:
     return f"- request: {key}" in lines and any(s.startswith(f"- images: {n},") for s in lines)
 
 
-def _export(model, paths: list[Path], n: int, place: Path, seed: int, about: dict):
+def _make(model, n: int, place: Path, about: dict, *how):
+    "Make what is missing of the parts, join them, and remove them; one process at a time."
+    parts = place.with_name(f".{place.name}-parts-{about['request']}")
+    parts.mkdir(parents=True, exist_ok=True)
+    with FileLock(parts.with_suffix(".lock")):
+        paths = make_parts(model, n, parts, *how)
+        _export(model, paths, n, place, about)
+        shutil.rmtree(parts)
+    parts.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _export(model, paths: list[Path], n: int, place: Path, about: dict):
     "Write the parts as one data set."
     images, rest = joined(paths, n, paths[0].with_name("images.npy"))
-    also = dict(seed=np.full(n, seed), number=np.arange(n))
+    also = dict(seed=np.full(n, about["seed"]), number=np.arange(n))
     if "keys" in rest:
         also["made_for"] = rest["keys"]
     if "conditions" in rest:

@@ -8,7 +8,6 @@ __all__ = ['conditions', 'load', 'save']
 # %% ../../nbs/05_t2i.ipynb #277bea72
 from torch import Tensor
 
-# %% ../../nbs/05_t2i.ipynb #c7865102
 from ..data import ImageDataset
 from .experiment import load, save
 from .text import TextConditioner, fit_text_model, load_text_model

@@ -172,8 +172,7 @@ def contrast(
     "Train a text model against embeddings."
     width = encoder.config.hidden_size
     mean, image = directions(features, min(width, *features.shape))
-    head = torch.nn.Linear(width, image.shape[1], bias=False)
-    image = torch.nn.Parameter(image)
+    head, image = torch.nn.Linear(width, image.shape[1], bias=False), torch.nn.Parameter(image)
     learn = [*encoder.train().parameters(), *head.parameters(), image]
     optimizer = torch.optim.AdamW(learn, lr, weight_decay=0.1)
     for _ in range(steps):
