@@ -1,6 +1,6 @@
 # Everything a person, a cluster or CI types. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run lab report docs test lint clean
+.PHONY: help run lab lab-test report docs test lint clean
 SHELL := /bin/bash
 # threads that wait without spinning: several processes on one machine do not slow each other down
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -16,10 +16,10 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 EXECUTOR ?=
 OUT = outputs/05_e2i/$(RUN)
 BIN = .venv/bin
-SOURCES = $(wildcard nbs/*.ipynb nbs/params/*.yaml synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml) Makefile
+SOURCES = $(wildcard nbs/*.ipynb nbs/*.md nbs/_site/*.py nbs/params/*.yaml synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml README*.md) Makefile
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 	@echo "Variables of run: DATASET=$(DATASET) EPOCHS=$(EPOCHS) RUN=<name of the data set>; of report: PROFILE=$(PROFILE) CORES=$(CORES) EXECUTOR=$(EXECUTOR); of all: PYTHON=$(PYTHON)"
 
 .venv/pip:
@@ -66,6 +66,9 @@ report: .venv/grid  ## all experiments of PROFILE (smoke, offline, recommended, 
 docs: .venv/docs  ## the site in _docs/, from the notebooks as they are; warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -j auto -c nbs/_site nbs _docs
 	@echo "open _docs/index.html in a browser"
+
+lab-test: .venv/dev  ## every panel in JupyterLab, in a browser (`make test` tries one)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/test_lab.py --all-panels
 
 lint: .venv/dev  ## notebooks clean, library exported from them, ruff
 	$(BIN)/python tests/drift.py

@@ -19,16 +19,21 @@ rule report:
         f"{HOME}/index.html",
     params:
         state=[run.state for run in RUNS.values()],
+    resources:
+        runtime=60,  # minutes, on a cluster
+        mem_mb=8000,
     shell:
         "{sys.executable} -m synth_nb.grid page {PROFILE} {output}"
 
 
 rule run:
+    input:
+        lambda wildcards: [f"{HOME}/{one.notebook}.json" for one in RUNS[wildcards.notebook].needs],
     output:
         f"{HOME}/{{notebook}}.json",
     params:
         state=lambda wildcards: RUNS[wildcards.notebook].state,
-    threads: 1
+    threads: 1 if PROFILE == "smoke" else 4
     resources:
         runtime=lambda wildcards, attempt: 60 * config.get("hours", 4),  # minutes, on a cluster
         mem_mb=config.get("mem_mb", 16000),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['header', 'outline', 'Definition', 'definitions', 'Module', 'told', 'library', 'address', 'link_names', 'plain',
-           'words_for', 'documented', 'Pages']
+           'words_for', 'repository', 'documented', 'Pages']
 
 # %% ../nbs/00_pages.ipynb #8b68406f
 import ast
@@ -185,6 +185,15 @@ def words_for(
     return f"{said} ({count})" if count > 1 else said
 
 # %% ../nbs/00_pages.ipynb #33fee551
+def repository(
+    file: str,  # from the project root
+    line: int = 0,  # from 1; 0: the whole file
+) -> str:
+    "Where a file of this project is read."
+    config = get_config()
+    return f"{config.git_url}/blob/{config.branch}/{file}" + (f"#L{line}" if line else "")
+
+
 def documented(
     one: Definition,
     module: Module,
@@ -192,8 +201,7 @@ def documented(
     code: bool = True,  # not where the whole source follows
 ) -> str:  # markdown
     "A definition on its page: heading, link to its source, header and docstring."
-    config = get_config()
-    source = f"{config.git_url}/blob/{config.branch}/{module.file}#L{one.line}"
+    source = repository(module.file, one.line)
     parts = [f"{'#' * level} {one.name} {{#{one.name.lower()}}}", f"[source]({source})"]
     parts += [f"```python\n{one.code}\n```"] if code else []
     return "\n\n".join([*parts, link_names(one.text, module.notebook)]).rstrip()

@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = ['meeting_point', 'check_launch', 'launch', 'quiet_launcher', 'launch_one', 'said_of_failure', 'this_process',
+           'over_processes', 'over_the_batch', 'in_own_process', 'shared_batch_norm', 'share_batch_norms',
            'SharedDraws']
 
 # %% ../nbs/00_processes.ipynb #6a22a7dc
@@ -15,9 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -153,6 +155,92 @@ def this_process(
     if place.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return rank, count, place
+
+# %% ../nbs/00_processes.ipynb #96858494
+def over_processes(
+    value: Tensor,
+    mean: bool = True,  # False: the sum
+) -> Tensor:
+    "Mean or sum over all processes; the value itself where there is one."
+    group = torch.distributed
+    if not (group.is_available() and group.is_initialized()):
+        return value
+    value = value.clone()
+    group.all_reduce(value)
+    return value / group.get_world_size() if mean else value
+
+
+def over_the_batch(
+    sums: Tensor,  # over this process's share of a batch
+) -> Tensor:  # over the whole batch
+    """Sums for a loss that is no mean over images; themselves where nothing is learnt from them.
+
+    The mean of the gradients over all processes, which is what a training takes, is that of the
+    whole batch.
+    """
+    group = torch.distributed
+    if not (group.is_available() and group.is_initialized() and sums.requires_grad):
+        return sums
+    own = sums * group.get_world_size()
+    return own + (over_processes(sums.detach(), mean=False) - own.detach())
+
+
+def in_own_process(
+    function: Callable[[], object],  # leaves what it makes on disk; what it returns is lost
+    device: str = "auto",
+):
+    """Run what uses a GPU in a process of its own, so that this one may still start others.
+
+    Without a GPU it runs here. Raises what `launch` raises.
+    """
+    if device == "cpu" or not torch.cuda.device_count():
+        function()
+    else:
+        launch(function, 1, device=device)
+
+# %% ../nbs/00_processes.ipynb #74569621
+class _SharedMean(torch.autograd.Function):
+    "The mean over all processes of a value and of its gradient."
+
+    @staticmethod
+    def forward(ctx, value):
+        return over_processes(value)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return over_processes(gradient)
+
+
+def shared_batch_norm(
+    layer: nn.modules.batchnorm._BatchNorm,
+    x: Tensor,  # (B / processes, C, …)
+) -> Tensor:
+    "What a batch norm makes of its share of a batch, with the moments of the whole batch."
+    if not layer.training:
+        return type(layer).forward(layer, x)
+    rest = [d for d in range(x.dim()) if d != 1]
+    wide, shape = x.float(), [1, -1, *[1] * (x.dim() - 2)]
+    mean = _SharedMean.apply(wide.mean(rest))
+    wide = wide - mean.view(shape)
+    variance = _SharedMean.apply(wide.square().mean(rest))
+    if layer.track_running_stats:
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * torch.distributed.get_world_size()
+            layer.num_batches_tracked += 1
+            layer.running_mean.lerp_(mean, layer.momentum)
+            layer.running_var.lerp_(variance * count / max(count - 1, 1), layer.momentum)
+    wide = wide * (variance + layer.eps).rsqrt().view(shape)
+    if layer.affine:
+        wide = wide * layer.weight.view(shape) + layer.bias.view(shape)
+    return wide.to(x.dtype)
+
+
+def share_batch_norms(module: nn.Module):
+    "Let the batch norms of a network look at the shares of all processes, in this process."
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.forward = partial(shared_batch_norm, layer)
 
 # %% ../nbs/00_processes.ipynb #682441b7
 class SharedDraws(TorchFunctionMode):

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['shown_metrics', 'run_folders', 'title_of', 'numbers_of', 'collect', 'summary', 'extractors_in', 'about_runs',
-           'side_by_side', 'write_tables', 'as_markdown']
+           'side_by_side', 'write_tables', 'file_name', 'as_markdown', 'Original', 'all_originals', 'our_number',
+           'beside_originals']
 
 # %% ../nbs/08_report.ipynb #79481c3d
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 # %% ../nbs/08_report.ipynb #817b807d
-from .evaluation.report import latex
+from .evaluation.report import latex, originals
 from .evaluation.scores import digits, heads
 from .plots import interval_panels
 from .runs import ParameterError, read_manifest, resolve, shown, whole
+from .training import read_metrics
 
 # %% ../nbs/08_report.ipynb #d6169af2
 def run_folders(
@@ -99,7 +103,8 @@ def about_runs(
         length = next((f"{given[k]} {k}" for k in ("epochs", "kimg") if k in given), "")
         lines.append(dict(run=title_of(folder), data=given.get("dataset", given.get("data", "")),
                           size=given.get("image_size", given.get("resolution", "")), length=length,
-                          seed=manifest.get("seed"), device=place.get("gpu") or place.get("device"),
+                          seed=given.get("seed", ""),
+                          device=place.get("gpu") or place.get("device"),
                           ended=(manifest.get("ended") or "")[:10],
                           code=(manifest.get("code") or {}).get("commit", "")[:7]))
     return pd.DataFrame(lines).set_index("run")
@@ -125,16 +130,24 @@ def side_by_side(
 def write_tables(
     folder: Path,  # of the report
     rows: pd.DataFrame,  # from `collect`
-    tables: dict[str, pd.DataFrame],  # title → table
+    tables: dict[str, pd.DataFrame | str],  # title → table, or text in Markdown
 ) -> list[Path]:
-    "Write `numbers.csv` (every number), `tables.tex` and `tables.md`."
-    markdown = "\n\n".join(f"## {title}\n\n{as_markdown(table)}" for title, table in tables.items())
-    texts = {"numbers.csv": rows.to_csv(index=False), "tables.md": markdown + "\n",
-             "tables.tex": "\n".join(latex(table, title) for title, table in tables.items())}
+    "Write `numbers.csv` (every number), a CSV for each table, `tables.tex` and `tables.md`."
+    frames = {title: table for title, table in tables.items() if not isinstance(table, str)}
+    parts = [f"## {title}\n\n{table if isinstance(table, str) else as_markdown(table)}"
+             for title, table in tables.items()]
+    texts = {"numbers.csv": rows.to_csv(index=False), "tables.md": "\n\n".join(parts) + "\n",
+             "tables.tex": "\n".join(latex(table, title) for title, table in frames.items())}
+    texts |= {f"{file_name(title)}.csv": table.to_csv() for title, table in frames.items()}
     for name, text in texts.items():
         with whole(folder / name) as f:
             f.write_text(text, encoding="utf-8")
     return [folder / name for name in texts]
+
+
+def file_name(title: str) -> str:  # "judged_by_eye_8"
+    "A title as the name of a file."
+    return re.sub(r"\W+", "_", title.lower()).strip("_")
 
 
 def as_markdown(table: pd.DataFrame) -> str:
@@ -142,3 +155,96 @@ def as_markdown(table: pd.DataFrame) -> str:
     table = table.reset_index() if table.index.name else table
     lines = [table.columns.tolist(), ["---"] * table.shape[1], *table.fillna("").values.tolist()]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+# %% ../nbs/08_report.ipynb #98b3d89c
+@dataclass(frozen=True)
+class Original:
+    "A number of an original project, and where ours of that kind is."
+    system: str
+    notebook: str  # ours
+    number: str  # what it is called there
+    reported: float | None  # None: its text gives none
+    how: str  # on what it was measured
+    ours: tuple[str, ...]  # metrics of `evaluation.json`, or "file:key"; the first there counts
+    data: str = ""  # as our parameter `dataset` names it
+
+
+_tissue, _brain = "hub:Cilem/mixed-histopathology-512", "brain-cancer-mri-dataset"
+_where = {"text to image": ("05_t2i", _tissue), "image to image": ("05_i2i", _tissue),
+          "embedding to image": ("05_e2i", _tissue), "letters": ("07_emnist", "emnist:byclass")}
+_ours = dict(FID=("fid", "frechet"), IS=("is", "class_score"), SSIM=("ssim",))
+
+# %% ../nbs/08_report.ipynb #49e64e2a
+def all_originals() -> list[Original]:
+    "What the five original projects reported, in the order of the notebooks."
+    none = (None, "its text gives no number", _ours["FID"])
+    gans = [Original("DCGAN on tissue", "02_dcgan", "", *none, _tissue),
+            Original("GAN that sees an embedding", "03_embedding_gan", "", *none, _tissue),
+            Original("StyleGAN2 on brain MR", "04_stylegan2", "", *none, _brain)]
+    told = {what: [(name, value, how) for w, name, value, how in originals if w == what]
+            for what in _where}
+    diffusion, letters = [
+        [Original(what, _where[what][0], name, value, how, _ours[name], _where[what][1])
+         for what in part for name, value, how in told[what]]
+        for part in (list(_where)[:3], list(_where)[3:])]
+    how = "EPFL hippocampus, chunks of 256 px; what the loss is made of is not given"
+    vae, masks = "autoencoder/metrics.csv:loss_held_out", "evaluation.json:dice"
+    scans = [Original("micrographs, autoencoder", "06_em_ddpm", "loss", 0.003076, how, (vae,)),
+             Original("micrographs, segmentation", "06_em_segmentation", "loss", 0.21,
+                      f"{how}; threshold near 0.05", (masks,))]
+    return [*gans, *diffusion, *scans, *letters]
+
+# %% ../nbs/08_report.ipynb #2afa4089
+def our_number(
+    one: Original,
+    folder: Path,  # of our run
+) -> tuple[str, list[str]]:  # as a person reads it; why it is another quantity
+    "What ours measured in place of a reported number."
+    rows = numbers_of(folder)
+    for place in one.ours:
+        value = _in_file(folder, place)
+        if value is not None:
+            key = place.rpartition(":")[2]
+            return f"{key} {digits(value)}", [f"`{key}` is another number"]
+        mine = rows[(rows.metric == place) & (rows.set == "synthetic")] if len(rows) else rows
+        if len(mine):
+            row = mine.iloc[0]
+            inside = f" ({digits(row.low)} to {digits(row.high)})" if np.isfinite(row.low) else ""
+            by = f" by {row.extractor}" if row.extractor else ""
+            said = [] if place in ("fid", "is", "ssim") else ["another extractor"]
+            return (f"{heads.get(place, place)} {digits(row.value)}{inside}{by}, {row.images} "
+                    "images", [*said, "the number of images is not theirs"])
+    return "", ["ours has no such number"]
+
+
+def _in_file(folder: Path, place: str) -> float | None:  # "file:key"
+    "A number in a run's own JSON, or in the last row of its log."
+    file, _, key = place.rpartition(":")
+    path = folder / file
+    if not file or not path.is_file():
+        return None
+    if path.suffix == ".json":
+        return json.loads(path.read_text(encoding="utf-8")).get(key)
+    return read_metrics(path.parent)[-1].get(key)
+
+# %% ../nbs/08_report.ipynb #1310a229
+def beside_originals(
+    folders: list[Path],  # of our runs
+) -> pd.DataFrame:  # a row per reported number and run
+    "The originals' numbers, ours of that kind, and whether the two may be compared."
+    lines = []
+    for one in all_originals():
+        mine = [f for f in folders if read_manifest(f).get("notebook") == one.notebook]
+        for folder in mine or [None]:
+            number, why = our_number(one, folder) if folder else ("", ["not run here"])
+            given = read_manifest(folder).get("parameters", {}) if folder else {}
+            data = str(given.get("dataset", ""))
+            if folder and not (one.data and data.endswith(one.data)):
+                why.append(f"other data ({data})")
+            if one.reported is None:
+                why = ["there is nothing to compare with"]
+            lines.append({"original": one.system, "number": one.number or "none",
+                          "reported": "" if one.reported is None else f"{one.reported:g}",
+                          "measured on": one.how, "ours": number or "none",
+                          "comparable": "no: " + "; ".join(why) if why else "yes"})
+    return pd.DataFrame(lines).set_index("original")

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -518,6 +519,13 @@ def _module_file(name: str) -> Path | None:
     return next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
 
 # %% ../nbs/00_runs.ipynb #7fa09f4c
+@cache
+def _read_module(file: Path, written: int, package: str) -> tuple[str, set[str]]:
+    "Syntax tree of a module as it was last written, and what it imports of this library."
+    tree = _without_docstrings(file.read_text(encoding="utf-8"))
+    return ast.dump(tree), _imported(tree, package)
+
+
 def library_hash(
     sources: list[str],  # Python sources to start from
     without: set[str] = judging,  # rooms that are left out
@@ -531,10 +539,9 @@ def library_hash(
         file = _module_file(name)
         if file is None or name in modules or name.split(".")[1] in without:
             continue
-        tree = _without_docstrings(file.read_text(encoding="utf-8"))
-        modules[name] = ast.dump(tree)
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-        todo += _imported(tree, package)
+        modules[name], imported = _read_module(file, file.stat().st_mtime_ns, package)
+        todo += imported
     return digest([ast.dump(tree) for tree in trees], sorted(modules.items()))
 
 # %% ../nbs/00_runs.ipynb #372ad212
@@ -808,6 +815,10 @@ def load_model(
     module, _, name = read_manifest(home).get("loader", "").partition(":")
     if not module.startswith("synth_nb.") or not name:
         raise ValueError(f"{shown(home)}/manifest.json names no loader of this library")
+    if epoch and folder != home:
+        inside = folder.relative_to(home).as_posix()
+        raise ValueError(f"{inside} is one model: give the run folder {shown(home)} with `epoch` "
+                         f"{epoch}, or the model's folder without it")
     inside = Path("checkpoints", f"epoch_{epoch}") if epoch else Path("model")
     model = folder / inside if folder == home else folder
     if not model.is_dir():

@@ -38,6 +38,7 @@ html_title = config.title
 html_baseurl = f"{config.doc_host}{config.doc_baseurl}/"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_favicon = "static/favicon.svg"
 html_math_renderer = "mathml"  # in the page itself: no script from elsewhere
 html_copy_source = False
 html_theme_options = {

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from synth_nb.pages import library, plain
+from synth_nb.pages import library, plain, repository
 
 FRONTS = {"01_data": "01_data_prep"}  # whose parts are not named after it
 ROOMS = {"Foundations": "00 01", "Models": "02 03 04 05 06 07", "Evaluation": "08"}
@@ -69,6 +69,19 @@ def gallery(folder: Path) -> str:
     return "\n".join(["::::{container} gallery", "", *cards, "::::", ""])
 
 
+def dotted(module) -> str:
+    "What one imports of a module."
+    return module.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def origin(name: str) -> str:
+    "Which file a page is made from and which module that makes; the search knows both by it."
+    module = library()[name]
+    said = f"{{.origin}}\n[`{name}.ipynb`]({repository(f'nbs/{name}.ipynb')})"
+    made = f" makes [`{dotted(module)}`]({repository(module.file)})" if module.file else ""
+    return said + made
+
+
 def _first(text: str) -> str:
     return plain(re.split(r"\n\s*\n|(?<=[.]) ", text)[0])
 
@@ -79,12 +92,12 @@ def names() -> str:
     for module in library().values():
         if not module.defined:
             continue
-        dotted = module.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         rows = [
-            f"| [`{name}`]({module.notebook}.ipynb#{name.lower()}) | {_first(one.text)} |"
+            f"| [`{name}`]({module.notebook}.ipynb#{name.lower()}) | {_first(one.text)} "
+            f"| [source]({repository(module.file, one.line)}) |"
             for name, one in module.defined.items()]
-        found += [f"## `{dotted}`", "", f"From [{module.title}]({module.notebook}.ipynb).", "",
-                  "| name | what it is |", "| --- | --- |", *rows, ""]
+        found += [f"## `{dotted(module)}`", "", f"From [{module.title}]({module.notebook}.ipynb).",
+                  "", "| name | what it is | |", "| --- | --- | --- |", *rows, ""]
     return "\n".join(found)
 
 

@@ -5,9 +5,11 @@ import json
 import re
 from pathlib import Path
 
+from contents import origin
 from execnb.nbio import dict2nb, nb2dict
-from nbdev.config import get_config
 from nbdev.processors import FilterDefaults
+
+from synth_nb.pages import repository
 
 LONG = 15  # lines of code from which on a cell is folded
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -40,10 +42,9 @@ def with_summary(text: str) -> str:
 def outside(text: str) -> str:
     """Links to markdown files elsewhere in the project: a run's files are handed out with the
     site, others are read in the repository."""
-    config = get_config()
     text = re.sub(r"\[([^]]+)\]\((\.\./outputs/[^)]+\.md)\)", r"{download}`\1 <\2>`", text)
-    repository = rf"[\1]({config.git_url}/blob/{config.branch}/\2)"
-    return re.sub(r"\[([^]]+)\]\(\.\./(?!outputs/)([^)]+)\)", repository, text)
+    elsewhere = rf"[\1]({repository('')}\2)"
+    return re.sub(r"\[([^]]+)\]\(\.\./(?!outputs/)([^)]+)\)", elsewhere, text)
 
 
 def markdown(source: str) -> str:
@@ -97,6 +98,9 @@ def page(path: Path, text: str) -> dict:
     notebook.path_ = path
     FilterDefaults()(notebook)
     found = nb2dict(notebook)
-    found["cells"] = [cell | {"id": f"cell-{number}"} for number, cell in enumerate(cells(found))]
+    title, *others = cells(found)
+    title["source"] += f"\n\n{origin(path.stem)}"
+    numbered = enumerate([title, *others])
+    found["cells"] = [cell | {"id": f"cell-{number}"} for number, cell in numbered]
     found["metadata"].pop("widgets", None)
     return found

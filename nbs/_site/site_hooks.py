@@ -1,5 +1,6 @@
 "Where the site's parts meet Sphinx: every source before it is read, and equations."
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import contents
 import latex2mathml.converter
 import myst
 from docutils.nodes import SkipNode
+
+from synth_nb import pages
 
 
 def read(app, docname: str, source: list[str]):
@@ -32,6 +35,12 @@ def made_from_all(app, env, added, changed, removed):
     return ["index", "api", "learning_path"] if added | changed | removed else []
 
 
+def _code() -> str:
+    "What makes pages of sources; another one makes all of them anew."
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(pages.__file__)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def _mathml(display: str):
     def visit(self, node):
         made = latex2mathml.converter.convert(node.astext(), display=display)
@@ -43,6 +52,7 @@ def _mathml(display: str):
 
 
 def setup(app):
+    app.add_config_value("site_code", _code(), "env")
     app.connect("source-read", read)
     app.connect("env-get-outdated", made_from_all)
     app.add_html_math_renderer("mathml", _mathml("inline"), _mathml("block"))

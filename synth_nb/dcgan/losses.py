@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/02_dcgan_losses.ipynb #c17189e5
 from ..runs import ParameterError
-from ..training import Phase
+from ..training import Phase, falling
 
 # %% ../../nbs/02_dcgan_losses.ipynb #428596d3
 forms = ("logistic", "hinge")
@@ -115,11 +115,14 @@ class Game:
         D: nn.Module,
         lr: float,
         betas: tuple[float, float],  # of Adam
+        total: int = 0,  # steps of the training, where the rate falls towards its end
+        fall: float = 0.0,  # share of them in which it falls to nothing
     ) -> list[Phase]:  # for a `Trainer` whose networks are called `G` and `D`
         "Generator, discriminator, and R1 where it has a weight, each with its optimiser."
         adam = [torch.optim.Adam(net.parameters(), lr, betas=betas) for net in (G, D)]
-        found = [Phase(self.generator, adam[0], "G", clip=None),
-                 Phase(self.discriminator, adam[1], "D", clip=None)]
+        slow = [falling(one, total, fall) if fall else None for one in adam]
+        found = [Phase(self.generator, adam[0], "G", clip=None, scheduler=slow[0]),
+                 Phase(self.discriminator, adam[1], "D", clip=None, scheduler=slow[1])]
         penalty = Phase(self.penalty, adam[1], "R1", every=self.every, clip=None)
         return found + [penalty] * bool(self.gamma)
 

@@ -30,7 +30,8 @@ from .pretrained import trainable
 from .sampling import generate
 from .text import Agreement, TextConditioner, read_text_model
 from ..embedders import Embedder, embed_images, load_embedder
-from ..runs import ParameterError, Samples, seed_everything, stream
+from ..processes import in_own_process
+from ..runs import ParameterError, Samples, pick_device, seed_everything, stream
 from ..training import Phase, Plan, Trainer, warmup
 
 # %% ../../nbs/05_diffusion_experiment.ipynb #0aa998e9
@@ -361,8 +362,13 @@ def open_autoencoder(
     vae_steps: int = 600,
     device: str = "auto",
     precision: str = "auto",
+    processes: int = 1,  # that train afterwards; several: it is on the CPU
 ):  # `AutoencoderKL`, frozen
     "The autoencoder of an experiment. Raises `OSError` that says what to do."
+    if processes > 1:  # trained and measured in a process that may use the GPU, then read here
+        given = (train, autoencoder, vae_steps)
+        in_own_process(lambda: open_autoencoder(*given, device, precision), device)
+        return open_autoencoder(*given, "cpu", precision)
     if autoencoder:
         return standardise(load_autoencoder(autoencoder, device), train)
     eye = load_embedder("efficientnet_lite0")
@@ -391,7 +397,8 @@ class Study:
 
     def model(self, unet, recipe: Recipe, **options) -> ConditionedModel:
         "A network as a model that is told what to make."
-        pipeline = new_pipeline(self.vae, unet, recipe.scheduler())
+        where = next(unet.parameters()).device  # of several processes each has its own
+        pipeline = new_pipeline(self.vae.to(where), unet, recipe.scheduler())
         return assemble(pipeline, self.conditioner, self.asked, self.held_out, **options)
 
 # %% ../../nbs/05_diffusion_experiment.ipynb #871cd562
@@ -405,6 +412,9 @@ def new_trainer(
     **options,  # of sampling
 ) -> Trainer:
     "The training of a conditioned model; it goes on where an earlier start stopped."
+    if plan.processes > 1:
+        place = pick_device(plan.device)
+        in_own_process(lambda: cached_latents(study.vae.to(place), study.train, views), plan.device)
     training, judging = study.training(recipe, views), study.judging()
     unet = recipe.unet(study.conditioner.width, training.data.latents)
 

@@ -23,7 +23,17 @@ from torch import Tensor, nn
 from ..data import to_uint8
 from ..data.export import check_place, export
 from .latents import weights_digest
-from ..runs import ParameterError, Samples, digest, resolve, stream, watched, whole
+from ..processes import launch, this_process
+from synth_nb.runs import (
+    ParameterError,
+    Samples,
+    digest,
+    load_model,
+    resolve,
+    stream,
+    watched,
+    whole,
+)
 
 # %% ../../nbs/05_diffusion_sets.ipynb #f28fb4ac
 def contents(
@@ -61,7 +71,7 @@ def write_part(
 ):
     "Write samples whole or not at all."
     tensors = dict(images=to_uint8(samples.images), labels=samples.labels,
-                   conditions=samples.conditions)
+                   conditions=samples.conditions, masks=samples.masks)
     kept = {k: v.cpu().contiguous() for k, v in tensors.items() if v is not None}
     with whole(path) as file:
         save_file(kept, file, dict(keys=json.dumps(samples.keys)))
@@ -80,27 +90,40 @@ def read_part(
 
 # %% ../../nbs/05_diffusion_sets.ipynb #5b46acb2
 def make_parts(
-    model,
+    model,  # or the folder of its run
     n: int,
     folder: Path,  # of the parts
     seed: int,
     batch_size: int,
     options: dict,
+    num_processes: int = 1,
+    device: str = "auto",  # of a run's model
 ) -> list[Path]:  # of the parts, in order
-    "Make the parts that are missing."
+    "Make the parts that are missing, dealt among the processes."
     starts = list(range(0, n, batch_size))
     counts = [min(batch_size, n - start) for start in starts]
     names = [f"{start:09}-{count}" for start, count in zip(starts, counts, strict=True)]
     paths = [folder / f"{name}.safetensors" for name in names]
     todo = [i for i, path in enumerate(paths) if read_part(path) is None]
 
-    def made() -> Iterator[int]:
-        for i in todo:
-            write_part(paths[i], sample_part(model, seed, starts[i], counts[i], **options))
+    def made(mine: list[int]) -> Iterator[int]:
+        own = load_model(model, device) if isinstance(model, (str, Path)) else model
+        for i in mine:
+            write_part(paths[i], sample_part(own, seed, starts[i], counts[i], **options))
             yield counts[i]
 
-    for _ in watched(made(), sum(counts[i] for i in todo), "sampling", lambda count: count):
-        pass
+    def share():
+        rank, count, _ = this_process(device)
+        mine = todo[rank::count]
+        title = "sampling" if count == 1 else f"sampling, process {rank + 1} of {count}"
+        for _ in watched(made(mine), sum(counts[i] for i in mine), title, lambda count: count):
+            pass
+
+    several = min(num_processes, len(todo))
+    if several > 1:
+        launch(share, several, device=device)
+    else:
+        share()
     return paths
 
 # %% ../../nbs/05_diffusion_sets.ipynb #a456f4a4
@@ -124,12 +147,14 @@ def joined(
 
 # %% ../../nbs/05_diffusion_sets.ipynb #091e7b50
 def sample_dataset(
-    model,  # with `sample(n, seed)`, and better with `first`: see `sample_part`
+    model,  # with `sample(n, seed)`, and better with `first`: see `sample_part`; or a run folder
     n: int,  # images
     folder: str | Path,  # of the data set; absolute, or from the project root
     seed: int = 0,
     batch_size: int = 32,  # images in a part
     about: dict | None = None,  # for the card: name, run, licence, …
+    num_processes: int = 1,  # several on GPUs: give the run folder, so that each loads the model
+    device: str = "auto",  # of a run's model
     **options,  # for the model's `sample`: guidance_scale, sampling_steps, …
 ) -> Path:  # the folder, absolute
     """Sample an exported data set, continuing where an earlier call was stopped.
@@ -142,10 +167,15 @@ def sample_dataset(
         raise ParameterError(f"`n` and `batch_size` must be at least 1, got {n} and {batch_size}")
     place = resolve(folder)
     check_place(place, "imagefolder")
+    given = model
+    if isinstance(model, (str, Path)):
+        model = load_model(model, "cpu" if num_processes > 1 else device)
+        given = given if num_processes > 1 else model
     key = digest(contents(model), seed, batch_size, options)[:12]
     if not _is_there(place, key, n):
         about = (about or {}) | dict(seed=seed, request=key)
-        _make(model, n, place, about, seed, batch_size, options)
+        how = (seed, batch_size, options, num_processes, device)
+        _make(model, given, n, place, about, how)
     return place
 
 # %% ../../nbs/05_diffusion_sets.ipynb #1180d468
@@ -156,12 +186,12 @@ def _is_there(place: Path, key: str, n: int) -> bool:
     return f"- request: {key}" in lines and any(s.startswith(f"- images: {n},") for s in lines)
 
 
-def _make(model, n: int, place: Path, about: dict, *how):
-    "Make what is missing of the parts, join them, and remove them; one process at a time."
+def _make(model, given, n: int, place: Path, about: dict, how: tuple):
+    "Make what is missing of the parts, join them, and remove them; one caller at a time."
     parts = place.with_name(f".{place.name}-parts-{about['request']}")
     parts.mkdir(parents=True, exist_ok=True)
     with FileLock(parts.with_suffix(".lock")):
-        paths = make_parts(model, n, parts, *how)
+        paths = make_parts(given, n, parts, *how)
         _export(model, paths, n, place, about)
         shutil.rmtree(parts)
     parts.with_suffix(".lock").unlink(missing_ok=True)
@@ -177,4 +207,5 @@ def _export(model, paths: list[Path], n: int, place: Path, about: dict):
         also["conditions"] = rest["conditions"]
     classes = getattr(model, "settings", {}).get("classes")
     named = dict(labels=rest.get("labels"), classes=classes if "labels" in rest else None)
-    export(images, place, **named, about=about, also=also)
+    masks = rest["masks"].astype(bool) if "masks" in rest else None
+    export(images, place, **named, masks=masks, about=about, also=also)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ways', 'views_of', 'scans_for', 'conditions_for', 'latent_set', 'held_out', 'PairTraining', 'PairTrainer',
-           'new_network', 'fit', 'model', 'PairGenerator']
+           'new_network', 'autoencoder', 'fit', 'model', 'PairGenerator']
 
 # %% ../../nbs/06_em_ddpm_training.ipynb #8f49a3f5
 from dataclasses import asdict, dataclass
@@ -27,6 +27,7 @@ from synth_nb.em.pairs import (
     mask_tokens,
     residual_spectrum,
 )
+from ..processes import in_own_process
 from ..runs import ParameterError, isolated, stream
 from ..training import Phase, Plan, Trainer, to_device, warmup
 
@@ -130,12 +131,15 @@ class PairTraining:
     precision: str = "fp32"
     keep_every: int = 0
     max_minutes: float = 0
+    num_processes: int = 1  # of the diffusion model
+    num_nodes: int = 1
 
     def plan(self, seed: int, best: str = "") -> Plan:
         "As the trainer takes it; with `best` the best epoch is returned to."
         return Plan(self.epochs, self.batch_size, self.images_per_epoch, self.accumulate, seed,
                     self.device, self.precision, best=best, max_minutes=self.max_minutes,
-                    patience=self.epochs + 1 if best else 0, keep_every=self.keep_every)
+                    patience=self.epochs + 1 if best else 0, keep_every=self.keep_every,
+                    num_processes=self.num_processes, num_nodes=self.num_nodes)
 
 # %% ../../nbs/06_em_ddpm_training.ipynb #b8a16402
 class PairTrainer:
@@ -156,10 +160,7 @@ class PairTrainer:
         self.scans = scans_for(how.way, images, masks, self.labelled)
         every = None if val is None else np.arange(len(val[0]))
         self.val = None if val is None else (scans_for(how.way, *val, every), val[1], every)
-        self.vae = fit_vae(self.folder / "autoencoder", self.scans, how.vae_steps,
-                           self.val and self.val[0], optimizer=how.vae_optimizer, lr=how.vae_lr,
-                           beta=how.beta, latent_channels=how.latent_channels, seed=seed,
-                           widths=how.vae_widths, device=how.device, precision=how.precision)
+        self.vae = self.autoencoder()
         self.data, self.scale = latent_set(how.way, self.vae, self.scans, masks, self.labelled)
         some = self.scans.all()[:512]
         self.spectrum = residual_spectrum(some[:, :1], restored(self.vae, some)[:, :1])
@@ -171,6 +172,21 @@ def new_network(self: PairTrainer) -> PairUNet:
     with isolated(self.seed):
         return PairUNet(self.data.latents.shape[2], self.data.conditions.shape[-1],
                         self.how.way == "masks", self.how.widths, wide_time=self.how.wide_time)
+
+
+def autoencoder(self: PairTrainer) -> AutoencoderKL:
+    "Trained or loaded; where several processes train afterwards, in one of its own."
+    how, several = self.how, self.how.num_processes * self.how.num_nodes > 1
+
+    def fitted(device):
+        return fit_vae(self.folder / "autoencoder", self.scans, how.vae_steps,
+                       self.val and self.val[0], optimizer=how.vae_optimizer, lr=how.vae_lr,
+                       beta=how.beta, latent_channels=how.latent_channels, seed=self.seed,
+                       widths=how.vae_widths, device=device, precision=how.precision)
+
+    if several:
+        in_own_process(lambda: fitted(how.device), how.device)
+    return fitted("cpu" if several else how.device)
 
 
 def fit(self: PairTrainer, evaluate=None, save=None) -> str:  # complete or stopped
@@ -200,9 +216,11 @@ def model(self: PairTrainer, unet: PairUNet | None = None) -> PairModel:
         kept = coverage(kept)[:, None, None, None].astype(np.float32)
     settings = dict(size=list(self.masks.shape[2:]), smallest=how.smallest,
                     sampling_steps=how.sampling_steps, guidance_scale=how.guidance_scale)
-    return PairModel(self.vae, unet, *self.scale, kept, self.spectrum, settings)
+    vae = self.vae.to(next(unet.parameters()).device)  # of several processes each has its own
+    return PairModel(vae, unet, *self.scale, kept, self.spectrum, settings)
 
 
+PairTrainer.autoencoder = autoencoder
 PairTrainer.new_network, PairTrainer.fit, PairTrainer.model = new_network, fit, model
 
 # %% ../../nbs/06_em_ddpm_training.ipynb #58379e39
@@ -213,7 +231,8 @@ class PairGenerator:
 
     @property
     def id(self) -> dict:  # what its pairs depend on
-        return dict(kind="pairs", **asdict(self.how))
+        own = {k: v for k, v in asdict(self.how).items() if k not in ("num_processes", "num_nodes")}
+        return dict(kind="pairs", **own)
 
     def __call__(
         self,

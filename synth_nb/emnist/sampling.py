@@ -114,7 +114,7 @@ def guided_answer(
 class Way:
     "How samples are drawn."
     sampler: str = "dpm++"  # ddpm, ddim or dpm++
-    sampling_steps: int = 14
+    sampling_steps: int = 12
     guidance_scale: float = 2.0  # g; 1: none
     guided_from: float = 0.8  # guidance begins at this share of the time, …
     guided_to: float = 0.4  # … and ends here: 1 is noise, 0 the image

@@ -98,7 +98,8 @@ class Pairs:
         return len(self.images)
 
     def __getitem__(self, indices: list[int]) -> dict:
-        both = [self._one(i) for i in indices]
+        draws = torch.rand(len(indices), 3)  # a row each, so that several processes share them
+        both = [self._one(i, *draw) for i, draw in zip(indices, draws.tolist(), strict=True)]
         images = torch.stack([x[:1] for x in both]).float() / 127.5 - 1
         masks = torch.stack([x[1:] for x in both]).float()
         if self.classical:
@@ -107,12 +108,13 @@ class Pairs:
             images = relit(images)
         return dict(image=images, mask=masks, key=[self.keys[i] for i in indices])
 
-    def _one(self, i: int) -> Tensor:  # (2, h, w) uint8
+    def _one(self, i: int, down: float, right: float, turn: float) -> Tensor:  # (2, h, w) uint8
         both = torch.from_numpy(np.concatenate([self.images[i], self.masks[i]]))
         if self.crop and self.crop < max(both.shape[1:]):
-            y, x = (int(torch.randint(side - self.crop + 1, ())) for side in both.shape[1:])
+            room = [side - self.crop + 1 for side in both.shape[1:]]
+            y, x = int(down * room[0]), int(right * room[1])
             both = both[:, y : y + self.crop, x : x + self.crop]
-        return view(both, int(torch.randint(self.views, ()))) if self.views > 1 else both
+        return view(both, int(turn * self.views)) if self.views > 1 else both
 
 # %% ../../nbs/06_em_segmentation_fit.ipynb #84e489b6
 def check_pairs(images: np.ndarray, masks: np.ndarray, empty: bool = False):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Augment', 'CheckpointError', 'export_official', 'load_network', 'read_official', 'save_networks', 'Settings',
            'choose_settings', 'parse_seeds', 'z_for_seed', 'project', 'save_film', 'style_mixing', 'truncation_sweep',
-           'walk', 'extra_modules', 'new_phases', 'StyleToImage', 'load', 'new_networks', 'open_model', 'save',
-           'Discriminator', 'Generator', 'describe_weights', 'load_weights']
+           'walk', 'extra_modules', 'memory_of', 'new_phases', 'StyleToImage', 'load', 'new_networks', 'open_model',
+           'save', 'Discriminator', 'Generator', 'describe_weights', 'load_weights']
 
 # %% ../../nbs/04_stylegan2.ipynb #825714f5
 from .augment import Augment
@@ -25,12 +25,12 @@ from synth_nb.stylegan2.explore import (
     truncation_sweep,
     walk,
 )
-from .loss import extra_modules, new_phases
+from .loss import extra_modules, memory_of, new_phases
 from .model import StyleToImage, load, new_networks, open_model, save
 from .networks import Discriminator, Generator, describe_weights, load_weights
 
 # %% ../../nbs/04_stylegan2.ipynb #aa8c3a4c
 _all_ = [Augment, CheckpointError, export_official, load_network, read_official, save_networks,
          Settings, choose_settings, parse_seeds, z_for_seed, project, save_film, style_mixing,
-         truncation_sweep, walk, extra_modules, new_phases, StyleToImage, load, new_networks,
-         open_model, save, Discriminator, Generator, describe_weights, load_weights]
+         truncation_sweep, walk, extra_modules, memory_of, new_phases, StyleToImage, load,
+         new_networks, open_model, save, Discriminator, Generator, describe_weights, load_weights]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['generator_parts', 'unrounded', 'answers', 'mixed_styles', 'Draw', 'GeneratorLoss', 'DiscriminatorLoss', 'observe',
-           'squared_slopes', 'GradientPenalty', 'RelativisticLoss', 'path_lengths', 'PathLength', 'over_processes',
-           'PathLengthLoss', 'Strength', 'extra_modules', 'new_phases']
+           'squared_slopes', 'GradientPenalty', 'RelativisticLoss', 'path_lengths', 'PathLength', 'PathLengthLoss',
+           'Strength', 'extra_modules', 'memory_of', 'new_phases']
 
 # %% ../../nbs/04_stylegan2_loss.ipynb #8fe31502
 from collections.abc import Callable, Iterable
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% ../../nbs/04_stylegan2_loss.ipynb #5a2b5d33
+from ..processes import over_processes
 from ..runs import ParameterError
 from .augment import Augment
 from .config import Settings, optimizer_options
@@ -208,19 +209,6 @@ class PathLength(nn.Module):
         return (lengths - self.mean).square()
 
 # %% ../../nbs/04_stylegan2_loss.ipynb #34ecd855
-def over_processes(
-    value: Tensor,
-    mean: bool = True,  # False: the sum
-) -> Tensor:
-    "Mean or sum over all processes; the value itself where there is one."
-    group = torch.distributed
-    if not (group.is_available() and group.is_initialized()):
-        return value
-    value = value.clone()
-    group.all_reduce(value)
-    return value / group.get_world_size() if mean else value
-
-
 @dataclass
 class PathLengthLoss:
     "Lazy path-length regularisation, as a loss of the trainer; `nets` has `path_length`."
@@ -271,13 +259,11 @@ def forward(
     augment: Augment,  # whose `p` is changed
 ):
     "Take answers to real images into account; after enough of them, change the strength."
-    signs = self.signs
-    signs += torch.stack([real.float().sign().sum(), real.new_tensor(float(real.numel()))])
-    group = torch.distributed
-    many = group.get_world_size() if group.is_available() and group.is_initialized() else 1
-    if signs[1] * many < self.images:
+    signs, seen = self.signs, real.float().sign().sum()
+    signs += over_processes(torch.stack([seen, real.new_tensor(float(real.numel()))]), mean=False)
+    total, count = signs
+    if count < self.images:
         return
-    total, count = over_processes(signs, mean=False)
     self.sign.copy_(total / count)
     step = (self.sign - self.target).sign() * count / (self.kimg * 1000)
     augment.p.copy_((augment.p + step).clamp(0, 1))
@@ -294,6 +280,18 @@ def extra_modules(
     if settings.path_weight and not settings.relativistic:
         modules["path_length"] = PathLength(settings.path_decay)
     return modules
+
+
+def memory_of(
+    extra: dict[str, nn.Module],  # of `extra_modules`
+) -> dict[str, float]:  # p, real_sign, path_length, as far as they are there
+    "What controller and regularisers remember, for the log."
+    said = {}
+    if "strength" in extra:
+        said = dict(p=extra["augment"].p.item(), real_sign=extra["strength"].sign.item())
+    if "path_length" in extra:
+        said["path_length"] = extra["path_length"].mean.item()
+    return said
 
 
 def new_phases(

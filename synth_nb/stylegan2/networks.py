@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 # %% ../../nbs/04_stylegan2_networks.ipynb #a3d79a8c
+from ..processes import over_processes
 from ..runs import ParameterError
 from synth_nb.stylegan2.ops import (
     biased_leaky_relu,
@@ -249,7 +250,8 @@ class Mapping(nn.Module):
         tracked = hasattr(self, "w_avg")
         if tracked and self.training and not skip_w_avg_update:
             with torch.no_grad():
-                self.w_avg.copy_(x.mean(0).lerp(self.w_avg, self.w_avg_beta))
+                newest = over_processes(x.mean(0))
+                self.w_avg.copy_(newest.lerp(self.w_avg, self.w_avg_beta))
         x = x if self.num_ws is None else x[:, None].expand(-1, self.num_ws, -1)
         if truncation_psi == 1:
             return x

@@ -1,0 +1,128 @@
+"""Letters: what a step, a way down and a network size cost, and what they bring.
+
+`step` times a training step of the three networks. `train` spends so many CPU seconds on one of
+them, data opened and everything compiled before the clock starts, and keeps the model. `ways`
+compares samplers on a kept model. `speed` times a thousand letters. `few` asks what its letters
+are worth to readers with few real ones. All of it by the judge of the data set.
+Run: OMP_NUM_THREADS=1 python benchmarks/emnist.py step
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from common import alternate, machine, row
+
+from synth_nb.data import Views, open_dataset, to_uint8
+from synth_nb.emnist import (
+    LetterModel,
+    Way,
+    by_way,
+    denoising_phase,
+    few_real,
+    intended,
+    judge_for,
+    load,
+    new_unet,
+    noise_schedule,
+    save,
+)
+from synth_nb.evaluation import ImageSet
+from synth_nb.evaluation.sets import as_set
+from synth_nb.runs import seed_everything
+from synth_nb.training import Plan, Trainer
+
+
+def trainer_for(data, network, folder, steps=0, lr=1.5e-3, batch=32, seed=0):
+    "A trainer as the notebook makes it."
+    seed_everything(seed)
+    unet, schedule = new_unet(len(data.classes), network=network), noise_schedule()
+    phase = denoising_phase(unet, schedule, len(data.classes), lr, steps)
+    plan = Plan(1, batch, batch * max(steps, 1), seed=seed, device="cpu", precision="fp32")
+    images = Views(data.train, 1)
+    trainer = Trainer(Path(folder), images, dict(unet=unet), [phase], plan, dict(unet=0.998))
+    model = LetterModel(trainer.model("unet"), schedule, list(data.classes))
+    return trainer, model
+
+
+def step(chosen, data):
+    "A step of each network against the small one."
+    print("| step of 32 | ours, ms | theirs, ms | ratio |\n| --- | --- | --- | --- |")
+    for network in ("middle", "documented"):
+        sides = [trainer_for(data, n, tempfile.mkdtemp())[0].advance for n in ("small", network)]
+        done = alternate(*sides, chosen.rounds, warm=1, clock=time.process_time)
+        print(row(f"small against {network}", done), flush=True)
+
+
+def train(chosen, data):
+    "Spend CPU seconds on a network; the rate falls to zero at their end."
+    trainer, _ = trainer_for(data, chosen.network, tempfile.mkdtemp(), 3)
+    trainer.advance()
+    began = time.process_time()
+    trainer.advance(), trainer.advance()
+    steps = max(2, int(chosen.seconds * 2 / (time.process_time() - began)))
+    trainer, model = trainer_for(data, chosen.network, tempfile.mkdtemp(), steps, chosen.lr)
+    began = time.process_time()
+    trainer.fit()
+    spent = time.process_time() - began
+    Path(chosen.model).mkdir(parents=True, exist_ok=True)
+    save(model, Path(chosen.model))
+    print(f"{chosen.network}: {steps} steps of 32 in {spent:.0f} CPU seconds, model in"
+          f" {chosen.model}", flush=True)
+
+
+def ways(chosen, data):
+    "Samplers on one model."
+    model = load(chosen.model)
+    tried = [Way("dpm++", 5, 1), Way("dpm++", 10, 1), Way("dpm++", 20, 1), Way("ddim", 10, 1),
+             Way("ddim", 20, 1), Way("ddpm", 20, 1), Way("ddpm", 100, 1), Way("dpm++", 10, 2),
+             Way("dpm++", 14, 2), Way("dpm++", 20, 2)]
+    tried = [Way("ddpm", 1000, 1)] if chosen.thousand else tried
+    print(by_way(model, judge_of(chosen, data), tried, chosen.n, 1).round(4).to_markdown(),
+          flush=True)
+
+
+def speed(chosen, data):
+    "A thousand letters with the model's own way, and how many are read rightly."
+    model, began = load(chosen.model), time.process_time()
+    made = model.sample(chosen.n, 0)
+    spent = time.process_time() - began
+    found = intended(judge_of(chosen, data), to_uint8(made.images), made.labels)
+    print(f"{chosen.n} letters in {spent:.1f} CPU seconds ({model.way}), accuracy"
+          f" {found['accuracy']:.4f} ({found['low']:.4f} to {found['high']:.4f})", flush=True)
+
+
+def few(chosen, data):
+    "Readers of few real letters, with and without synthetic ones."
+    model = load(chosen.model)
+    made = model.sample(chosen.n, 0)
+    fake = ImageSet("synthetic", to_uint8(made.images), made.labels, model.classes)
+    table = few_real(as_set("real", data.train), as_set("held out", data.held_out), fake,
+                     device="cpu")
+    print(table.round(3).to_markdown(), flush=True)
+
+
+def judge_of(chosen, data):
+    judge = judge_for(data, chosen.judge_steps, chosen.judge_width, device="cpu")
+    print(f"{judge.id} reads {judge.accuracy:.4f} of {len(data.held_out)} real held-out letters\n")
+    return judge
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("step", "train", "ways", "speed", "few"))
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--network", default="small")
+    parser.add_argument("--seconds", type=float, default=300, help="CPU seconds of training")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--model", default="outputs/emnist_benchmark", help="folder of the model")
+    parser.add_argument("--n", type=int, default=100, help="letters")
+    parser.add_argument("--thousand", action="store_true", help="only DDPM with all its steps")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--judge-steps", type=int, default=600)
+    parser.add_argument("--judge-width", type=int, default=16)
+    chosen = parser.parse_args()
+    data = open_dataset(chosen.dataset, 28, channels=1)
+    print(f"{machine()}\n{data}", flush=True)
+    globals()[chosen.what](chosen, data)
