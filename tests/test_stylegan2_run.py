@@ -90,7 +90,6 @@ def test_a_run_is_the_same_one_in_either_words(asked):
         (dict(sample_seeds="5-1"), "'5-1' is empty: write '1-5'"),
         (dict(seeds="5-1"), "'5-1' is empty: write '1-5'"),
         (dict(cfg="paper128"), "`cfg` must be one of auto, stylegan2, paper256"),
-        (dict(gpus=2), "trains in one process, not in 2"),
         (dict(loss="hinge"), "`loss` must be logistic or relativistic, got 'hinge'"),
         (dict(mirrored=1), "no parameter `mirrored`; did you mean `mirror`?"),
         (dict(lr=-1), "`lr` must be at least 0, got -1"),
