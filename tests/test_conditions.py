@@ -50,9 +50,9 @@ def here(notebook: str, **parameters):
         os.environ.pop("IN_TEST", None)
         for cell in cells:
             if cell.cell_type == "code":
-                shell.run(cell.source)
-                if shell.exc:
-                    raise shell.exc
+                done = shell.run_cell(cell.source, store_history=True)  # parameters are read there
+                if done.exception:
+                    raise done.exception
 
 
 @pytest.fixture(scope="session")
