@@ -68,6 +68,12 @@ def trained_gan(*args):
     torch.save({k: m.state_dict() for k, m in trainer.modules.items()}, args[0] / "end.pt")
 
 
+def forked(*args):
+    "The same in a fork, which has none of the threads that its parent had begun to use."
+    torch.set_num_threads(1)
+    trained_gan(*args)
+
+
 def largest_difference(one: Path, other: Path) -> float:
     ends = [torch.load(folder / "end.pt", weights_only=True) for folder in (one, other)]
     values = [[t for net in end.values() for t in net.values()] for end in ends]
@@ -101,7 +107,7 @@ def test_two_machines_train_one_model_and_each_keeps_it(tmp_path, alone, monkeyp
     for n in range(2):
         (tmp_path / str(n)).mkdir()
         monkeypatch.setenv("NODE_RANK", str(n))
-        machines.append(fork.Process(target=trained_gan, args=(tmp_path / str(n), 1, 2)))
+        machines.append(fork.Process(target=forked, args=(tmp_path / str(n), 1, 2)))
         machines[-1].start()
     for n, machine in enumerate(machines):
         machine.join(300)
@@ -110,7 +116,7 @@ def test_two_machines_train_one_model_and_each_keeps_it(tmp_path, alone, monkeyp
 
 
 def test_a_stop_from_outside_leaves_a_checkpoint(tmp_path):
-    process = fork.Process(target=trained_gan, args=(tmp_path, 2, 1, -1, 1000))
+    process = fork.Process(target=forked, args=(tmp_path, 2, 1, -1, 1000))
     process.start()
     while not (tmp_path / "checkpoints" / "newest.pt").is_file():
         time.sleep(0.1)
@@ -197,7 +203,7 @@ def new_pairs(folder: Path, processes: int):
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 1, 16, 16), np.uint8)
-    how = PairTraining("joint", 4, vae_widths=(8, 8, 8), epochs=2, images_per_epoch=12,
+    how = PairTraining("joint", 4, vae_width=8, epochs=2, images_per_epoch=12,
                        batch_size=4, widths=(16, 32), device="cpu", num_processes=processes)
     return PairTrainer(folder, how, images, (images > 128).astype(np.uint8))
 
