@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from synth_nb.runs import seed_everything
 from synth_nb.training import Phase, Plan, Trainer, read_metrics
 
-fork = multiprocessing.get_context("fork")
+fresh = multiprocessing.get_context("spawn")  # a fork may wait for threads it does not have
 
 
 class Noise:
@@ -68,12 +68,6 @@ def trained_gan(*args):
     torch.save({k: m.state_dict() for k, m in trainer.modules.items()}, args[0] / "end.pt")
 
 
-def forked(*args):
-    "The same in a fork, which has none of the threads that its parent had begun to use."
-    torch.set_num_threads(1)
-    trained_gan(*args)
-
-
 def largest_difference(one: Path, other: Path) -> float:
     ends = [torch.load(folder / "end.pt", weights_only=True) for folder in (one, other)]
     values = [[t for net in end.values() for t in net.values()] for end in ends]
@@ -107,7 +101,7 @@ def test_two_machines_train_one_model_and_each_keeps_it(tmp_path, alone, monkeyp
     for n in range(2):
         (tmp_path / str(n)).mkdir()
         monkeypatch.setenv("NODE_RANK", str(n))
-        machines.append(fork.Process(target=forked, args=(tmp_path / str(n), 1, 2)))
+        machines.append(fresh.Process(target=trained_gan, args=(tmp_path / str(n), 1, 2)))
         machines[-1].start()
     for n, machine in enumerate(machines):
         machine.join(300)
@@ -116,7 +110,7 @@ def test_two_machines_train_one_model_and_each_keeps_it(tmp_path, alone, monkeyp
 
 
 def test_a_stop_from_outside_leaves_a_checkpoint(tmp_path):
-    process = fork.Process(target=forked, args=(tmp_path, 2, 1, -1, 1000))
+    process = fresh.Process(target=trained_gan, args=(tmp_path, 2, 1, -1, 1000))
     process.start()
     while not (tmp_path / "checkpoints" / "newest.pt").is_file():
         time.sleep(0.1)
