@@ -118,9 +118,10 @@ class Model:
                        numbers % 2, asked)
 
 
-def sample_slowly(log: Path, folder: Path, place: Path, seconds: float):
+def sample_slowly(log: Path, folder: Path, place: Path, seconds: float, processes: int = 1):
     torch.set_num_threads(1)
-    sample_dataset(Model(folder, log, seconds), 14, place, seed=3, batch_size=4)
+    model, dealt = Model(folder, log, seconds), dict(num_processes=processes, device="cpu")
+    sample_dataset(model, 14, place, seed=3, batch_size=4, **dealt)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -142,19 +143,22 @@ def pipeline_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_sampling_goes_on_after_a_kill(tmp_path, pipeline_folder):
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    logs = [tmp_path / name for name in "abcd"]
+def test_sampling_goes_on_after_a_kill_and_may_be_dealt_to_processes(tmp_path, pipeline_folder):
+    killed, whole, dealt = tmp_path / "killed", tmp_path / "whole", tmp_path / "dealt"
+    logs = [tmp_path / name for name in "abcde"]
     process = start(sample_slowly, logs[0], pipeline_folder, killed, 0.3)
     assert killed_after(process, logs[0], 3)[:3] == ["0", "4", "8"] and not killed.exists()
     after = done(start(sample_slowly, logs[1], pipeline_folder, killed, 0), logs[1])
     assert after in (["8", "12"], ["12"])
     assert done(start(sample_slowly, logs[2], pipeline_folder, killed, 0), logs[2]) == []
     done(start(sample_slowly, logs[3], pipeline_folder, whole, 0), logs[3])
+    said = done(start(sample_slowly, logs[4], pipeline_folder, dealt, 0, 2), logs[4])
+    assert sorted(said, key=int) == ["0", "4", "8", "12"]
     files = sorted(p.relative_to(whole) for p in whole.rglob("*.*"))
     assert len(files) == 14 + 3  # images, their table, conditions, the card
     for file in files:
         assert (whole / file).read_bytes() == (killed / file).read_bytes()
+        assert (whole / file).read_bytes() == (dealt / file).read_bytes()
     conditions = load_file(whole / "conditions.safetensors")["conditions"]
     assert conditions.shape == (14, 1, 16)
 
