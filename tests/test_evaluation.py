@@ -105,6 +105,12 @@ def test_floor_is_at_the_count_of_a_small_set(eye, phantoms):
     assert "real against real, at 20" in table_of(rows, eye.id).index
 
 
+def test_two_sets_of_one_title_are_refused(eye, phantoms):
+    sets = [ImageSet("synthetic", phantoms[i : i + 20]) for i in (0, 20)]
+    with pytest.raises(DataError, match="two sets are called 'synthetic': give each its own title"):
+        judge_sets(ImageSet("real", phantoms[40:80]), sets, [eye])
+
+
 def test_groups_stay_together():
     one = coloured(60)
     many = replace(one, groups=[f"p{i // 6}" for i in range(60)])

@@ -208,7 +208,13 @@ def judge_sets(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> pd.DataFrame:  # a row per extractor, set and number
-    "Judge sets against the same real images, by several extractors."
+    """Judge sets against the same real images, by several extractors.
+
+    Raises `DataError` for two sets of one title, which no table could tell apart.
+    """
+    twice = [title for title, n in Counter(fake.title for fake in fakes).items() if n > 1]
+    if twice:
+        raise DataError(f"two sets are called {twice[0]!r}: give each its own title")
     groups, rows = usable_groups(real)[0], []
     for embedder in embedders:
         features, floors = features_of(embedder, real).to(device), {}
