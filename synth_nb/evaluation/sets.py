@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['least_images', 'ImageSet', 'draw', 'as_set', 'open_set', 'names_splits', 'is_model', 'run_of', 'learnt_from',
            'sample_set', 'to_size', 'graded', 'graded_sets', 'words_in', 'titles_of', 'size_for', 'Question',
-           'open_question', 'open_real', 'open_train', 'one_set', 'check_pair', 'grey_share', 'shared_images',
-           'oddities']
+           'open_question', 'open_real', 'open_train', 'of_classes', 'one_set', 'check_pair', 'grey_share',
+           'shared_images', 'oddities']
 
 # %% ../../nbs/08_evaluation_sets.ipynb #72834a14
 from collections import Counter
@@ -131,10 +131,11 @@ def sample_set(
     channels: int,
     seed: int = 0,
     device: str = "auto",
-    classes: list[str] | None = None,  # of the data that it learnt from
+    classes: list[str] | None = None,  # of the data that it learnt from; a model's own come first
 ) -> ImageSet:
     "Images of a trained model. Raises what `load_model` raises, and `ParameterError`."
-    made = load_model(folder, device).sample(n, seed)
+    model = load_model(folder, device)
+    made = model.sample(n, seed)
     images = to_uint8(getattr(made, "images", made)).cpu()
     if images.shape[1] != channels:
         got = f"{title} makes images of {images.shape[1]} channels, not {channels}"
@@ -144,7 +145,8 @@ def sample_set(
     images = to_size(images, parse_size(image_size))
     known = labels is not None and len(labels) == len(images)
     labels = torch.as_tensor(labels).long().cpu() if known else None
-    return ImageSet(title, images, labels, list(classes or []) if known else [], about=about)
+    classes = list(getattr(model, "classes", None) or classes or []) if known else []
+    return ImageSet(title, images, labels, classes, about=about)
 
 
 def to_size(
@@ -280,6 +282,11 @@ def open_question(
     else:
         fakes = [one_set(word, title, given, n, seed, device)
                  for word, title in zip(words, titles_of(words), strict=True)]
+    known_classes = fakes[words.index(models[0])].classes if models else []
+    if not real:
+        judge = of_classes(judge, known_classes)
+    if learnt and not train:
+        learnt = of_classes(learnt, known_classes)
     used = manifest.get("parameters", {}).get("embedder", "")
     unseen = draw(judge, 2000, seed)
     return Question(draw(judge, n, seed), unseen, fakes, learnt, models, size, used)
@@ -299,6 +306,16 @@ def open_train(word: str, learnt: str, given: dict, own: dict, seed: int) -> Ima
     if not learnt:
         return None
     return open_set(learnt, "training", part="train", cut=True, **dict(seed=seed) | own | given)
+
+
+def of_classes(images: ImageSet, classes: list[str]) -> ImageSet:
+    "Only the images of these classes, where a model learnt a part of them."
+    if images.labels is None or not set(classes) < set(images.classes) or not classes:
+        return images
+    number = {name: i for i, name in enumerate(classes)}
+    labels = torch.tensor([number.get(name, -1) for name in images.classes])[images.labels]
+    kept = images.select(labels >= 0)
+    return replace(kept, labels=labels[labels >= 0], classes=list(classes))
 
 
 def one_set(word: str, title: str, given: dict, n: int, seed: int, device: str) -> ImageSet:
