@@ -5,10 +5,10 @@
 # On a cluster: `make report PROFILE=recommended EXECUTOR=slurm CORES=20` (20 jobs at a time).
 import sys
 
-from synth_nb.grid import experiments
+from synth_nb.grid import ready
 
 PROFILE = config.get("profile", "smoke")
-RUNS = {run.notebook: run for run in experiments(PROFILE)}
+RUNS = {run.notebook: run for run in ready(PROFILE)}
 HOME = f"outputs/report/{PROFILE}"
 
 

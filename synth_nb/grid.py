@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['head_of', 'declared_parameters', 'check_given', 'data_state', 'code_hash', 'Experiment', 'dataset_of', 'experiments',
-           'check_data', 'run_notebook', 'run_experiment', 'write_page', 'as_html', 'check_programs',
+           'ready', 'missing_data', 'run_notebook', 'run_experiment', 'write_page', 'as_html', 'check_programs',
            'snakemake_command', 'make_report', 'main']
 
 # %% ../nbs/00_grid.ipynb #d73eed85
@@ -96,6 +96,7 @@ class Experiment:
     profile: str
     parameters: dict  # as in the file
     needs: list["Experiment"] = field(default_factory=list)  # those whose runs it takes
+    lacks: str = ""  # what it needs and is not here, in words
 
     @property
     def name(self) -> str:  # "recommended-1f2e3d4c"
@@ -140,7 +141,18 @@ def experiments(
             raise ParameterError(f"{shown(file)} takes the run of {missing[0]}, which has no "
                                  f"parameter file of profile {profile!r}")
         one.needs = [found[word] for word in _named_runs(one)]
+        without = [need.notebook for need in one.needs if need.lacks]
+        one.lacks = one.lacks or (f"the run of {without[0]} is left out" if without else "")
     return list(found.values())
+
+
+def ready(profile: str, folder: str | Path = "nbs/params") -> list[Experiment]:
+    "The experiments whose data is here. Raises `ParameterError` where there is none."
+    there = experiments(profile, folder)
+    found = [one for one in there if not one.lacks]
+    if not found:
+        raise ParameterError(f"nothing of profile {profile!r} can run: {there[0].lacks}")
+    return found
 
 
 def _named_runs(one: Experiment) -> list[str]:
@@ -158,17 +170,18 @@ def _experiment(file: Path, profile: str) -> Experiment:
     parameters = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     try:
         check_given(parameters, json.loads(path.read_text(encoding="utf-8"))["cells"])
-        check_data(dataset_of(parameters))
     except ParameterError as error:
         raise ParameterError(f"{shown(file)}: {error}") from None
-    return Experiment(notebook, profile, parameters)
+    return Experiment(notebook, profile, parameters, lacks=missing_data(parameters))
 
 
-def check_data(dataset: str):
-    "Refuse a folder or file that is not there; raises `ParameterError`."
-    path = dataset.partition(":")[2] if dataset.startswith(("em:", "wsi:")) else dataset
-    if ("/" in path or "." in path) and ":" not in path and not resolve(path).exists():
-        raise ParameterError(f"parameter `dataset`: {resolve(path)} does not exist")
+def missing_data(parameters: dict) -> str:  # empty where all is here, or comes from elsewhere
+    "Which folder or file of a data set is not there."
+    for word in (dataset_of(parameters), str(parameters.get("masks") or "")):
+        path = word.partition(":")[2] if word.startswith(("em:", "wsi:")) else word
+        if ("/" in path or "." in path) and ":" not in path and not resolve(path).exists():
+            return f"{shown(resolve(path))} does not exist"
+    return ""
 
 # %% ../nbs/00_grid.ipynb #baf67807
 def run_notebook(
@@ -212,7 +225,7 @@ def write_page(
     outputs: str = "outputs",
 ):
     "Run the report on the finished runs of a profile, and write its page, tables and figures."
-    marks = [page.parent / f"{e.notebook}.json" for e in experiments(profile)]
+    marks = [page.parent / f"{e.notebook}.json" for e in ready(profile)]
     given = dict(runs=", ".join(shown(mark) for mark in marks), profile=profile)
     report, notebook = Experiment("08_report", profile, given), page.with_name("report.ipynb")
     name = f"{profile}-{digest(report.name, *marks)[:8]}"  # other runs make another report
@@ -267,7 +280,10 @@ def snakemake_command(
 
 def make_report(profile: str, cores: int, executor: str = ""):
     "Run a profile's experiments and its report. Raises what ends it as one sentence."
-    there = experiments(profile)
+    there = ready(profile)
+    for one in experiments(profile):
+        if one.lacks:
+            print(f"left out: {one.notebook}, {one.lacks}", flush=True)
     command = snakemake_command(profile, cores, executor)
     folder = resolve("outputs/report") / profile
     folder.mkdir(parents=True, exist_ok=True)
@@ -289,8 +305,10 @@ def main():
     try:
         if what == "run":
             notebook, profile, mark = rest
-            found = {e.notebook: e for e in experiments(profile)}
-            run_experiment(found[notebook], Path(mark))
+            one = {e.notebook: e for e in experiments(profile)}[notebook]
+            if one.lacks:
+                raise ParameterError(f"{notebook}: {one.lacks}")
+            run_experiment(one, Path(mark))
         elif what == "page":
             write_page(rest[0], Path(rest[1]))
         else:
