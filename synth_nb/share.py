@@ -262,8 +262,8 @@ def export_model(
 # %% ../nbs/08_share.ipynb #8bf65b0b
 def export_samples(
     run: str | Path,  # a finished run
-    folder: str | Path,  # is made
     n: int,  # images
+    folder: str | Path,  # is made
     seed: int = 0,
     licence: str = "",  # of the data that the model learnt from
     **options,  # of `sample_dataset`: num_processes, device, batch_size, guidance_scale, …
