@@ -4,6 +4,7 @@ import json
 import os
 import re
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from synth_nb.data import open_dataset, to_uint8
 from synth_nb.data.audit import audit
 from synth_nb.data.export import export, folder_names
 from synth_nb.data.find import folder_source
+from synth_nb.data.sources import DataError
 from synth_nb.runs import ParameterError
 
 
@@ -82,6 +84,35 @@ def test_masks_lie_beside_their_images(tmp_path):
         written = np.asarray(Image.open(folder / row["mask_file_name"]))
         assert np.array_equal(written, mask * 255) and written.ndim == 2
     assert len(folder_source(folder / "images")) == 7
+
+
+def test_masks_are_read_as_masks(tmp_path):
+    array, masks = images(), images(7, 1, seed=1)[:, 0] > 99
+    folder = export(array, tmp_path / "set", masks=masks, **NAMED)
+    again = open_dataset(folder, 32)
+    files = [row["file_name"] for row in rows_of(folder / "metadata.jsonl")]
+    at = [files.index(key) for key in again.keys]
+    assert again.masked and sorted(at) == list(range(7))
+    assert again.classes == ["class 2", "grade 1_2", "normal"]
+    assert np.array_equal(again.images, array[at])
+    assert np.array_equal(again.masks.reshape(7, 32, 32) > 0, masks[at])
+
+    cut = export(replace(again, split=["train", "val"] * 3 + ["train"]), tmp_path / "cut")
+    once_more = open_dataset(cut, 32)
+    assert once_more.split == ["train"] * 4 + ["val"] * 3
+    assert once_more.classes == again.classes
+    order = [*range(0, 7, 2), *range(1, 7, 2)]
+    assert np.array_equal(once_more.masks, again.masks[order])
+
+
+def test_masks_that_do_not_fit_their_images(tmp_path):
+    folder = export(images(), tmp_path / "set", masks=images(7, 1, seed=1)[:, 0] > 99)
+    Image.fromarray(as_stored(images(1))[0]).save(folder / "images" / "more.png")
+    with pytest.raises(DataError, match=r"more.png has no mask in `metadata.jsonl`"):
+        folder_source(folder)
+    (folder / "metadata.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"metadata.jsonl is damaged"):
+        folder_source(folder)
 
 
 def test_folders_in_an_archive(tmp_path):
