@@ -21,9 +21,15 @@ from synth_nb.embedders.savedmodel import SavedModel, start_tensorflow
 
 if importlib.util.find_spec("tensorflow") is None:
     pytest.skip("TensorFlow is not installed", allow_module_level=True)
-tf = start_tensorflow("the tests")
 
 WIDTH = 5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tensorflow():
+    "Loaded when these tests begin: a process that holds it starts no others."
+    global tf
+    tf = start_tensorflow("the tests")
 
 
 @pytest.fixture(autouse=True)
