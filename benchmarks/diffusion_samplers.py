@@ -4,7 +4,8 @@ Takes a finished run of 05_i2i or 05_e2i on the demo, or trains a short model of
 token of 64 numbers), then makes the same images, one for each held-out patch and from the same
 noise, with both samplers in turn. The distance is to the held-out patches, in an encoder that had
 no part in the training; differences are paired, over random halves of the patches.
-Run: python benchmarks/diffusion_samplers.py [--run outputs/05_i2i/readme] [--images 128]
+A training is kept short, so that all of it takes about three CPU minutes; --full trains longer.
+Run: python benchmarks/diffusion_samplers.py [--run outputs/05_i2i/readme] [--full]
 """
 
 import argparse
@@ -70,12 +71,11 @@ def differences(real, ours, theirs, draws: int = 200) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--vae-steps", type=int, default=600)
     parser.add_argument("--run", default="", help="a finished run, in place of a training")
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--full", action="store_true", help="a longer training, more images")
     parser.add_argument("--precision", default="fp32")
     given = parser.parse_args()
+    lengths, images = ((400, 600), 256) if given.full else ((200, 200), 96)
     seed_everything(0)
     data = open_dataset("demo", image_size=64)
     train, held_out = data.subset("train"), data.subset("val")
@@ -83,11 +83,10 @@ if __name__ == "__main__":
     if given.run:
         pipeline, asked, rows = opened(given.run, held_out)
     else:
-        lengths = given.steps, given.vae_steps
         pipeline, conditioner = trained(train, eye, *lengths, given.precision)
         asked = conditioner.tokens(embed_images(eye, held_out.images))
         rows = torch.arange(len(held_out))
-    few = torch.linspace(0, len(rows) - 1, min(given.images, len(rows))).long()
+    few = torch.linspace(0, len(rows) - 1, min(images, len(rows))).long()
     real, asked = held_out[rows[few]]["image"], asked[few]
     wanted, took = embed_images(judge, real, cache=False), dict.fromkeys(settings, 0.0)
     made = {name: [] for name in settings}
