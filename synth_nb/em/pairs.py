@@ -68,7 +68,7 @@ class PairUNet(nn.Module):
             in_channels=latent_channels + (condition if maps else 0), out_channels=latent_channels,
             block_out_channels=tuple(widths), layers_per_block=layers, norm_num_groups=16,
             down_block_types=("DownBlock2D",) * len(widths), class_embed_type="identity",
-            up_block_types=("UpBlock2D",) * len(widths), add_attention=False, dropout=0.1,
+            up_block_types=("UpBlock2D",) * len(widths), add_attention=False,
             time_embedding_dim=time, resnet_time_scale_shift="scale_shift")
         if wide_time:
             self.unet.time_proj = Timesteps(320, True, 0)
