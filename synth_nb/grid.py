@@ -145,7 +145,7 @@ def experiments(
         one.lacks = one.lacks or (f"the run of {without[0]} is left out" if without else "")
     return list(found.values())
 
-
+# %% ../nbs/00_grid.ipynb #11707de2
 def ready(profile: str, folder: str | Path = "nbs/params") -> list[Experiment]:
     "The experiments whose data is here. Raises `ParameterError` where there is none."
     there = experiments(profile, folder)
@@ -154,13 +154,13 @@ def ready(profile: str, folder: str | Path = "nbs/params") -> list[Experiment]:
         raise ParameterError(f"nothing of profile {profile!r} can run: {there[0].lacks}")
     return found
 
-
+# %% ../nbs/00_grid.ipynb #41647ab3
 def _named_runs(one: Experiment) -> list[str]:
     "Notebooks whose runs an experiment takes: names in `runs`, where others give folders."
     there = project_root() / "nbs"
     return [w for w in one.parameters.get("runs", []) if (there / f"{w}.ipynb").is_file()]
 
-
+# %% ../nbs/00_grid.ipynb #7366a8c1
 def _experiment(file: Path, profile: str) -> Experiment:
     "One parameter file, checked against its notebook."
     notebook = file.name.split(".")[0]
@@ -174,7 +174,7 @@ def _experiment(file: Path, profile: str) -> Experiment:
         raise ParameterError(f"{shown(file)}: {error}") from None
     return Experiment(notebook, profile, parameters, lacks=missing_data(parameters))
 
-
+# %% ../nbs/00_grid.ipynb #c73c4352
 def missing_data(parameters: dict) -> str:  # empty where all is here, or comes from elsewhere
     "Which folder or file of a data set is not there."
     for word in (dataset_of(parameters), str(parameters.get("masks") or "")):

@@ -106,7 +106,7 @@ class Model:
     "A pipeline with conditions and classes."
 
     def __init__(self, folder: Path, log: Path, seconds: float):
-        self.pipeline, self.settings = load_pipeline(folder), dict(classes=["a", "b"])
+        self.pipeline, self.classes = load_pipeline(folder), ["a", "b"]
         self.say = lambda word: (say(log, word), time.sleep(seconds))
 
     def sample(self, n, seed=0, first=0):

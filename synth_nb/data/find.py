@@ -50,7 +50,7 @@ def folder_source(
         raise DataError(f"{folder / lacking[0]} has no mask in `metadata.jsonl`, others have one")
     return files_source(folder, images, shown(folder), folder.resolve().name, masks)
 
-
+# %% ../../nbs/01_data_find.ipynb #bbba9988
 def exported_masks(
     folder: Path,  # of a data set; or of its splits
 ) -> dict[str, str]:  # image → mask, files relative to the folder; empty where no table names any
@@ -59,14 +59,15 @@ def exported_masks(
     for table in sorted([*folder.glob("metadata.jsonl"), *folder.glob("*/metadata.jsonl")]):
         top = table.parent.relative_to(folder)
         try:
-            rows = [json.loads(row) for row in table.read_text(encoding="utf-8").splitlines()]
+            lines = table.read_text(encoding="utf-8").split("\n")
+            rows = [json.loads(line) for line in lines if line.strip()]
         except ValueError as error:
             raise DataError(f"{table} is damaged: {error}") from None
         found |= {(top / row["file_name"]).as_posix(): (top / row["mask_file_name"]).as_posix()
                   for row in rows if "mask_file_name" in row}
     return found
 
-
+# %% ../../nbs/01_data_find.ipynb #11c885dd
 def files_source(
     folder: Path,
     files: list[str],  # relative, with `/`

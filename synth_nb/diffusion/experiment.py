@@ -97,6 +97,10 @@ class ConditionedModel:
     labels: Tensor  # (N,) their classes
     settings: dict  # guidance_scale, sampling_steps, candidates, image_size, precision, keys, …
 
+    @property
+    def classes(self) -> list[str]:  # names, in the order of the labels
+        return self.settings.get("classes", [])
+
     def sample(self, n: int, seed: int = 0, first: int = 0, **options) -> Samples:
         "Images for the held-out conditions, in order; from the start again past the last."
         rows = (first + torch.arange(n)) % len(self.labels)

@@ -204,8 +204,7 @@ def _export(model, paths: list[Path], n: int, place: Path, about: dict):
         also["made_for"] = rest["keys"]
     if "conditions" in rest:
         also["conditions"] = rest["conditions"]
-    own = getattr(model, "classes", None)  # a list, or in what a pipeline was saved with
-    classes = own or getattr(model, "settings", {}).get("classes")
+    classes = getattr(model, "classes", None)
     named = dict(labels=rest.get("labels"), classes=classes if "labels" in rest else None)
     masks = rest["masks"].astype(bool) if "masks" in rest else None
     export(images, place, **named, masks=masks, about=about, also=also)
