@@ -189,7 +189,8 @@ def test_masks_outside_the_fraction_teach_nothing(plain, tmp_path):
     assert pairs(folder) == pairs(tmp_path / "b")
 
 
-def test_the_real_generator_sees_only_the_fraction(tmp_path):
+@pytest.mark.parametrize("way", ["joint", "masks"])
+def test_the_real_generator_sees_only_the_fraction(tmp_path, way):
     "The same pairs, whatever the masks of unlabelled images hold."
     from synth_nb.em.training import PairGenerator, PairTraining
 
@@ -197,7 +198,7 @@ def test_the_real_generator_sees_only_the_fraction(tmp_path):
     rows = np.flatnonzero(data.masks.any((1, 2, 3)))[:4]
     other = data.masks.copy()
     other[np.setdiff1d(np.arange(16), rows)] ^= 1
-    how = PairTraining(vae_steps=3, epochs=1, images_per_epoch=16, batch_size=8, widths=(16, 32),
+    how = PairTraining(way, 3, epochs=1, images_per_epoch=16, batch_size=8, widths=(16, 32),
                        vae_width=8, latent_channels=4, sampling_steps=2)
     one, two = (PairGenerator(how)(data.images, m, rows, 3, 0, tmp_path / str(k))
                 for k, m in enumerate((data.masks, other)))

@@ -59,6 +59,9 @@ class ScanVAE(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         pixels = channels * cell**2
+        if cell not in (1, 2, 4, 8) or not 0 < latent_channels <= pixels:
+            raise ParameterError("parameter `cell` must be 1, 2, 4 or 8 and `latent_channels` at "
+                                 f"most {pixels} there, got {cell} and {latent_channels}")
         self.analysis = nn.Conv2d(pixels, latent_channels, 1)
         self.synthesis = nn.Conv2d(latent_channels, pixels, 1)
         self.encoder = correction(pixels, width, 2 * latent_channels, blocks)
@@ -183,6 +186,7 @@ def fit_vae(
     beta: float = 1e-6,
     width: int = 64,
     latent_channels: int = 12,
+    cell: int = 4,
     seed: int = 0,
     device: str = "auto",
     precision: str = "fp32",
@@ -193,7 +197,7 @@ def fit_vae(
         plan = Plan(epochs, batch_size, -(-steps // epochs) * batch_size, seed=seed,
                     device=device, precision=precision)
         with isolated(seed):
-            vae = ScanVAE(1 if data.masks is None else 2, latent_channels, width)
+            vae = ScanVAE(1 if data.masks is None else 2, latent_channels, width, cell=cell)
             principal_start(vae, data.all()[data.known.flatten() > 0])
             chosen = new_optimizer(vae.parameters(), optimizer, lr)
             vae = _trained(folder, data, val, vae, chosen, plan, VAELoss(beta))

@@ -182,7 +182,8 @@ def sample_for(
     if tuple(masks.shape[2:]) != tuple(self.settings["size"]):
         raise ParameterError(f"masks have {masks.shape[2]}x{masks.shape[3]} pixels, "
                              f"the model makes {'x'.join(map(str, self.settings['size']))}")
-    return self._paint(mask_tokens(masks), torch.as_tensor(np.asarray(masks)), seed, **options)
+    tokens = mask_tokens(masks, self.vae.config.cell)
+    return self._paint(tokens, torch.as_tensor(np.asarray(masks)), seed, **options)
 
 
 def _paint(self: PairModel, conditions: Tensor, masks: Tensor | None, seed: int, **options):

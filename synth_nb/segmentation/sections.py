@@ -232,14 +232,18 @@ def block_names(
 def cut_chunks(
     sections: Sections,
     size: int,  # pixels, of a side
+    stride: int = 0,  # pixels from one square to the next; 0: size, so that none overlap
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:  # images, masks (M, 1, size, size); names
     "Cut sections into squares. Raises `ParameterError` for squares larger than a section."
+    stride = stride or size
+    if stride < 1:
+        raise ParameterError(f"parameter `stride` must be at least 0, got {stride}")
     height, width = sections.images.shape[2:]
     if size > min(height, width):
         raise ParameterError(f"parameter `chunk` {size} is too large: "
                              f"sections have {height}x{width} pixels")
-    spots = [(y, x) for y in range(0, height - size + 1, size)
-             for x in range(0, width - size + 1, size)]
+    spots = [(y, x) for y in range(0, height - size + 1, stride)
+             for x in range(0, width - size + 1, stride)]
     cut = [np.concatenate([a[:, :, y : y + size, x : x + size] for y, x in spots])
            for a in (sections.images, sections.masks)]
     places = zip(sections.volumes, sections.numbers, strict=True)
