@@ -1,9 +1,10 @@
-"""Say which names a notebook's cells use and nothing defines, imports with a star included.
+"""Say which names a notebook's cells use and nothing defines, and which parameters they overwrite.
 
 Ruff cannot know what a star import brings, so here each is written out before ruff looks.
 A branch that no quick run takes is found this way. Run by `make lint`.
 """
 
+import ast
 import importlib
 import json
 import re
@@ -30,12 +31,30 @@ def as_script(notebook: Path) -> str:
     return star.sub(spelled_out, re.sub(r"^( *)[%!].*$", r"\1pass", lines, flags=re.MULTILINE))
 
 
+def overwritten(notebook: Path) -> list[str]:
+    "Parameters whose name a definition takes, or an import."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    given = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    names = {node.target.id for code in given for node in ast.parse(code).body}
+    defined = set()
+    for node in ast.parse(as_script(notebook)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            defined |= {one.asname or one.name for one in node.names}
+    return sorted(names & defined)
+
+
 if __name__ == "__main__":
+    wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         for notebook in (root / "nbs").rglob("*.ipynb"):
             if ".ipynb_checkpoints" not in notebook.parts:
                 script = Path(folder, f"{notebook.stem}.py")
                 script.write_text(as_script(notebook), encoding="utf-8")
+                for name in overwritten(notebook):
+                    print(f"{notebook.name}: a definition overwrites the parameter {name}")
+                    wrong = 1
         ruff = [Path(sys.executable).with_name("ruff"), "check", "--isolated", "--quiet"]
         ruff += ["--select", "F821", "--output-format", "concise", "."]
-        sys.exit(subprocess.run(ruff, cwd=folder).returncode)
+        sys.exit(subprocess.run(ruff, cwd=folder).returncode or wrong)
