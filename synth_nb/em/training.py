@@ -30,15 +30,17 @@ from ..processes import in_own_process
 from ..runs import ParameterError, isolated, stream
 from ..training import Phase, Plan, Trainer, to_device, warmup
 
-# %% ../../nbs/06_em_ddpm_training.ipynb #ebdf817c
+# %% ../../nbs/06_em_ddpm_training.ipynb #fb61fd1f
 def widths_of(
     width: int,  # channels of the first level
     levels: int = 3,
 ) -> tuple[int, ...]:  # of the UNet, from level to level at half the size
-    "Channels that double from level to level, but not to the last."
+    "Channels that double from level to level, but not to the last. Raises `ParameterError`."
+    if levels < 1:
+        raise ParameterError(f"parameter `levels` must be at least 1, got {levels}")
     return tuple(width * 2 ** min(i, max(levels - 2, 0)) for i in range(levels))
 
-
+# %% ../../nbs/06_em_ddpm_training.ipynb #ebdf817c
 ways = ("joint", "masks")
 
 
