@@ -20,7 +20,7 @@ from torch import Tensor
 
 # %% ../../nbs/05_diffusion_experiment.ipynb #9f341c5c
 from ..data import DataError, ImageDataset, to_uint8
-from .autoencoder import encode_all, fit_autoencoder, load_autoencoder
+from .autoencoder import encode_all, fit_autoencoder, load_autoencoder, widths_of
 from .conditions import EmbeddingConditioner
 from .latents import LatentSet, cached_latents, standardise
 from .model import new_unet
@@ -229,7 +229,9 @@ class Recipe:
     sampler: str = "dpm++"  # ddim, dpm++ or euler
     min_snr: float = 0.0  # γ of the weights; 0: every error counts alike
     time_shift: float = 0.0  # above 0: times with much noise are drawn more often
-    lr: float = 1e-3
+    dropout: float = 0.1  # in the residual blocks of a layout
+    condition_noise: float = 0.0  # deviation of what is added to the conditions, which have 1
+    lr: float = 1e-3  # the highest; it falls to zero by a cosine
     ema: float = 0.995  # decay of the moving average
     drop: float = 0.1  # share of the conditions that are left out, for guidance
     seed: int = 0  # of weights, order and noise
@@ -252,7 +254,8 @@ def unet(self: Recipe, width: int, latents: Tensor | tuple):  # of a condition t
     "The network before its training: the same weights for every condition of one width."
     seed_everything(self.seed)
     channels, _, size = getattr(latents, "shape", latents)[-3:]
-    return new_unet(width, size, channels, self.unet_size, self.pretrained, self.lora_rank)
+    return new_unet(width, size, channels, self.unet_size, self.pretrained, self.lora_rank,
+                    self.dropout)
 
 
 @patch
@@ -266,23 +269,26 @@ def loss(self: Recipe) -> DiffusionLoss:
 def phase(
     self: Recipe,
     unet: torch.nn.Module,
+    steps: int,  # of the whole training
 ) -> Phase:
     "Loss and optimiser."
     optimizer = torch.optim.AdamW(trainable(unet), self.lr, betas=(0.9, 0.99),
                                   weight_decay=0.01, fused=True)
-    return Phase(self.loss(), optimizer, scheduler=warmup(optimizer, 60))
+    return Phase(self.loss(), optimizer, scheduler=warmup(optimizer, 60, steps))
 
 # %% ../../nbs/05_diffusion_experiment.ipynb #8af0bd4b
 class Conditioned:
-    "Latents with their conditions, some of which are left out."
+    "Latents with their conditions, some of which are left out, the others a little off."
 
     def __init__(
         self,
         data: LatentSet,
         empty: Tensor,  # (1, tokens, D): what stands for no condition
         drop: float = 0.1,  # share
+        noise: float = 0.0,  # deviation of what is added to the others
     ):
-        self.data, self.empty, self.drop, self.keys = data, empty, drop, data.keys
+        self.data, self.empty, self.drop, self.noise = data, empty, drop, noise
+        self.keys = data.keys
 
     def __len__(self):
         return len(self.data)
@@ -290,7 +296,10 @@ class Conditioned:
     def __getitem__(self, indices: list[int]) -> dict:
         batch = self.data[indices]
         out = (torch.rand(len(indices)) < self.drop).view(-1, 1, 1)
-        return batch | dict(condition=torch.where(out, self.empty, batch["condition"]))
+        given = batch["condition"]
+        if self.noise:
+            given = given + self.noise * torch.randn_like(given)
+        return batch | dict(condition=torch.where(out, self.empty, given))
 
 # %% ../../nbs/05_diffusion_experiment.ipynb #519265a5
 class Stage(torch.nn.Module):
@@ -364,19 +373,22 @@ def open_autoencoder(
     train: ImageDataset,  # the training split
     autoencoder: str = "",  # folder or Hub id; empty: train one here
     vae_steps: int = 600,
+    vae_cell: int = 4,  # pixels of a latent's side: 2, 4 or 8
+    vae_width: int = 16,  # channels of its first level
     device: str = "auto",
     precision: str = "auto",
     processes: int = 1,  # that train afterwards; several: it is on the CPU
 ):  # `AutoencoderKL`, frozen
     "The autoencoder of an experiment. Raises `OSError` that says what to do."
     if processes > 1:  # trained and measured in a process that may use the GPU, then read here
-        given = (train, autoencoder, vae_steps)
+        given = (train, autoencoder, vae_steps, vae_cell, vae_width)
         in_own_process(lambda: open_autoencoder(*given, device, precision), device)
         return open_autoencoder(*given, "cpu", precision)
     if autoencoder:
         return standardise(load_autoencoder(autoencoder, device), train)
     eye = load_embedder("efficientnet_lite0")
-    return fit_autoencoder(train, vae_steps, eye, device=device, precision=precision)
+    return fit_autoencoder(train, vae_steps, eye, widths=widths_of(vae_width, vae_cell),
+                           device=device, precision=precision)
 
 # %% ../../nbs/05_diffusion_experiment.ipynb #6970b943
 @dataclass
@@ -392,7 +404,7 @@ class Study:
     def training(self, recipe: Recipe, views: int) -> Conditioned:
         "What the model learns from."
         data = LatentSet(cached_latents(self.vae, self.train, views), self.learnt, self.train.keys)
-        return Conditioned(data, self.conditioner.empty(), recipe.drop)
+        return Conditioned(data, self.conditioner.empty(), recipe.drop, recipe.condition_noise)
 
     def judging(self) -> LatentSet:
         "Held-out latents, for the loss."
@@ -430,7 +442,8 @@ def new_trainer(
             show(epoch, model())
         return dict(loss_held_out=held_out_loss(recipe.loss(), trainer.model("unet"), judging))
 
-    trainer = Trainer(folder, training, dict(unet=unet), [recipe.phase(unet)], plan,
+    steps = plan.epochs * plan.steps_per_epoch(len(training))
+    trainer = Trainer(folder, training, dict(unet=unet), [recipe.phase(unet, steps)], plan,
                       dict(unet=recipe.ema), evaluate, save=lambda place: save(model(), place))
     trainer.made = model
     return trainer

@@ -19,7 +19,7 @@ from ..runs import ParameterError, isolated, stream
 # %% ../../nbs/05_diffusion_model.ipynb #fdc00722
 layouts = {
     "tiny": dict(widths=(64, 128), layers=1, attends=(False, False), width=128, heads=16,
-                 groups=16, dropout=0.1),
+                 groups=16),
     "small": dict(widths=(128, 256, 256), layers=2, attends=(True, True, False), width=384,
                   heads=8, groups=16),
     "sd15": dict(widths=(320, 640, 1280, 1280), layers=2, attends=(True,) * 3 + (False,),
@@ -43,6 +43,7 @@ def unet_of(
     condition_dim: int,  # width of a condition token
     latent_size: int = 16,
     latent_channels: int = 4,
+    dropout: float = 0.0,  # in the residual blocks
 ) -> UNet2DConditionModel:
     "A UNet of a layout, as diffusers initialises it."
     kinds = ["CrossAttn" * attends for attends in layout["attends"]]
@@ -57,7 +58,7 @@ def unet_of(
         cross_attention_dim=layout["width"],
         attention_head_dim=layout["heads"],
         norm_num_groups=layout["groups"],
-        dropout=layout.get("dropout", 0.0),
+        dropout=dropout,
         encoder_hid_dim=condition_dim,
         encoder_hid_dim_type="text_proj",
         **extra,
@@ -90,6 +91,7 @@ def new_unet(
     size: str = "tiny",  # a layout
     pretrained: str = "",  # folder or Hub id of a UNet or pipeline, in place of a layout
     lora_rank: int = 0,  # learn additions of this rank only; 0: learn all weights
+    dropout: float = 0.0,  # in the residual blocks of a layout
     checkpointing: bool = False,  # less memory for more time
 ) -> UNet2DConditionModel:
     "A conditioned UNet. Raises `ParameterError` for what cannot be, `OSError` for absent weights."
@@ -98,7 +100,7 @@ def new_unet(
         unet = load_unet(pretrained, condition_dim, latent_channels)
     else:
         seed = torch.randint(2**31, ()).item()
-        unet = unet_of(layouts[size], condition_dim, latent_size, latent_channels)
+        unet = unet_of(layouts[size], condition_dim, latent_size, latent_channels, dropout)
         draw_weights(unet, seed)
     if lora_rank:
         add_lora(unet, lora_rank)
