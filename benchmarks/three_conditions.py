@@ -37,8 +37,8 @@ from synth_nb.runs import load_model, open_run, pick_precision, read_manifest, w
 from synth_nb.training import Plan
 
 COMMON = dict(image_size="64", channels=3, epochs=1, images_per_epoch=6400, batch_size=16, lr=1e-3,
-              vae_steps=600, vae_cell=4, vae_width=16, unet_size="tiny", objective="v",
-              sampler="dpm++", views=2, guidance_scale=1.5, sampling_steps=12, candidates=1,
+              vae_steps=2400, vae_cell=4, vae_width=16, unet_size="tiny", objective="v",
+              sampler="dpm++", views=2, guidance_scale=5.0, sampling_steps=12, candidates=4,
               components=64, embedder="efficientnet_lite0", max_minutes=0,
               judges=["efficientnet_lite2", "efficientnet_lite1"])
 OWN = dict(t2i={}, i2i=dict(head="components"), e2i=dict(head="tuned"))
@@ -61,7 +61,7 @@ def study_of(room: str, given: dict, data) -> Study:
     train, held_out = data.train, data.held_out
     shape = given["vae_steps"], given["vae_cell"], given["vae_width"]
     vae = open_autoencoder(train, given.get("autoencoder", ""), *shape, given["device"],
-                           "bf16" if given["device"] == "cpu" else given["precision"])
+                           given["precision"])
     eye = load_embedder(given["embedder"], given["device"])
     if room == "t2i":
         said = open_captions(given["captions"], data, given["dataset"])
@@ -72,8 +72,8 @@ def study_of(room: str, given: dict, data) -> Study:
     return Study(train, held_out, vae, *made)
 
 
-def trained(run, study: Study, given: dict) -> str:
-    "Train, save and say whether it is complete."
+def trained(run, study: Study, given: dict) -> tuple[str, int]:
+    "Train and save; says whether it is complete, and the last step."
     options = {k: given[k] for k in ("guidance_scale", "sampling_steps", "candidates", "precision")}
     plan = Plan(given["epochs"], given["batch_size"], given["images_per_epoch"],
                 seed=given["seed"], device=given["device"], precision=given["precision"],
@@ -82,7 +82,7 @@ def trained(run, study: Study, given: dict) -> str:
     status = trainer.fit()
     with whole_folder(run.path("model")) as place:
         save(trainer.made(), place)
-    return status
+    return status, trainer.at.step
 
 
 def images_of(run, study: Study, given: dict) -> dict:
@@ -96,7 +96,7 @@ def images_of(run, study: Study, given: dict) -> dict:
         kept = nearest_draws(draws, study.asked, study.conditioner, model.eye())
         return to_uint8(torch.stack([kept, draws[0]]))
 
-    sets = dict(zip(("synthetic", "first draws"), run.kept("drawn", drawn), strict=False))
+    sets = dict(zip(("synthetic", "first draws"), run.kept("synthetic", drawn), strict=False))
     save_figure(sheet(sets["synthetic"][:40], columns=8), run.path("synthetic.png"))
     restored = decode_all(study.vae, encode_all(study.vae, study.held_out))
     return sets | {"reconstructions": to_uint8(restored)}
@@ -113,11 +113,11 @@ def run_one(room: str, given: dict) -> float:
     data = open_dataset(given["dataset"], image_size=given["image_size"])
     run = open_run(f"05_{room}", given, data.describe(), f"synth_nb.diffusion.{room}:load")
     study = study_of(room, given, data)
-    status = trained(run, study, given)
+    status, step = trained(run, study, given)
     eyes = open_judges(given["judges"], given["embedder"], given["device"])
     judge_experiment(run.folder, study.train, study.held_out, halves(study.held_out),
                      images_of(run, study, given), eyes, given["seed"], given["embedder"])
-    run.finish(status)
+    run.finish(status, step=step)
     return time.process_time() - began
 
 

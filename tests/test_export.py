@@ -86,18 +86,20 @@ def test_masks_lie_beside_their_images(tmp_path):
     assert len(folder_source(folder / "images")) == 7
 
 
-def test_masks_are_read_as_masks(tmp_path):
+@pytest.mark.parametrize("name", ["set", "set.zip"])
+def test_masks_are_read_as_masks(tmp_path, name):
     array, masks = images(), images(7, 1, seed=1)[:, 0] > 99
-    folder = export(array, tmp_path / "set", masks=masks, **NAMED)
-    again = open_dataset(folder, 32)
-    files = [row["file_name"] for row in rows_of(folder / "metadata.jsonl")]
+    again = open_dataset(export(array, tmp_path / name, masks=masks, **NAMED), 32)
+    table = export(array, tmp_path / "table", masks=masks, **NAMED) / "metadata.jsonl"
+    files = [row["file_name"] for row in rows_of(table)]
     at = [files.index(key) for key in again.keys]
     assert again.masked and sorted(at) == list(range(7))
     assert again.classes == ["class 2", "grade 1_2", "normal"]
     assert np.array_equal(again.images, array[at])
     assert np.array_equal(again.masks.reshape(7, 32, 32) > 0, masks[at])
 
-    cut = export(replace(again, split=["train", "val"] * 3 + ["train"]), tmp_path / "cut")
+    split = ["train", "val"] * 3 + ["train"]
+    cut = export(replace(again, split=split), tmp_path / f"cut{name[3:]}")
     once_more = open_dataset(cut, 32)
     assert once_more.split == ["train"] * 4 + ["val"] * 3
     assert once_more.classes == again.classes
@@ -111,7 +113,7 @@ def test_masks_that_do_not_fit_their_images(tmp_path):
     with pytest.raises(DataError, match=r"more.png has no mask in `metadata.jsonl`"):
         folder_source(folder)
     (folder / "metadata.jsonl").write_text("{")
-    with pytest.raises(DataError, match=r"metadata.jsonl is damaged"):
+    with pytest.raises(DataError, match=r"metadata.jsonl of .* is damaged"):
         folder_source(folder)
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['packers', 'archive_endings', 'most_bytes', 'safe_name', 'Archive', 'zip_archive', 'check_link', 'tar_members',
-           'tar_archive', 'open_archive', 'check_label', 'read_labels', 'OneSize', 'around', 'left_out', 'one_page',
-           'find_labels', 'archive_source']
+           'tar_archive', 'open_archive', 'check_label', 'read_labels', 'OneSize', 'around', 'left_out',
+           'archive_masks', 'one_page', 'find_labels', 'archive_source']
 
 # %% ../../nbs/01_data_archives.ipynb #21c75a34
 import bz2
@@ -30,7 +30,9 @@ from synth_nb.data.sources import (
     ImageError,
     Source,
     arrange,
+    beside_masks,
     endings,
+    named_masks,
     nothing_in,
     passed_over,
     split_names,
@@ -243,12 +245,15 @@ class OneSize:
 # %% ../../nbs/01_data_archives.ipynb #aa34aa2a
 def around(
     names: list[str],  # relative, with `/`
+    masks: dict[str, str] | None = None,  # image → mask: images lie apart from them
 ) -> list[str]:  # parts of a path; empty where there is none
     "The folders that everything lies in, except one that names a split."
     folders = [PurePosixPath(name).parts[:-1] for name in names]
     shared = []
     for parts in zip(*folders, strict=False):
         if len(set(parts)) > 1 or parts[0].lower() in split_names:
+            break
+        if masks and parts[0] == "images":
             break
         shared.append(parts[0])
     return shared
@@ -278,6 +283,15 @@ def left_out(
     return sorted(images), skipped + [(key, "a link, which is not followed") for key in odd], others
 
 # %% ../../nbs/01_data_archives.ipynb #903021e0
+def archive_masks(
+    archive: Archive,
+    name: str,  # for the message
+) -> dict[str, str]:  # image → mask, names in the archive; empty where it holds none
+    "Masks of an exported set. Raises `DataError` for a damaged table."
+    tables = [key for key in archive.sizes if PurePosixPath(key).name == "metadata.jsonl"]
+    return named_masks({str(PurePosixPath(key).parent): archive.read(key) for key in tables}, name)
+
+
 def one_page(
     content: bytes,  # of an image file
 ) -> bytes:  # the same
@@ -323,10 +337,13 @@ def archive_source(
     images, skipped, others = left_out(archive)
     if not images and not skipped:
         raise DataError(nothing_in(path, others))
-    shared = around(images)
+    masks = archive_masks(archive, name)
+    images = beside_masks(images, masks, name)
+    shared = around(images, masks)
     labels, flat = find_labels(archive, images, shared, name)
     files = [PurePosixPath(key).name if flat else key.split("/", len(shared))[-1]
              for key in images]
+    files = [file.replace("images/", "", 1) if masks else file for file in files]
     stem = re.sub(r"(?i)\.tar$", "", path.stem)
     kept, split, classes, numbers = arrange(files, labels, stem if flat else [stem, *shared][-1])
     out = set(range(len(images))) - set(kept)
@@ -337,4 +354,5 @@ def archive_source(
         return one_page(archive.read(keys[i]))
 
     content, skipped = OneSize(read, keys, name) if flat else read, tuple(sorted(skipped))
-    return Source(name, keys, classes, numbers, None, content, split, skipped=skipped)
+    mask = (lambda i: archive.read(masks[keys[i]])) if masks else None
+    return Source(name, keys, classes, numbers, None, content, split, skipped=skipped, masks=mask)

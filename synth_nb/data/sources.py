@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['formats', 'endings', 'stack_endings', 'crops', 'split_names', 'parse_size', 'DataError', 'ImageError', 'open_image',
            'to_mode', 'fit', 'squeeze', 'letterbox', 'cropped_size', 'open_mask', 'decode', 'reason', 'Source',
-           'demo_source', 'find_files', 'passed_over', 'layout', 'as_if', 'class_order', 'arrange', 'name_groups',
-           'existing_folder', 'nothing_in', 'read_bytes']
+           'demo_source', 'find_files', 'passed_over', 'layout', 'as_if', 'class_order', 'arrange', 'named_masks',
+           'beside_masks', 'name_groups', 'existing_folder', 'nothing_in', 'read_bytes']
 
 # %% ../../nbs/01_data_sources.ipynb #9f0448c2
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -319,6 +320,35 @@ def arrange(
     classes = class_order(set(names))
     number = {name: i for i, name in enumerate(classes)}
     return kept, split if any(split) else None, classes, [number[name] for name in names]
+
+# %% ../../nbs/01_data_sources.ipynb #9b5531ce
+def named_masks(
+    tables: dict[str, bytes],  # folder of a `metadata.jsonl`, relative with `/` → its text
+    name: str,  # of the data set, for the message
+) -> dict[str, str]:  # image → mask, relative with `/`; empty where no table names any
+    "Masks by the `mask_file_name` of the tables. Raises `DataError` for a damaged one."
+    found = {}
+    for top, text in sorted(tables.items()):
+        try:
+            rows = [json.loads(line) for line in text.decode().split("\n") if line.strip()]
+            pairs = [(row["file_name"], row["mask_file_name"]) for row in rows
+                     if "mask_file_name" in row]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"metadata.jsonl of {name} is damaged: {error!r}") from None
+        found |= {str(PurePosixPath(top, a)): str(PurePosixPath(top, b)) for a, b in pairs}
+    return found
+
+
+def beside_masks(
+    files: list[str],  # of a data set
+    masks: dict[str, str],  # image → mask
+    name: str,  # of the data set, for the message
+) -> list[str]:  # those that are images
+    "The files that are no masks. Raises `DataError` where some images have a mask and others not."
+    images = sorted(set(files) - set(masks.values()))
+    if lacking := [file for file in images if masks and file not in masks]:
+        raise DataError(f"{name}/{lacking[0]} has no mask in `metadata.jsonl`, others have one")
+    return images
 
 # %% ../../nbs/01_data_sources.ipynb #482eafbc
 def name_groups(
