@@ -1,9 +1,9 @@
 """Text, image and tissue embedding as the condition, all else equal, over several seeds.
 
-What the notebooks 05_t2i, 05_i2i and 05_e2i do, without their pictures: short runs that fit in half
-an hour of one core, or with `--profile` the parameters of a profile's files, on a GPU too. The run
+What the notebooks 05_t2i, 05_i2i and 05_e2i do, without their pictures: short runs, all nine in an
+hour of one core, or with `--profile` the parameters of a profile's files, on a GPU too. The run
 folders are read by 05_comparison. A run that is complete is left alone, a stopped one goes on. Run:
-python benchmarks/three_conditions.py --dataset <folder> [--captions <file>] [--epochs 1]
+python benchmarks/three_conditions.py --dataset <folder> [--captions <file>] [--epochs 2]
 python benchmarks/three_conditions.py --dataset <folder> --profile offline --device cuda --seeds 0
 """
 
@@ -36,11 +36,11 @@ from synth_nb.plots import sheet
 from synth_nb.runs import load_model, open_run, pick_precision, read_manifest, whole_folder
 from synth_nb.training import Plan
 
-COMMON = dict(image_size="64", channels=3, epochs=1, images_per_epoch=6400, batch_size=16, lr=1e-3,
+COMMON = dict(image_size="64", channels=3, epochs=2, images_per_epoch=6400, batch_size=16, lr=1e-3,
               vae_steps=2400, vae_cell=4, vae_width=16, unet_size="tiny", objective="v",
-              sampler="dpm++", views=2, guidance_scale=5.0, sampling_steps=12, candidates=4,
-              components=64, embedder="efficientnet_lite0", max_minutes=0,
-              judges=["efficientnet_lite2", "efficientnet_lite1"])
+              sampler="dpm++", views=8, condition_noise=0.1, dropout=0.1, guidance_scale=5.0,
+              sampling_steps=12, candidates=4, components=64, embedder="efficientnet_lite0",
+              max_minutes=0, judges=["efficientnet_lite2", "efficientnet_lite1"])
 OWN = dict(t2i={}, i2i=dict(head="components"), e2i=dict(head="tuned"))
 
 
@@ -126,7 +126,7 @@ if __name__ == "__main__":
     parser.add_argument("--dataset", default="demo")
     parser.add_argument("--captions", default="auto")
     parser.add_argument("--profile", default="", help="of nbs/params; empty: a short run")
-    parser.add_argument("--epochs", type=int, default=0, help="0: one, or the profile's")
+    parser.add_argument("--epochs", type=int, default=0, help="of 400 steps, if short; 0: 2")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--rooms", nargs="*", choices=OWN, default=list(OWN))
     parser.add_argument("--device", default="cpu")

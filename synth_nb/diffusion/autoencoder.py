@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../../nbs/05_diffusion_autoencoder.ipynb #7604a0ce
-from ..data import ImageDataset, Views, to_float, view
+from ..data import ImageDataset, Views, to_float, view, views_of
 from synth_nb.runs import (
     ParameterError,
     cache_root,
@@ -259,8 +259,7 @@ def fit_autoencoder(
     precision: str = "auto",
 ) -> AutoencoderKL:  # on `device`, frozen, latents whitened
     "Train an autoencoder on a data set, in every view, or load it from the cache."
-    height, width = check_size(dataset)
-    views = 8 if height == width else 2
+    views = views_of(*check_size(dataset))
     chosen = dict(steps=steps, views=views, seed=seed, lr=lr, batch_size=batch_size, widths=widths)
     perceptual = f"{embedder.id}-{embedder.revision}" if embedder else ""
     key = digest(dataset.fingerprint, chosen, perceptual, precision, AUTOENCODER_VERSION)[:16]

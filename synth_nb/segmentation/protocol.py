@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 # %% ../../nbs/06_em_protocol.ipynb #fbbb5fe5
+from ..data import views_of
 from ..plots import appearance, new_figure
 from ..runs import ParameterError, Progress, digest, in_kernel, stream, whole
 from .fit import Pairs, fit_segmenter
@@ -58,7 +59,7 @@ def arm_pairs(
         both = [np.concatenate(pair) for pair in zip(real, synthetic, strict=True)]
         return Pairs(*both, weights=chances)
     if arm == "R+aug":
-        return Pairs(*real, views=8 if real[0].shape[2] == real[0].shape[3] else 2, classical=True)
+        return Pairs(*real, views=views_of(*real[0].shape[2:]), classical=True)
     return Pairs(*real, weights=balanced(real[1]) if arm == "R over" else None)
 
 # %% ../../nbs/06_em_protocol.ipynb #2f7ea100
