@@ -141,7 +141,7 @@ def tune_head(
     views: Tensor,  # (V, N, D) embeddings of views of the training images
     labels: Tensor,  # (N,) int64
     k: int = 64,
-    steps: int = 300,
+    steps: int = 100,
     batch_size: int = 256,
     lr: float = 3e-4,
     seed: int = 0,
@@ -168,7 +168,7 @@ def fit_tuned(
     embedder: Embedder,
     train: ImageDataset,  # the training split
     k: int = 64,
-    steps: int = 300,
+    steps: int = 100,
     views: int = 3,  # of each image beside the image itself
 ) -> EmbeddingConditioner:
     "A head tuned on the training split as the condition, or from the cache."
