@@ -2,7 +2,8 @@
 
 What the notebooks 05_t2i, 05_i2i and 05_e2i do, without their pictures: short runs, all nine in an
 hour of one core, or with `--profile` the parameters of a profile's files, on a GPU too. The run
-folders are read by 05_comparison. A run that is complete is left alone, a stopped one goes on. Run:
+folders are read by 05_comparison. A run that is complete is left alone, a stopped one goes on,
+and is judged at its end. Run:
 python benchmarks/three_conditions.py --dataset <folder> [--captions <file>] [--epochs 2]
 python benchmarks/three_conditions.py --dataset <folder> --profile offline --device cuda --seeds 0
 """
@@ -103,7 +104,7 @@ def images_of(run, study: Study, given: dict) -> dict:
 
 
 def run_one(room: str, given: dict) -> float:
-    "One training and its verdict; returns CPU seconds."
+    "One training and, when it is complete, its verdict; returns CPU seconds."
     began = time.process_time()
     folder = f"{given['outputs']}/05_{room}/{given['run_name']}"
     if read_manifest(folder).get("status") == "complete":
@@ -114,9 +115,10 @@ def run_one(room: str, given: dict) -> float:
     run = open_run(f"05_{room}", given, data.describe(), f"synth_nb.diffusion.{room}:load")
     study = study_of(room, given, data)
     status, step = trained(run, study, given)
-    eyes = open_judges(given["judges"], given["embedder"], given["device"])
-    judge_experiment(run.folder, study.train, study.held_out, halves(study.held_out),
-                     images_of(run, study, given), eyes, given["seed"], given["embedder"])
+    if status == "complete":
+        eyes = open_judges(given["judges"], given["embedder"], given["device"])
+        judge_experiment(run.folder, study.train, study.held_out, halves(study.held_out),
+                         images_of(run, study, given), eyes, given["seed"], given["embedder"])
     run.finish(status, step=step)
     return time.process_time() - began
 
