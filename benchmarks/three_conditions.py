@@ -1,8 +1,8 @@
 """Text, image and tissue embedding as the condition, all else equal, over several seeds.
 
-What the notebooks 05_t2i, 05_i2i and 05_e2i do, without their pictures: short runs, all nine in an
-hour of one core, or with `--profile` the parameters of a profile's files, on a GPU too. The run
-folders are read by 05_comparison. A run that is complete is left alone, a stopped one goes on,
+What the notebooks 05_t2i, 05_i2i and 05_e2i do, without their pictures: short runs, all nine in a
+good hour of one core, or with `--profile` the parameters of a profile's files, on a GPU too. The
+run folders are read by 05_comparison. A run that is complete is left alone, a stopped one goes on,
 and is judged at its end. Run:
 python benchmarks/three_conditions.py --dataset <folder> [--captions <file>] [--epochs 2]
 python benchmarks/three_conditions.py --dataset <folder> --profile offline --device cuda --seeds 0

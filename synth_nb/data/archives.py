@@ -283,13 +283,22 @@ def left_out(
     return sorted(images), skipped + [(key, "a link, which is not followed") for key in odd], others
 
 # %% ../../nbs/01_data_archives.ipynb #903021e0
+def _table(archive: Archive, key: str, name: str) -> bytes:
+    "The text of a table in an archive. Raises `DataError`."
+    try:
+        return archive.read(key)
+    except ImageError as e:
+        raise DataError(f"{PurePosixPath(key).name} in {name} cannot be read: {e}") from None
+
+
 def archive_masks(
     archive: Archive,
     name: str,  # for the message
 ) -> dict[str, str]:  # image → mask, names in the archive; empty where it holds none
     "Masks of an exported set. Raises `DataError` for a damaged table."
     tables = [key for key in archive.sizes if PurePosixPath(key).name == "metadata.jsonl"]
-    return named_masks({str(PurePosixPath(key).parent): archive.read(key) for key in tables}, name)
+    texts = {str(PurePosixPath(key).parent): _table(archive, key, name) for key in tables}
+    return named_masks(texts, name)
 
 
 def one_page(
@@ -313,11 +322,7 @@ def find_labels(
         home = "".join(f"{part}/" for part in shared[:depth])
         if f"{home}dataset.json" in archive.sizes:
             inside = [image.removeprefix(home) for image in images]
-            try:
-                text = archive.read(f"{home}dataset.json")
-            except ImageError as e:
-                raise DataError(f"dataset.json in {name} cannot be read: {e}") from None
-            labels = read_labels(text, inside, name)
+            labels = read_labels(_table(archive, f"{home}dataset.json", name), inside, name)
             return labels or [None] * len(images), True
     numbered = all(re.search(r"(^|/)\d{5}/img\d{8}\.\w+$", image) for image in images)
     return [None] * len(images), numbered
