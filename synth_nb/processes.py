@@ -66,11 +66,12 @@ def launch(
 ):
     """Run a function in several processes at once and wait for all.
 
-    Raises `ParameterError` where that cannot work, and `RuntimeError` with the sentence of the
-    process that failed first.
+    Raises `ParameterError` where that cannot work, `RuntimeError` with the sentence of the
+    process that failed first, and `KeyboardInterrupt` when a signal stopped them.
     """
     from accelerate import notebook_launcher
     from accelerate.state import AcceleratorState
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     check_launch(num_processes, device)
@@ -81,6 +82,8 @@ def launch(
     try:
         with quiet_launcher():
             start(child, (), num_processes, **where)
+    except SignalException as signal:
+        raise KeyboardInterrupt(str(signal)) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RuntimeError(said_of_failure(rank, failure, num_processes * num_nodes)) from None
@@ -283,7 +286,7 @@ def _sized(mode, func, *args, size=None, **kwargs):
 def _ranged(mode, func, *args, size=None, **kwargs):
     "`randint(high, size)`, `randint(low, high, size)`."
     *bounds, size = args if size is None else (*args, size)
-    return mode.dealt(lambda shape: func(*bounds, shape, **kwargs), tuple(size))
+    return mode.dealt(lambda shape: func(*bounds, size=shape, **kwargs), tuple(size))
 
 
 def _blank(like: Tensor, shape: tuple, **kwargs) -> Tensor:

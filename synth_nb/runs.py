@@ -7,8 +7,8 @@ __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'r
            'whole_folder', 'digest', 'in_kernel', 'ParameterError', 'cast', 'check_value', 'injected_names',
            'check_names', 'check_parameters', 'seed_everything', 'stream', 'random_state', 'set_random_state',
            'isolated', 'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'Progress', 'watched',
-           'library_hash', 'notebook_sources', 'now', 'code_version', 'environment', 'sample_file', 'Run', 'in_test',
-           'differences', 'read_manifest', 'node_rank', 'open_run', 'Samples', 'load_model']
+           'library_hash', 'notebook_sources', 'now', 'code_version', 'gpu_name', 'environment', 'sample_file', 'Run',
+           'in_test', 'differences', 'read_manifest', 'node_rank', 'open_run', 'Samples', 'load_model']
 
 # %% ../nbs/00_runs.ipynb #c169c36a
 import ast
@@ -122,9 +122,13 @@ def digest(
             h.update(f"{thing.dtype}{thing.shape}".encode())
             thing = np.ascontiguousarray(thing).data
         elif not isinstance(thing, bytes):
-            thing = json.dumps(thing, sort_keys=True, default=str).encode()
+            thing = json.dumps(thing, sort_keys=True, default=_plain).encode()
         h.update(hashlib.blake2b(thing, digest_size=20).digest())
     return h.hexdigest()
+
+
+def _plain(thing):  # NumPy's numbers are numbers: a seed out of an array is the same seed
+    return thing.item() if isinstance(thing, np.generic) else str(thing)
 
 # %% ../nbs/00_runs.ipynb #3581e63a
 def in_kernel() -> bool:
@@ -286,7 +290,8 @@ def random_state() -> dict:  # plain tensors, ints and lists: safe to save, `wei
     "Every random state there is."
     name, keys, *rest = np.random.get_state()
     version, internal, gauss = random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    # of its GPUs a process computes on one
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
     mps = [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else []
     return dict(
         python=[version, list(internal), gauss],
@@ -298,17 +303,19 @@ def random_state() -> dict:  # plain tensors, ints and lists: safe to save, `wei
 
 # %% ../nbs/00_runs.ipynb #97ef38f1
 def set_random_state(
-    state: dict,  # from `random_state`
+    state: dict,  # from `random_state`, of this process or of another with other devices
 ):
-    "Put every random state back."
+    "Put every random state back; a GPU that had none begins with torch's seed."
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    for mps in state["mps"]:
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][0])
+    elif torch.cuda.is_available():
+        torch.cuda.manual_seed(torch.initial_seed())
+    for mps in state["mps"] if torch.backends.mps.is_available() else []:
         torch.mps.set_rng_state(mps)
 
 # %% ../nbs/00_runs.ipynb #d7511f74
@@ -326,6 +333,10 @@ def isolated(
         set_random_state(state)
 
 # %% ../nbs/00_runs.ipynb #c8d8bf5d
+# asked without it, torch would begin with the GPU, and processes started later could not
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+
 def pick_device(
     device: str = "auto",  # auto, cpu, cuda or mps
     num_processes: int = 1,  # that will be started later
@@ -347,9 +358,15 @@ def pick_device(
 def pick_precision(
     precision: str = "auto",  # auto, fp32, bf16 or fp16
     device: torch.device | str = "cpu",
+    num_processes: int = 1,  # that will be started later
 ) -> str:  # fp32, bf16 or fp16
-    "The precision of the forward pass. Raises `ParameterError` for fp16 off the GPU."
+    """The precision of the forward pass. Raises `ParameterError` for fp16 off the GPU.
+
+    Where several processes will be started on GPUs, `auto` stays: each finds out for itself.
+    """
     kind = torch.device(device).type
+    if num_processes > 1 and kind == "cuda":  # to ask what the GPU can would be to use it
+        return precision
     if precision == "auto":
         best = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported(False) else "fp16"
         return best if kind == "cuda" else "fp32"
@@ -576,8 +593,22 @@ def code_version() -> dict:  # commit and whether the tree had changes; empty wi
     return {} if head.returncode else dict(commit=head.stdout.strip(), changed=bool(changes))
 
 # %% ../nbs/00_runs.ipynb #1bf92238
+def gpu_name(
+    num_processes: int = 1,  # that will be started later
+) -> str | None:
+    "What the GPU is called; several processes need it untouched, so its driver is asked."
+    if num_processes == 1:
+        return torch.cuda.get_device_name()
+    ask = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True).stdout.splitlines()[0]
+    except (OSError, IndexError):
+        return None
+
+
 def environment(
     device: torch.device | str = "cpu",
+    num_processes: int = 1,  # that will be started later
 ) -> dict:  # packages, python, system, processor
     "What a run ran on."
     names = "synth_nb torch torchvision diffusers transformers accelerate timm scikit-learn".split()
@@ -587,7 +618,7 @@ def environment(
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    gpu = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else None
+    gpu = gpu_name(num_processes) if torch.device(device).type == "cuda" else None
     hardware = dict(device=str(device), gpu=gpu, threads=torch.get_num_threads())
     return dict(packages=packages, python=platform.python_version(), system=platform.system(),
                 machine=platform.machine(), **hardware)
@@ -640,7 +671,8 @@ class Run:
             _held.pop(self.folder).release()
 
     def _abandoned(self):  # at the end of the process
-        if self.manifest.get("status") == "running" and self.folder.is_dir():
+        there = read_manifest(self.folder)  # a later start in this process may have finished it
+        if there.get("status") == "running" and there["starts"] == self.manifest["starts"]:
             self.finish("failed")
 
     def __str__(self):
@@ -756,6 +788,7 @@ def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str
     parameters, data = _relative(parameters), _relative(data)
     starts = [*run.manifest.get("starts", []), now()]
     device = pick_device(parameters.get("device", "auto"))
+    processes = parameters.get("num_processes", 1) * parameters.get("num_nodes", 1)
     run.update(
         notebook=identity["notebook"],
         name=run.folder.name,
@@ -766,7 +799,7 @@ def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str
         data=data,
         identity=identity,
         code=code_version(),
-        environment=environment(device),
+        environment=environment(device, processes),
         starts=starts,
         ended=None,
     )

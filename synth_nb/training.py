@@ -514,10 +514,25 @@ def resume(self: Trainer, epoch: int = 0):
         if self.accelerator and self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"])
+        if epoch and self.keeps():
+            self.leave_branch(state)
     else:
         seed_everything(self.plan.seed)
     if self.keeps():
         self.log.cut(self.at.step)
+
+
+@patch
+def leave_branch(self: Trainer, state: dict):
+    "Make the state of an earlier epoch the newest one, and forget a best one that came after it."
+    place = self.folder / "checkpoints"
+    if (best := place / "best.pt").is_file():
+        found = torch.load(best, map_location="cpu", weights_only=True)["position"]
+        if found["step"] > self.at.step:
+            self.at.best = math.inf
+            best.unlink()
+    with whole(place / "newest.pt") as f:
+        torch.save(state | dict(position=asdict(self.at)), f)
 
 
 @patch
@@ -552,6 +567,7 @@ def judge(self: Trainer):
     row |= {name: total / count for name, (total, count) in at.totals.items()}
     row["lr"] = self.phases[-1].optimizer.param_groups[0]["lr"]
     row |= self.scores(epoch)
+    self.check_best(row)
     improved = bool(plan.best) and row[plan.best] < at.best
     at.waited = 0 if improved else at.waited + 1
     at.best, at.totals = (row[plan.best] if improved else at.best), {}
@@ -564,6 +580,15 @@ def judge(self: Trainer):
             if plan.keep_state:
                 torch.save(self.state(), folder / "state.pt")
     self.checkpoint(best=improved)
+
+
+@patch
+def check_best(self: Trainer, row: dict):
+    "Refuse a `best` that nobody computes; what was learnt so far is kept."
+    if self.plan.best and self.plan.best not in row:
+        self.checkpoint()
+        raise ParameterError(f"`best` is {self.plan.best!r}, which is not among {sorted(row)}")
+
 
 @patch
 def scores(self: Trainer, epoch: int) -> dict:
@@ -687,6 +712,9 @@ def run_together(self: Trainer):
     plan, newest = self.plan, self.folder / "checkpoints" / "newest.pt"
     try:
         launch(in_each, plan.num_processes, plan.num_nodes, plan.device)
+    except KeyboardInterrupt:
+        self.resume()
+        raise KeyboardInterrupt(f"stopped at step {self.at.step}; start again to go on") from None
     except RuntimeError as error:
         left = f"what was reached is in {shown(newest)}" if newest.is_file() else "nothing is kept"
         raise RuntimeError(f"{self.what}: {error}; {left}; start again to go on") from None

@@ -109,16 +109,28 @@ def test_two_machines_train_one_model_and_each_keeps_it(tmp_path, alone, monkeyp
         assert largest_difference(alone, tmp_path / str(n)) < 1e-5
 
 
-def test_a_stop_from_outside_leaves_a_checkpoint(tmp_path):
-    process = fresh.Process(target=trained_gan, args=(tmp_path, 2, 1, -1, 1000))
+def stopped_gan(*args):
+    "A training that is stopped, and what it said in a file."
+    trainer = new_gan(*args)
+    try:
+        trainer.fit()
+    except KeyboardInterrupt as stop:
+        (args[0] / "said").write_text(f"{trainer.at.step}: {stop}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_from_outside_leaves_a_checkpoint(tmp_path, number):
+    process = fresh.Process(target=stopped_gan, args=(tmp_path, 2, 1, -1, 1000))
     process.start()
     while not (tmp_path / "checkpoints" / "newest.pt").is_file():
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode not in (0, None)
     reached = torch.load(tmp_path / "checkpoints" / "newest.pt", weights_only=True)
-    assert 0 < reached["position"]["step"] <= 10_000
+    step = reached["position"]["step"]
+    assert 0 < step <= 10_000
+    said = f"{step}: stopped at step {step}; start again to go on"
+    assert (tmp_path / "said").read_text() == said
 
 
 class Faces:

@@ -1,6 +1,24 @@
-"What a run says while it works."
+"What a run says while it works, and what it leaves alone: a finished manifest, the GPU."
 
-from synth_nb.runs import Progress, watched
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import torch
+
+from synth_nb.processes import check_launch
+from synth_nb.runs import (
+    Progress,
+    isolated,
+    open_run,
+    pick_precision,
+    random_state,
+    set_random_state,
+    stream,
+    watched,
+)
 
 
 def test_what_takes_long_says_once_in_a_log_how_long(capsys):
@@ -42,3 +60,69 @@ def test_a_notebook_gets_one_line_that_is_redrawn(monkeypatch):
     assert list(watched("abcd", 4, "reading images", after=0)) == list("abcd")
     assert [line.split(" · ")[0].split()[-1] for line in drawn] == ["1/4", "4/4"]
     assert "left" in drawn[0] and "left" not in drawn[1]
+
+
+def test_a_seed_out_of_an_array_is_the_same_seed():
+    assert stream(np.int64(7), np.int32(1)) == stream(7, 1) != stream(8, 1)
+
+
+def test_a_cell_run_twice_does_not_undo_the_end_of_its_run(tmp_path):
+    code = """
+import sys
+from synth_nb.runs import open_run
+opened = [open_run("none", dict(outputs=sys.argv[1], run_name="mine"), dict(fingerprint="a"))
+          for _ in range(2)]
+if "finish" in sys.argv:
+    opened[1].finish(step=3)
+"""
+    outside = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+
+    def status(*words):
+        command = [sys.executable, "-c", code, str(tmp_path), *words]
+        subprocess.run(command, env=outside, check=True)
+        manifest = json.loads((tmp_path / "none" / "mine" / "manifest.json").read_text())
+        return manifest["status"], manifest.get("step")
+
+    assert status("finish") == ("complete", 3)
+    assert status()[0] == "failed"
+
+
+def untouchable(monkeypatch):
+    "Two GPUs that must not be used yet."
+    def begin(*_):
+        raise AssertionError("this begins with the GPU")
+
+    for name in ("torch.cuda._lazy_init", "torch.cuda.random._lazy_init"):
+        monkeypatch.setattr(name, begin)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+
+
+def test_what_comes_before_several_processes_leaves_the_gpus_alone(tmp_path, monkeypatch):
+    untouchable(monkeypatch)
+    given = dict(outputs=str(tmp_path), run_name="two", device="auto", num_processes=2)
+    run = open_run("none", given, dict(fingerprint="a"))
+    run.finish()
+    assert run.manifest["environment"]["device"] == "cuda"
+    assert pick_precision("auto", "cuda", num_processes=2) == "auto"
+    with isolated(1):
+        torch.rand(1)
+    check_launch(2)
+
+
+def test_every_process_goes_on_with_the_numbers_of_its_own_gpu(monkeypatch):
+    given = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_rng_state", given.append)
+    monkeypatch.setattr("torch.cuda.manual_seed", given.append)
+    own, never_used = torch.zeros(1), torch.ones(1)
+    set_random_state(random_state() | dict(cuda=[own, never_used]))
+    torch.manual_seed(11)
+    set_random_state(random_state() | dict(cuda=[]))  # of a run that had no GPU
+    assert given[0] is own and given[1] == 11
+
+
+def test_a_run_of_another_machine_goes_on_here():
+    state, drawn = random_state(), torch.rand(1)
+    set_random_state(state | dict(cuda=[torch.zeros(16)], mps=[torch.zeros(16)]))
+    assert torch.rand(1) == drawn

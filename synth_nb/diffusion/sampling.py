@@ -17,7 +17,7 @@ from torch import Tensor
 from .autoencoder import encode
 from .objective import with_sampler
 from .pretrained import condition_width
-from ..runs import ParameterError, stream
+from ..runs import ParameterError, pick_precision, stream
 
 # %% ../../nbs/05_diffusion_sampling.ipynb #abd4d866
 def noise_generators(
@@ -109,7 +109,7 @@ class Request:
     image_size: tuple[int, int] = (64, 64)  # height, width; multiples of 8; of `start` if given
     first: int = 0  # number of the first image in the set of this seed
     batch_size: int = 64
-    precision: str = "fp32"  # fp32, bf16 or fp16
+    precision: str = "fp32"  # auto, fp32, bf16 or fp16
 
     def __post_init__(self):
         if self.start is not None:
@@ -142,9 +142,11 @@ def check_request(
 # %% ../../nbs/05_diffusion_sampling.ipynb #dd46a232
 def autocast(
     device: torch.device,
-    precision: str,  # fp32, bf16 or fp16
+    precision: str,  # auto, fp32, bf16 or fp16
 ):  # a context
     "Compute in a lower precision where the operations allow it."
+    if precision == "auto":
+        precision = pick_precision(precision, device)
     if precision == "fp32":
         return nullcontext()
     kind = dict(bf16=torch.bfloat16, fp16=torch.float16)[precision]
@@ -171,9 +173,9 @@ def _check_work(count: int, ask: Request):
     if ask.sampling_steps < 1 or ask.batch_size < 1:
         raise ParameterError("`sampling_steps` and `batch_size` must be at least 1, "
                              f"got {ask.sampling_steps} and {ask.batch_size}")
-    if ask.precision not in ("fp32", "bf16", "fp16"):
-        raise ParameterError("parameter `precision` must be one of ['fp32', 'bf16', 'fp16'], "
-                             f"got {ask.precision!r}")
+    if ask.precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise ParameterError("parameter `precision` must be one of ['auto', 'fp32', 'bf16', "
+                             f"'fp16'], got {ask.precision!r}")
 
 # %% ../../nbs/05_diffusion_sampling.ipynb #d2c8c3c9
 def _batch(pipeline, ask: Request, scheduler, noise, conditions, negative, start):
