@@ -2,6 +2,7 @@
 runs that are kept. Every message names the place and what is missing there."""
 
 import csv
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -102,10 +103,25 @@ def test_links_lead_to_files(name):
     assert [link for link in local if not (ROOT / link.split("#")[0]).exists()] == []
 
 
+def table_of(run: str, name: str) -> list[dict]:
+    "Rows of a kept run's table."
+    file = ROOT / "outputs" / run / "readme" / name
+    with file.open(encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def kept_json(run: str, name: str) -> dict:
+    return json.loads((ROOT / "outputs" / run / "readme" / name).read_text(encoding="utf-8"))
+
+
+def text_of(name: str) -> str:
+    "A page as one line."
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
 def values(run: str) -> dict[tuple[str, str], dict]:
     "Set and metric → row, by the first judge of a kept run."
-    file = ROOT / "outputs" / run / "readme" / "evaluation.csv"
-    rows = list(csv.DictReader(file.open(encoding="utf-8")))
+    rows = table_of(run, "evaluation.csv")
     mine = [row for row in rows if row["extractor"] == rows[0]["extractor"]]
     return {(row["set"], row["metric"]): row for row in mine}
 
@@ -142,7 +158,7 @@ def said_of_metrics() -> list[str]:
 
 
 def test_the_page_about_metrics_says_what_the_run_says():
-    page = " ".join((ROOT / "nbs/reading_metrics.md").read_text(encoding="utf-8").split())
+    page = text_of("nbs/reading_metrics.md")
     lost = [words for words in said_of_metrics() if words not in page]
     assert lost == [], "nbs/reading_metrics.md does not say what outputs/03_embedding_gan says"
     report = (ROOT / "outputs/03_embedding_gan/readme/report.md").read_text(encoding="utf-8")
@@ -162,10 +178,96 @@ def test_the_page_about_metrics_says_what_the_demo_says():
         judge = next(key for key in rows[0] if key.startswith("top1_")).removeprefix("top1_")
         kept = {row["set"]: row | {"top1": row[f"top1_{judge}"]} for row in rows}
         made, chance = kept["synthetic"], f"chance1_{judge}"
-    page = " ".join((ROOT / "nbs/reading_metrics.md").read_text(encoding="utf-8").split())
+    page = text_of("nbs/reading_metrics.md")
     times = float(made["top1"]) / float(made[chance])
     expected = [
         f"{number(made['top1'], 3)} of {made['images']} is {number(times)} times chance",
         f"gets {number(kept['reconstructions']['top1'], 2)}",
     ]
     assert [words for words in expected if words not in page] == []
+
+
+def flagged(run: str) -> tuple[int, int, bool]:
+    "Images that the copy audit flags, of how many, and whether chance does not explain them."
+    audit = kept_json(run, "evaluation.json")["copies"][0]
+    return round(audit["flagged"] * audit["images"]), audit["images"], audit["found"]
+
+
+def said_of_gans() -> list[str]:
+    "What README says of the two GANs, as their kept runs have it."
+    said = []
+    for run in ("02_dcgan", "03_embedding_gan"):
+        manifest, kept, copies = kept_json(run, "manifest.json"), values(run), flagged(run)
+        sets = {f"{manifest['step']} steps of {manifest['parameters']['batch_size']}": "synthetic",
+                "untrained": "untrained", "real, training": "real, training"}  # fmt: skip
+        for title, name in sets.items():
+            row = [number(kept[name, metric]["value"]) for metric in ("kernel", "frechet")]
+            row += [f"{float(kept[name, metric]['value']):.2f}".rstrip("0").rstrip(".")
+                    for metric in ("spread", "recall")]  # fmt: skip
+            share = f"{100 * copies[0] / copies[1]:.1f} % |" if name == "synthetic" else "|"
+            said.append(f"{title} | {' | '.join(row)} | {share}")
+        kernel = kept["synthetic", "kernel"]
+        ends = number(kernel["floor_high"])
+        said.append(f"upper end at {kernel['count']} images | {ends} |")
+    (dcgan, *_, sure), (other, *_, also) = flagged("02_dcgan"), flagged("03_embedding_gan")
+    assert sure and not also, "which of the GANs copies: README says that the DCGAN does"
+    return [*said, f"The {dcgan} images flagged for the DCGAN are more than chance explains",
+            f"the {other} of the embedding GAN are not"]  # fmt: skip
+
+
+def said_of_stylegan() -> dict[str, str]:
+    "Page → what it says of StyleGAN2's kept run."
+    log, kept = table_of("04_stylegan2", "metrics.csv"), values("04_stylegan2")
+    manifest = kept_json("04_stylegan2", "manifest.json")
+    made, start = kept["synthetic", "kernel"], kept["untrained", "kernel"]
+    column = next(name for name in log[0] if name.startswith("kernel_"))
+    course, kimg = [float(row[column]) for row in log], int(log[-1]["images"]) // 1000
+    late = sum(course[-3:]) / 3
+    spoken = (
+        f"after {kimg} thousand images of {manifest['parameters']['image_size']} pixels, truncated "
+        f"to 0.7. By {made['extractor']}, {made['images']} images against {made['real_images']} "
+        "held-out ones, its kernel distance ×1000 is {} (95 % interval {} to {}; untruncated), "
+        "that of the untrained network {}, and the floor ends at {} (with {} images)"
+    ).format(*(number(made[key]) for key in ("value", "low", "high")), number(start["value"]),
+             number(made["floor_high"]), made["count"])  # fmt: skip
+    return {
+        "README.md": spoken,
+        "nbs/04_stylegan2.ipynb": f"after {kimg} kimg",
+        "benchmarks/README.md": f"goes from {course[0]:.2f} at its first evaluation to {late:.2f} "
+                                f"on average over its last three, at {kimg} kimg: "
+                                f"{late / course[0]:.2f}",
+    }  # fmt: skip
+
+
+def said_of_the_demo() -> list[str]:
+    "What README says of the demo, as its kept run has it."
+    kept, rows = values("05_e2i"), table_of("05_e2i", "fidelity.csv")
+    found = {(row["extractor"], row["set"]): row for row in rows}
+    judges = list(dict.fromkeys(row["extractor"] for row in rows))[:2]
+    made, said = [found[judge, "synthetic"] for judge in judges], []
+    for name in ("synthetic", "first draws", "untrained", "reconstructions", "real, training",
+                 "real, asking half"):  # fmt: skip
+        one = kept[name, "kernel"]
+        cells = [name, f"{one['images']} / {one['real_images']}", number(one["value"])]
+        for row in (found.get((judge, name)) for judge in judges):
+            cells += [number(row["top1"], 3), number(row["times_chance"], 1)] if row else ["", ""]
+        said.append(" ".join(f"| {' | '.join(cells)} |".split()))
+    ends = " and ".join(f"{number(row['top1_low'], 3)} to {number(row['top1_high'], 3)}"
+                        for row in made)  # fmt: skip
+    count, images, sure = flagged("05_e2i")
+    assert sure, "README says that chance does not explain the demo's copies"
+    return [*said, f"chance is {number(made[0]['top1_chance'], 4)}",
+            f"intervals of the synthetic row are {ends}",
+            f"{count} of {images} synthetic patches lie nearer to a training patch"]  # fmt: skip
+
+
+def test_readme_says_what_its_runs_say():
+    "The Turkish twin has the same numbers."
+    page = text_of("README.md")
+    lost = [words for words in said_of_gans() + said_of_the_demo() if words not in page]
+    assert lost == [], "README.md does not say what the kept runs say"
+
+
+def test_pages_say_what_the_run_of_stylegan_says():
+    said = said_of_stylegan()
+    assert {page: words for page, words in said.items() if words not in text_of(page)} == {}

@@ -19,14 +19,14 @@ from matplotlib.figure import Figure
 # %% ../../nbs/05_comparison.ipynb #fe2ed277
 from ..data import DataError
 from ..plots import interval_panels, strips
-from ..runs import read_manifest, resolve, shown
+from ..runs import free_parameters, read_manifest, resolve, shown
 
 # %% ../../nbs/05_comparison.ipynb #1430a8da
 conditions = {"05_t2i": "text", "05_i2i": "image embedding", "05_e2i": "tissue embedding"}
 reported = {"text": 415.36, "image embedding": 162.16, "tissue embedding": 62.18}  # FID
 own = {"captions", "template", "text_encoder", "embedder", "head", "components", "prompt",
-       "negative_prompt", "seed", "outputs", "run_name", "device", "max_minutes", "keep_every",
-       "model", "judges", "dataset", "num_processes"}
+       "negative_prompt", "seed", "model", "judges"}
+own |= set(free_parameters) - {"epochs", "kimg"}  # all must have learnt for as long
 
 
 def run_folders(
@@ -53,7 +53,8 @@ def check_alike(
     for folder in folders[1:]:
         other = read_manifest(folder)
         if other["data"]["fingerprint"] != first["data"]["fingerprint"]:
-            raise DataError(f"{shown(folder)} learnt from other data than {shown(folders[0])}")
+            raise DataError(f"{shown(folder)} learnt from other data than {shown(folders[0])}: "
+                            "name in `runs` only folders of runs with the same data")
         a, b = first["parameters"], other["parameters"]
         for name in sorted((a.keys() | b.keys()) - own):
             if a.get(name) != b.get(name):
