@@ -216,10 +216,12 @@ def check_value(
     name: str,  # of the parameter
     value,  # already of the declared type
     limit: tuple | None = None,  # lowest and highest value; None: from `limits`
+    words: tuple | None = None,  # what it may be; None: from `choices`
 ):
     "Refuse a value that no run could use; raises `ParameterError`."
-    if name in choices and value not in choices[name]:
-        raise ParameterError(f"parameter `{name}` must be one of {choices[name]}, got {value!r}")
+    words = choices.get(name) if words is None else words
+    if words and value not in words:
+        raise ParameterError(f"parameter `{name}` must be one of {words}, got {value!r}")
     low, high = limits.get(name, (None, None)) if limit is None else limit
     if low == "above 0" and value <= 0:
         raise ParameterError(f"parameter `{name}` must be above 0, got {value!r}")
@@ -250,6 +252,7 @@ def check_names(names: list[str], declared: dict):
 
 def check_parameters(
     namespace: dict,  # the notebook's `globals()`
+    words: dict | None = None,  # name → what it may be in this notebook
     **own: tuple,  # lowest and highest value of names that mean something else in this notebook
 ) -> dict:  # name → value of every declared parameter, as its declared type
     """Check what was injected against what the parameters cell declares, and set it to its type.
@@ -265,7 +268,7 @@ def check_parameters(
         except (ValueError, TypeError, KeyError, SyntaxError):
             expected = getattr(kind, "__name__", str(kind))
             raise ParameterError(f"parameter `{name}` must be {expected}, got {value!r}") from None
-        check_value(name, namespace[name], own.get(name))
+        check_value(name, namespace[name], own.get(name), (words or {}).get(name))
     return {name: namespace[name] for name in declared}
 
 # %% ../nbs/00_runs.ipynb #a1246240

@@ -90,7 +90,7 @@ def test_a_run_is_the_same_one_in_either_words(asked):
         (dict(sample_seeds="5-1"), "'5-1' is empty: write '1-5'"),
         (dict(seeds="5-1"), "'5-1' is empty: write '1-5'"),
         (dict(cfg="paper128"), "`cfg` must be one of auto, stylegan2, paper256"),
-        (dict(loss="hinge"), "`loss` must be logistic or relativistic, got 'hinge'"),
+        (dict(loss="hinge"), "`loss` must be one of ('logistic', 'relativistic'), got 'hinge'"),
         (dict(mirrored=1), "no parameter `mirrored`; did you mean `mirror`?"),
         (dict(lr=-1), "`lr` must be at least 0, got -1"),
         (dict(trunc="a"), "`truncation` must be float, got 'a'"),
@@ -100,6 +100,10 @@ def test_bad_values_are_refused(asked, given, said):
     with pytest.raises(ParameterError) as error:
         asked(until="settings = choose_settings", **given)
     assert said in str(error.value)
+
+
+def test_its_own_losses_are_taken(asked):
+    assert asked(until="settings = choose_settings", loss="relativistic")["settings"].relativistic
 
 
 def test_bad_data_are_refused(asked, tmp_path):
