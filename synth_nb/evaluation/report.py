@@ -198,7 +198,7 @@ def sections(
     tables = "\n".join(markdown(table_of(rows, e)) for e in rows.extractor.unique())
     note = "In brackets 95 % intervals; for real against real, the range of 95 % of the draws. " \
            "Only rows of one count may be compared with its floor.\n\n"
-    copies = [f"- {said_of_copies(a)}" for a in audits] or ["- not looked for: no training images"]
+    copies = [f"- {said_of_copies(a)}" for a in audits] or ["- not judged: the warnings say why"]
     bullets = [f"- {one}" for one in [*sentences(rows), *weaknesses(rows)]]
     pictures = [f"![{name.rpartition('.')[0]}]({name})" for name in figures]
     return [("What was compared", "\n".join(compared)), ("What it means", "\n".join(bullets)),
