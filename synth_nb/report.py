@@ -100,8 +100,8 @@ def about_runs(
         manifest = read_manifest(folder)
         given, place = manifest.get("parameters", {}), manifest.get("environment", {})
         length = next((f"{given[k]} {k}" for k in ("epochs", "kimg") if k in given), "")
-        lines.append(dict(run=title_of(folder), data=given.get("dataset", given.get("data", "")),
-                          size=given.get("image_size", given.get("resolution", "")), length=length,
+        lines.append(dict(run=title_of(folder), data=given.get("dataset", ""),
+                          size=given.get("image_size", ""), length=length,
                           seed=given.get("seed", ""),
                           device=place.get("gpu") or place.get("device"),
                           ended=(manifest.get("ended") or "")[:10],
