@@ -45,7 +45,8 @@ def spaces_of(embedder, images) -> list[torch.Tensor]:
     return [embed_images(embedder, images), thumbnails(images)]
 
 
-def main():
+def settings():
+    "What to measure, from the command line."
     words = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     words.add_argument("--data", default="mr_phantom")
     words.add_argument("--size", default=64, type=int)
@@ -56,8 +57,11 @@ def main():
     words.add_argument("--synthetic", default=1000, type=int)
     words.add_argument("--fresh", default=400, type=int, help="held out, to count false alarms")
     words.add_argument("--seeds", default=20, type=int)
-    given = words.parse_args()
-    copies = max(given.synthetic // 100, 1)
+    return words.parse_args()
+
+
+def opened(given, copies: int) -> tuple[np.ndarray, np.ndarray]:  # training images, the others
+    "Images that are all different. Ends where there are too few."
     wanted = given.train + given.held_out + given.fresh + given.synthetic - copies
     options = dict(n=wanted) if given.data.endswith("phantom") else {}
     ds = open_dataset(given.data, given.size, given.channels, **options)
@@ -65,39 +69,46 @@ def main():
     images = ds.images[np.random.default_rng(0).permutation(once)[:wanted]]
     if len(images) < wanted:
         raise SystemExit(f"{given.data} has {len(images)} images, {wanted} are needed")
-    embedder, rest = load_embedder(given.embedder, "auto"), images[given.train :]
-    views = InViews(images[: given.train])
+    return images[: given.train], images[given.train :]
+
+
+def of_seed(seed: int, given, copies: int, embedder, views: InViews, seen, others):
+    "One search: the kinds of the planted copies, and the table, those first, then fresh ones."
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(others[0]))
+    rows = rng.choice(given.train, copies, replace=False)
+    kinds = [KINDS[i % len(KINDS)] for i in range(seed, seed + copies)]
+    made = np.stack([planted(views, r, k, rng) for r, k in zip(rows, kinds, strict=True)])
+    usual, asked = order[: given.held_out], order[given.held_out :]
+    spaces = {name: (torch.cat([plant, other[asked]]), train, other[usual])
+              for name, plant, train, other in zip(
+                  ("features", "pixels"), spaces_of(embedder, made), seen, others, strict=True)}
+    return kinds, search(spaces, given.train)[0]
+
+
+def main():
+    given = settings()
+    copies = max(given.synthetic // 100, 1)
+    train, rest = opened(given, copies)
+    embedder, views = load_embedder(given.embedder, "auto"), InViews(train)
     seen, others = spaces_of(embedder, views), spaces_of(embedder, rest)
     again = relative_nearness(others[1], seen[1], given.train)[0] < same_picture
     print(f"{int(again.sum())} of {len(rest)} other images are training images again: left out")
-    rest, others = rest[~again.numpy()], [x[~again] for x in others]
-    found, missed, flagged, honest = 0, {}, [0, 0], [0, 0]
-    by_space = np.zeros(2, int)
+    others = [x[~again] for x in others]
+    found, missed, flagged, honest = np.zeros(3, int), {}, [0, 0], [0, 0]
     for seed in range(given.seeds):
-        rng = np.random.default_rng(seed)
-        parts = np.split(rng.permutation(len(rest)), [given.held_out, given.held_out + given.fresh])
-        rows = rng.choice(given.train, copies, replace=False)
-        kinds = [KINDS[i % len(KINDS)] for i in range(seed, seed + copies)]
-        made = np.stack([planted(views, r, k, rng) for r, k in zip(rows, kinds, strict=True)])
-        plants = spaces_of(embedder, made)
-        asked = [torch.cat([plant, other[np.concatenate(parts[1:])]])
-                 for plant, other in zip(plants, others, strict=True)]
-        spaces = {name: (asked[i], seen[i], others[i][parts[0]])
-                  for i, name in enumerate(("features", "pixels"))}
-        table, _, _ = search(spaces, given.train)
-        hits = table["copy"][:copies].to_numpy()
-        found += hits.sum()
-        by_space += [int(table[f"copy_{name}"][:copies].sum()) for name in spaces]
-        for kind, hit in zip(kinds, hits, strict=True):
+        kinds, table = of_seed(seed, given, copies, embedder, views, seen, others)
+        found += table[["copy", "copy_features", "copy_pixels"]][:copies].sum().to_numpy()
+        for kind, hit in zip(kinds, table["copy"][:copies], strict=True):
             missed[kind] = missed.get(kind, 0) + (not hit)
         for counter, part in ((flagged, slice(copies, copies + given.fresh)),
                               (honest, slice(copies + given.fresh, None))):
             counter[0] += int(table["copy"][part].sum())
             counter[1] += len(table["copy"][part])
-    total = copies * given.seeds
+    total, share = copies * given.seeds, found[0] / (copies * given.seeds)
     print(f"{machine()}, {embedder.id}, {given}")
-    print(f"found {found} of {total} ({found / total:.1%}, 95 % {wilson(found / total, total)}); "
-          f"features alone {by_space[0]}, pixels alone {by_space[1]}; missed {missed}")
+    print(f"found {found[0]} of {total} ({share:.1%}, 95 % {wilson(share, total)}); "
+          f"features alone {found[1]}, pixels alone {found[2]}; missed {missed}")
     for name, (n, of) in (("unseen real", flagged), ("synthetic that are no copies", honest)):
         print(f"{name} flagged: {n} of {of} ({n / of:.2%})")
 

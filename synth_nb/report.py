@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['shown_metrics', 'run_folders', 'title_of', 'numbers_of', 'collect', 'summary', 'extractors_in', 'about_runs',
-           'side_by_side', 'write_tables', 'file_name', 'as_markdown', 'Original', 'all_originals', 'our_number',
-           'beside_originals']
+           'side_by_side', 'write_tables', 'file_name', 'Original', 'all_originals', 'our_number', 'beside_originals']
 
 # %% ../nbs/08_report.ipynb #79481c3d
 import json
@@ -18,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 # %% ../nbs/08_report.ipynb #817b807d
-from .evaluation.report import latex, originals
+from .evaluation.report import latex, markdown, originals
 from .evaluation.scores import digits, heads
 from .plots import interval_panels
 from .runs import ParameterError, read_manifest, resolve, shown, whole
@@ -101,8 +100,8 @@ def about_runs(
         manifest = read_manifest(folder)
         given, place = manifest.get("parameters", {}), manifest.get("environment", {})
         length = next((f"{given[k]} {k}" for k in ("epochs", "kimg") if k in given), "")
-        lines.append(dict(run=title_of(folder), data=given.get("dataset", given.get("data", "")),
-                          size=given.get("image_size", given.get("resolution", "")), length=length,
+        lines.append(dict(run=title_of(folder), data=given.get("dataset", ""),
+                          size=given.get("image_size", ""), length=length,
                           seed=given.get("seed", ""),
                           device=place.get("gpu") or place.get("device"),
                           ended=(manifest.get("ended") or "")[:10],
@@ -134,7 +133,7 @@ def write_tables(
 ) -> list[Path]:
     "Write `numbers.csv` (every number), a CSV for each table, `tables.tex` and `tables.md`."
     frames = {title: table for title, table in tables.items() if not isinstance(table, str)}
-    parts = [f"## {title}\n\n{table if isinstance(table, str) else as_markdown(table)}"
+    parts = [f"## {title}\n\n{table if isinstance(table, str) else markdown(table).rstrip()}"
              for title, table in tables.items()]
     texts = {"numbers.csv": rows.to_csv(index=False), "tables.md": "\n\n".join(parts) + "\n",
              "tables.tex": "\n".join(latex(table, title) for title, table in frames.items())}
@@ -148,13 +147,6 @@ def write_tables(
 def file_name(title: str) -> str:  # "judged_by_eye_8"
     "A title as the name of a file."
     return re.sub(r"\W+", "_", title.lower()).strip("_")
-
-
-def as_markdown(table: pd.DataFrame) -> str:
-    "A table of texts and numbers in Markdown."
-    table = table.reset_index() if table.index.name else table
-    lines = [table.columns.tolist(), ["---"] * table.shape[1], *table.fillna("").values.tolist()]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 # %% ../nbs/08_report.ipynb #98b3d89c
 @dataclass(frozen=True)

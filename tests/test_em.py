@@ -17,7 +17,7 @@ from synth_nb.data import DataError
 from synth_nb.runs import ParameterError
 from synth_nb.segmentation.predict import blended, check_threshold, predict_sections
 from synth_nb.segmentation.protocol import Cells, Protocol, run_protocol
-from synth_nb.segmentation.sections import open_sections, split_sections
+from synth_nb.segmentation.sections import open_sections, split_in_three
 
 
 def write_stack(path: Path, pages: list[np.ndarray]):
@@ -45,7 +45,7 @@ def test_stacks_open_by_path(stacks):
     found = opened()
     assert found.images.shape == (6, 1, 48, 64)
     assert (found.masks[:, 0] * 255 == mask).all()
-    assert len(split_sections(found).train) == 2
+    assert len(split_in_three(found).train) == 2
 
 
 def test_masks_of_another_size(stacks):
@@ -100,7 +100,7 @@ def test_a_damaged_page(stacks):
 def test_a_volume_with_one_section(stacks):
     _, _, opened = stacks
     with pytest.raises(DataError, match="has 1 section: training, validation and test need"):
-        split_sections(opened().select([0]))
+        split_in_three(opened().select([0]))
 
 
 def test_a_section_smaller_than_a_window(stacks):
@@ -138,7 +138,7 @@ SMALL = dict(fractions=(0.5,), seeds=2, arms=("R", "S"), chunk=32, steps=4, batc
 
 
 def split_of_phantom():
-    return split_sections(open_sections("demo", image_size=64, n=48))
+    return split_in_three(open_sections("demo", image_size=64, n=48))
 
 
 @pytest.fixture(scope="module")
@@ -239,4 +239,4 @@ def test_em_vnc(monkeypatch):
         pytest.skip("SYNTH_NB_REAL_DATA is not set")
     found = open_sections(f"em:{home}/em_vnc/raw", f"{home}/em_vnc/mitochondria", shrink=4)
     assert found.images.shape == (20, 1, 256, 256) and 0.04 < found.masks.mean() < 0.07
-    assert [len(getattr(split_sections(found), k)) for k in ("train", "val", "test")] == [12, 2, 4]
+    assert [len(getattr(split_in_three(found), k)) for k in ("train", "val", "test")] == [12, 2, 4]

@@ -16,7 +16,14 @@ from PIL import Image
 
 from synth_nb.data import DataError, open_dataset
 from synth_nb.embedders import embed_images, load_embedder
-from synth_nb.evaluation import audit_copies, check_pair, judge_sets, open_question, table_of
+from synth_nb.evaluation import (
+    audit_copies,
+    check_pair,
+    judge_run,
+    judge_sets,
+    open_question,
+    table_of,
+)
 from synth_nb.evaluation.copies import InViews, allowed, search, thumbnails
 from synth_nb.evaluation.scores import measure_for, real_floor, usable_groups
 from synth_nb.evaluation.sets import ImageSet, as_set, draw, words_in
@@ -188,6 +195,17 @@ def test_leaked_images_take_no_part(eye, phantoms):
     assert audit.held_out == 100 and "4 of 104 real test images" in audit.notes[0]
     with pytest.raises(DataError, match="split by patient"):
         audit_copies(fake, train, train, eye)
+
+
+def test_a_report_says_where_all_held_out_images_are_training_images_in_another_view(
+    eye, phantoms, tmp_path
+):
+    train, fake = ImageSet("training", phantoms[:60]), ImageSet("synthetic", phantoms[60:120])
+    mirrored = ImageSet("real", np.ascontiguousarray(phantoms[:60, ..., ::-1]))
+    _, audit = judge_run(tmp_path, mirrored, train, [fake], [eye])
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert audit is None and "60 of 60 are training images again" in report
+    assert "- not judged: the warnings say why" in report
 
 
 # --- usefulness

@@ -235,36 +235,41 @@ def pair(resolution=16, channels=1, classes=3, architecture=("skip", "resnet"), 
     return G.eval(), D.eval()
 
 
+def filtered(x, taps, before, after):
+    "Zeros around an image, then the separable filter."
+    kernel = torch.tensor(taps) / sum(taps)
+    kernel = (kernel[:, None] * kernel).flip(0, 1).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(F.pad(x, [before, after] * 2), kernel, groups=x.shape[1])
+
+
+def activated(layer, x, gain=1.0):
+    "Bias, leaky ReLU and the clamp, where the layer has one."
+    x = F.leaky_relu(x + layer.bias[:, None, None], 0.2) * 2**0.5 * gain
+    return x if layer.clamp is None else x.clamp(-layer.clamp * gain, layer.clamp * gain)
+
+
+def point(layer, x):
+    "A convolution of single pixels, with weights at the scale they are used at."
+    return F.conv2d(x, layer.weight / layer.weight[0].numel() ** 0.5)
+
+
+def conv(layer, x, gain=1.0, halve=False):
+    "A convolution of 3 pixels; of an image that was filtered with a border where it halves."
+    weight = layer.weight / layer.weight[0].numel() ** 0.5
+    x = F.conv2d(x, weight, stride=2 if halve else 1, padding=0 if halve else 1)
+    return activated(layer, x, gain)
+
+
 def by_definition(D, image, c):
     "The answer of a `resnet` discriminator with classes, step by step as the papers define it."
-    x = image
-
-    def conv(layer, x, gain=1.0):
-        x = F.conv2d(x, layer.weight / layer.weight[0].numel() ** 0.5, padding=1)
-        x = F.leaky_relu(x + layer.bias[:, None, None], 0.2) * 2**0.5 * gain
-        return x if layer.clamp is None else x.clamp(-layer.clamp * gain, layer.clamp * gain)
-
-    def point(layer, x):
-        return F.conv2d(x, layer.weight / layer.weight[0].numel() ** 0.5)
-
-    def filtered(x, border):
-        kernel = torch.tensor([1.0, 3, 3, 1]) / 8
-        kernel = (kernel[:, None] * kernel).expand(x.shape[1], 1, 4, 4)
-        return F.conv2d(F.pad(x, [border] * 4), kernel, groups=x.shape[1])
-
+    x, taps = image, [1.0, 3, 3, 1]
     for res in D.block_resolutions:
         block = getattr(D, f"b{res}")
         if hasattr(block, "fromrgb"):
-            y = point(block.fromrgb, x) + block.fromrgb.bias[:, None, None]
-            x = F.leaky_relu(y, 0.2) * 2**0.5
-            clamp = block.fromrgb.clamp
-            x = x if clamp is None else x.clamp(-clamp, clamp)
-        y = point(block.skip, filtered(x, 1)[..., ::2, ::2]) * 0.5**0.5
-        x, layer = conv(block.conv0, x), block.conv1
-        x = F.conv2d(filtered(x, 2), layer.weight / layer.weight[0].numel() ** 0.5, stride=2)
-        x = F.leaky_relu(x + layer.bias[:, None, None], 0.2)  # √2 · √½
-        x = x if layer.clamp is None else x.clamp(-layer.clamp * 0.5**0.5, layer.clamp * 0.5**0.5)
-        x = x + y
+            x = activated(block.fromrgb, point(block.fromrgb, x))
+        y = point(block.skip, filtered(x, taps, 1, 1)[..., ::2, ::2]) * 0.5**0.5
+        x = filtered(conv(block.conv0, x), taps, 2, 2)
+        x = conv(block.conv1, x, 0.5**0.5, halve=True) + y
     groups = x.unflatten(0, (min(4, len(x)), -1))
     spread = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3)).repeat(len(groups))
     x = torch.cat([x, spread[:, None, None, None].expand(-1, 1, 4, 4)], 1)
@@ -288,13 +293,6 @@ def test_discriminator_with_classes_by_definition(clamp):
     image, c = torch.randn(8, 2, 32, 32), torch.eye(3)[torch.arange(8) % 3]
     with torch.no_grad():
         near(D(image, c), by_definition(D, image, c))
-
-
-def filtered(x, taps, before, after):
-    "Zeros around an image, then the separable filter."
-    kernel = torch.tensor(taps) / sum(taps)
-    kernel = (kernel[:, None] * kernel).flip(0, 1).expand(x.shape[1], 1, -1, -1)
-    return F.conv2d(F.pad(x, [before, after] * 2), kernel, groups=x.shape[1])
 
 
 def enlarged(x, taps, border=0):
@@ -326,8 +324,7 @@ def drawn_by_definition(G, ws, taps=(1.0, 3, 3, 1)):
     def layer(layer, x, w, gain=1.0):
         x = styled(layer, enlarged(x, taps, 1) if layer.up == 2 else F.pad(x, [1] * 4), w)
         x = x + layer.noise_const * layer.noise_strength if layer.use_noise else x
-        x = F.leaky_relu(x + layer.bias[:, None, None], 0.2) * 2**0.5 * gain
-        return x if layer.clamp is None else x.clamp(-layer.clamp * gain, layer.clamp * gain)
+        return activated(layer, x, gain)
 
     x = image = None
     ws = iter(ws.unbind(1))
@@ -401,14 +398,6 @@ def test_discriminators_by_definition(architecture):
                       epilogue_kwargs=dict(mbstd_num_channels=0)).eval()
     image = torch.randn(3, 4, 16, 16)
 
-    def conv(layer, x, border=0):
-        weight = layer.weight / layer.weight[0].numel() ** 0.5
-        x = F.conv2d(x, weight, stride=2 if border else 1, padding=0 if border else 1)
-        return F.leaky_relu(x + layer.bias[:, None, None], 0.2) * 2**0.5
-
-    def point(layer, x):
-        return F.conv2d(x, layer.weight / layer.weight[0].numel() ** 0.5)
-
     with torch.no_grad():
         for value in D.state_dict().values():
             if value.ndim == 1:
@@ -417,12 +406,11 @@ def test_discriminators_by_definition(architecture):
         for res in (16, 8, 4):
             block = getattr(D, f"b{res}")
             if hasattr(block, "fromrgb"):
-                y = point(block.fromrgb, left) + block.fromrgb.bias[:, None, None]
-                x = x + F.leaky_relu(y, 0.2) * 2**0.5
+                x = x + activated(block.fromrgb, point(block.fromrgb, left))
             if res == 4:
                 break
             left = filtered(left, taps, 1, 0)[..., ::2, ::2]
-            y = conv(block.conv1, filtered(conv(block.conv0, x), taps, 2, 1), 1)
+            y = conv(block.conv1, filtered(conv(block.conv0, x), taps, 2, 1), halve=True)
             if architecture == "resnet":
                 y = (y + point(block.skip, filtered(x, taps, 1, 0)[..., ::2, ::2])) * 0.5**0.5
             x = y

@@ -23,10 +23,9 @@ from .sampling import generate
 from ..embedders import Embedder, embed_images, load_embedder
 from ..embedders.inception import inception_url
 from ..evaluation.copies import CopyAudit
-from ..evaluation.report import judge_run
+from ..evaluation.report import judge_run, markdown
 from ..evaluation.scores import table_of, wilson
 from ..evaluation.sets import ImageSet, as_set, draw
-from ..evaluation.tables import markdown
 from ..metrics import retrieval_hits
 from ..runs import whole
 

@@ -6,7 +6,7 @@
 __all__ = ['Scans', 'ScanVAE', 'VAELoss', 'decoded', 'encoded', 'fit_vae', 'load_vae', 'noise_ceiling', 'principal_start', 'psnr',
            'restored', 'compare_statistics', 'coverage', 'object_statistics', 'pair_statistics', 'remodelled',
            'without_specks', 'PairModel', 'PairUNet', 'coverage_tokens', 'load', 'mask_tokens', 'sample_latents',
-           'save', 'PairGenerator', 'PairTrainer', 'PairTraining', 'widths_of']
+           'save', 'PairGenerator', 'PairTrainer', 'PairTraining', 'unet_widths']
 
 # %% ../../nbs/06_em_ddpm.ipynb #fa292397
 from synth_nb.em.autoencoder import (
@@ -41,10 +41,10 @@ from synth_nb.em.pairs import (
     sample_latents,
     save,
 )
-from .training import PairGenerator, PairTrainer, PairTraining, widths_of
+from .training import PairGenerator, PairTrainer, PairTraining, unet_widths
 
 # %% ../../nbs/06_em_ddpm.ipynb #0b93da07
 _all_ = [Scans, ScanVAE, VAELoss, decoded, encoded, fit_vae, load_vae, noise_ceiling,
          principal_start, psnr, restored, compare_statistics, coverage, object_statistics,
          pair_statistics, remodelled, without_specks, PairModel, PairUNet, coverage_tokens, load,
-         mask_tokens, sample_latents, save, PairGenerator, PairTrainer, PairTraining, widths_of]
+         mask_tokens, sample_latents, save, PairGenerator, PairTrainer, PairTraining, unet_widths]

@@ -76,6 +76,10 @@ class PairUNet(nn.Module):
         self.embed = None if maps else nn.Sequential(
             nn.Linear(condition, 128), nn.SiLU(), nn.Linear(128, time))
 
+    @property
+    def device(self) -> torch.device:  # where it is now
+        return next(self.parameters()).device
+
     def forward(self, x: Tensor, times: Tensor, conditions: Tensor, return_dict: bool = False):
         if self.embed is None:
             side = conditions.transpose(1, 2).unflatten(2, x.shape[2:])
@@ -97,7 +101,7 @@ def sample_latents(
     batch_size: int = 64,
 ) -> Tensor:  # (N, *size), on the CPU
     "Latents for conditions."
-    device, made = next(unet.parameters()).device, []
+    device, made = unet.device, []
     for first in range(0, len(conditions), batch_size):
         asked = conditions[first : first + batch_size].to(device)
         draws = [torch.Generator().manual_seed(stream(seed, first + i)) for i in range(len(asked))]

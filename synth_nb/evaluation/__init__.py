@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['CopyAudit', 'audit_copies', 'all_warnings', 'judge_run', 'write_report', 'by_class', 'judge_sets', 'table_of',
-           'ImageSet', 'Question', 'check_pair', 'open_question', 'compare', 'for_people', 'markdown', 'score',
-           'write_table', 'usefulness']
+           'ImageSet', 'Question', 'check_pair', 'open_question', 'markdown', 'usefulness']
 
 # %% ../../nbs/08_evaluation.ipynb #1c49e970
 from .copies import CopyAudit, audit_copies
-from .report import all_warnings, judge_run, write_report
+from .report import all_warnings, judge_run, markdown, write_report
 from .scores import by_class, judge_sets, table_of
 from .sets import ImageSet, Question, check_pair, open_question
-from .tables import compare, for_people, markdown, score, write_table
 from .useful import usefulness
 
 # %% ../../nbs/08_evaluation.ipynb #814cfb5b
 _all_ = [CopyAudit, audit_copies, all_warnings, judge_run, write_report, by_class,
-         judge_sets, table_of, ImageSet, Question, check_pair, open_question, compare,
-         for_people, markdown, score, write_table, usefulness]
+         judge_sets, table_of, ImageSet, Question, check_pair, open_question, markdown,
+         usefulness]

@@ -131,10 +131,18 @@ def search(
     share: float = 0.01,  # of images that are no copies, to be flagged on average
 ) -> tuple[pd.DataFrame, float, Tensor]:  # columns of `CopyAudit.table` but `view`; false alarms;
     # which held-out images are training images
-    "Copies by any of several spaces, one of them `pixels`. Raises what `copy_scores` raises."
+    """Copies by any of several spaces, one of them `pixels`.
+
+    Raises `ValueError` where fewer than `least_images` held-out images are no training images, and
+    what `copy_scores` raises.
+    """
     near = {name: [relative_nearness(x, train, n) for x in (fake, held_out)]
             for name, (fake, train, held_out) in spaces.items()}
     leaked = near["pixels"][1][0] < same_picture
+    if (left := int((~leaked).sum())) < least_images:
+        raise ValueError(f"{left} real test images are left to judge copies by, {least_images} are "
+                         f"the least: {int(leaked.sum())} of {len(leaked)} are training images "
+                         "again, compressed or in another view; split by patient or slide")
     columns, alarms, ratios = {}, 0.0, []
     for name, ((ratio, _), (usual, _)) in near.items():
         usual = usual[~leaked]

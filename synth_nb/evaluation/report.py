@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['better_low', 'better_high', 'photographs', 'medical', 'originals', 'side_of_floor', 'sentences', 'weaknesses',
-           'extractor_notes', 'count_notes', 'all_warnings', 'beside_originals', 'latex', 'caption', 'sections',
-           'write_report', 'plain', 'judgeable', 'judge_run']
+           'extractor_notes', 'count_notes', 'all_warnings', 'beside_originals', 'markdown', 'latex', 'caption',
+           'sections', 'write_report', 'plain', 'judgeable', 'judge_run']
 
 # %% ../../nbs/08_evaluation_report.ipynb #8a693b55
 import json
@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 # %% ../../nbs/08_evaluation_report.ipynb #281b7fda
+from ..data.export import markdown_table
 from ..embedders import Embedder
 from .copies import CopyAudit, audit_copies, said_of_copies
 from synth_nb.evaluation.scores import (
@@ -27,7 +28,6 @@ from synth_nb.evaluation.scores import (
     usable_groups,
 )
 from .sets import DataError, ImageSet, oddities, shared_images
-from .tables import markdown
 from ..runs import whole
 
 # %% ../../nbs/08_evaluation_report.ipynb #e2c60e99
@@ -163,6 +163,21 @@ def beside_originals(
     return pd.DataFrame(lines).set_index("original")
 
 # %% ../../nbs/08_evaluation_report.ipynb #3e63b042
+def markdown(
+    table: pd.DataFrame,
+) -> str:
+    "A table in Markdown, three significant digits, empty where there is no number."
+    def cell(value):
+        if not isinstance(value, float):
+            return value
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+    head, full = [table.index.name or "", *table.columns], table.astype(object)
+    lines = full.where(table.notna(), "").itertuples(name=None)
+    rows = [dict(zip(head, map(cell, line), strict=True)) for line in lines]
+    return markdown_table(rows or [dict.fromkeys(head, "")]) + "\n"
+
+
 def latex(
     table: pd.DataFrame,  # from `table_of`
     caption: str,
@@ -198,7 +213,7 @@ def sections(
     tables = "\n".join(markdown(table_of(rows, e)) for e in rows.extractor.unique())
     note = "In brackets 95 % intervals; for real against real, the range of 95 % of the draws. " \
            "Only rows of one count may be compared with its floor.\n\n"
-    copies = [f"- {said_of_copies(a)}" for a in audits] or ["- not looked for: no training images"]
+    copies = [f"- {said_of_copies(a)}" for a in audits] or ["- not judged: the warnings say why"]
     bullets = [f"- {one}" for one in [*sentences(rows), *weaknesses(rows)]]
     pictures = [f"![{name.rpartition('.')[0]}]({name})" for name in figures]
     return [("What was compared", "\n".join(compared)), ("What it means", "\n".join(bullets)),

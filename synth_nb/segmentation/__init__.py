@@ -7,7 +7,7 @@ __all__ = ['Pairs', 'Segmenter', 'deformed', 'fit_segmenter', 'load', 'new_train
            'ResidualUNet', 'losses', 'total_loss', 'outlined', 'precision_recall', 'statistics_panels',
            'average_precision', 'check_threshold', 'choose_threshold', 'counts_by_threshold', 'judge_sections',
            'objects_table', 'predict_sections', 'Sections', 'block_names', 'cut_chunks', 'labelled_part',
-           'open_sections', 'split_sections']
+           'open_sections', 'split_in_three']
 
 # %% ../../nbs/06_em_segmentation.ipynb #bc164b9b
 from synth_nb.segmentation.fit import (
@@ -40,7 +40,7 @@ from synth_nb.segmentation.sections import (
     cut_chunks,
     labelled_part,
     open_sections,
-    split_sections,
+    split_in_three,
 )
 
 # %% ../../nbs/06_em_segmentation.ipynb #a9da20e7
@@ -48,4 +48,4 @@ _all_ = [Pairs, Segmenter, deformed, fit_segmenter, load, new_training, random_m
          ResidualUNet, losses, total_loss, outlined, precision_recall, statistics_panels,
          average_precision, check_threshold, choose_threshold, counts_by_threshold, judge_sections,
          objects_table, predict_sections, Sections, block_names, cut_chunks, labelled_part,
-         open_sections, split_sections]
+         open_sections, split_in_three]

@@ -56,7 +56,7 @@ def check_window(height: int, width: int, window: int, overlap: int, multiple: i
         raise ParameterError(f"parameter `window` must be a multiple of {multiple}, got {window}")
     if window > min(height, width):
         raise ParameterError(f"parameter `window` {window} is larger than the section, "
-                             f"{height}x{width} pixels; take 0 for whole sections")
+                             f"{height}x{width} pixels; `tiled` takes any section")
     if not 0 <= overlap < window:
         raise ParameterError(f"parameter `overlap` must be 0 … {window - 1}, got {overlap!r}")
 
@@ -120,19 +120,15 @@ def tiled(
 
 # %% ../../nbs/06_em_segmentation_predict.ipynb #1509e6c3
 def predict_sections(
-    net,
+    net,  # with `reach` and `multiple`
     images: np.ndarray | Tensor,  # (N, 1, H, W) uint8
-    tile: int = 1024,  # pixels, of networks with a `reach`; 0: whole sections
-    window: int = 0,  # pixels; above 0: blended windows instead of tiles
-    overlap: int = 0,  # pixels, of blended windows
+    tile: int = 1024,  # pixels; 0: whole sections
 ) -> Tensor:  # (N, 1, H, W) float32 probabilities
     "Probability maps of whole sections. Raises `ParameterError`, also for other images."
     images = torch.as_tensor(np.asarray(images))
     if images.ndim != 4 or images.shape[1] != 1 or images.dtype != torch.uint8:
         raise ParameterError("sections must be (N, 1, H, W) uint8, "
                              f"got {tuple(images.shape)} {images.dtype}")
-    if window:
-        return torch.stack([blended(net, one, window, overlap) for one in images])
     return torch.stack([tiled(net, one, tile) for one in images])
 
 # %% ../../nbs/06_em_segmentation_predict.ipynb #9163731f

@@ -207,23 +207,21 @@ def score_table(
     rows: pd.DataFrame,  # from `run_protocol`
     arm: str,
     fraction: float,
-    score: str = "dice",
 ) -> np.ndarray:  # (seeds, blocks)
-    "Scores of one arm."
+    "Dice of one arm."
     part = rows[(rows["arm"] == arm) & (rows["fraction"] == fraction)]
-    return part.pivot(index="seed", columns="block", values=score).to_numpy()
+    return part.pivot(index="seed", columns="block", values="dice").to_numpy()
 
 # %% ../../nbs/06_em_protocol.ipynb #ee4743dd
 def effects(
     rows: pd.DataFrame,  # from `run_protocol`
-    score: str = "dice",  # or iou
 ) -> pd.DataFrame:  # a row per fraction and arm: score, difference to R, low, high, verdict
     "Every arm against R, and R+S against R+aug too."
     found, arms = [], list(dict.fromkeys(rows["arm"]))
     pairs = [(arm, "R") for arm in arms] + [("R+S", "R+aug")] * ({"R+S", "R+aug"} <= set(arms))
     for fraction in sorted(set(rows["fraction"])):
         for arm, base in pairs:
-            mine, theirs = (score_table(rows, a, fraction, score) for a in (arm, base))
+            mine, theirs = (score_table(rows, a, fraction) for a in (arm, base))
             effect = None if arm == base else paired_effect(mine - theirs)
             labelled = rows[rows["fraction"] == fraction]["labelled"].iloc[0]
             found.append(_row(fraction, labelled, arm, base, mine.mean(), effect) | dict(
@@ -242,14 +240,13 @@ def _row(fraction, labelled, arm: str, base: str, score: float, effect: Effect |
 # %% ../../nbs/06_em_protocol.ipynb #7e51a6d9
 def readable(
     table: pd.DataFrame,  # from `effects`
-    score: str = "Dice",
 ) -> pd.DataFrame:
     "The table as people read it."
     def interval(row):
         return f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" if row.verdict else ""
 
     lines = [{"labels": f"{row.labels:.0%} ({row.chunks} chunks)", "arm": row.arm,
-              score: f"{row.score:.3f}", "against": row.against if row.verdict else "",
+              "Dice": f"{row.score:.3f}", "against": row.against if row.verdict else "",
               "difference (95 %)": interval(row), "verdict": row.verdict}
              for row in table.itertuples()]
     return pd.DataFrame(lines).set_index("labels")
@@ -257,7 +254,6 @@ def readable(
 # %% ../../nbs/06_em_protocol.ipynb #cb38399a
 def protocol_figure(
     table: pd.DataFrame,  # from `effects`
-    score: str = "Dice",
 ) -> Figure:
     "Scores by share of labels, and differences to real pairs alone."
     arms = [a for a in dict.fromkeys(table["arm"])]
@@ -275,7 +271,7 @@ def protocol_figure(
             axes[1].errorbar(place, part["difference"], [low, high], ls="", ms=5, lw=1.2,
                              **looks[arm])
     axes[1].axhline(0, color="#999999", lw=0.8)
-    for axis, name in zip(axes, (f"{score} on held-out blocks", "difference to R, 95 %"),
+    for axis, name in zip(axes, ("Dice on held-out blocks", "difference to R, 95 %"),
                           strict=True):
         axis.set(ylabel=name, xlabel="share of the labels")
         axis.set_xticks(range(len(shares)), [f"{s:.0%}" for s in shares])

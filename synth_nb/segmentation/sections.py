@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Sections', 'shrunk', 'read_volume', 'em_sections', 'check_same', 'open_sections', 'masked_images', 'split_blocks',
-           'Split', 'split_sections', 'block_names', 'cut_chunks', 'labelled_part']
+           'Split', 'split_in_three', 'block_names', 'cut_chunks', 'labelled_part']
 
 # %% ../../nbs/06_em_segmentation_sections.ipynb #a0bf618b
 import warnings
@@ -202,7 +202,7 @@ class Split:
     test: Sections  # judges
 
 
-def split_sections(
+def split_in_three(
     sections: Sections,
     **options,  # of `split_blocks`
 ) -> Split:
