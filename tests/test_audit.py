@@ -263,6 +263,14 @@ def test_opened_data_set():
     assert set(grey.table["mode"]) == {"L"} and len(grey.findings["mean"]) == 1
 
 
+def test_masks_are_no_part_of_the_images():
+    for channels, mode in ((1, "L"), (3, "RGB")):
+        ds = open_dataset("mr_phantom", 64, channels=channels, n=12)
+        found = audit(ds).findings
+        assert ds.masked and found["modes"] == {mode: 12} and not found["blank"]
+        assert np.mean(found["mean"]) == pytest.approx(ds.images.mean(), abs=0.01)
+
+
 # --- thresholds and encoders
 
 

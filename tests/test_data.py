@@ -286,6 +286,32 @@ def test_masks_go_with_their_images(folder):
     assert open_dataset(folder, 16).masks is None and "mask" not in open_dataset(folder, 16)[0]
 
 
+def masked_folder(path, numbers, palette=None):
+    "Ten images with masks of these numbers."
+    table = []
+    for i in range(10):
+        mask = Image.fromarray(numbers)
+        if palette:
+            mask.putpalette(palette)
+        save(path / f"images/{i}.png", noise(i, *numbers.shape))
+        save(path / f"masks/{i}.png", mask)
+        table.append(f'{{"file_name": "images/{i}.png", "mask_file_name": "masks/{i}.png"}}\n')
+    (path / "metadata.jsonl").write_text("".join(table))
+    return path
+
+
+def test_masks_are_read_however_they_were_written(tmp_path):
+    ones = np.zeros((32, 32), np.uint8)
+    ones[8:24, 8:24] = 1
+    written = dict(palette=(ones, [0, 0, 0, 128, 0, 0]), words=(ones.astype(np.uint16),))
+    for name, how in written.items():
+        ds = open_dataset(masked_folder(tmp_path / name, *how), 32)
+        assert (ds.masks == ones).all(), name
+    for name, labels in dict(classes=ones * 2, dull=ones * 100).items():
+        with pytest.raises(DataError, match="mask values up to .*: neither 0 and 1 nor 0 and 255"):
+            open_dataset(masked_folder(tmp_path / name, labels), 32)
+
+
 def test_masks_turn_with_their_images():
     ds = open_dataset("mr_phantom", 64, 1)
     lesion = int(ds.masks.sum((1, 2, 3)).argmax())

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from synth_nb.diffusion import (
     sample_dataset,
     trainable,
 )
+from synth_nb.diffusion.autoencoder import ReconstructionLoss
 from synth_nb.runs import Samples, seed_everything, stream
 from synth_nb.training import Phase, Plan, Trainer
 
@@ -176,6 +178,28 @@ def test_models_that_cannot_start_later_are_sampled_in_parts_too(tmp_path):
     (tmp_path / "foreign" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="choose another place"):
         sample_dataset(Plain(), 10, tmp_path / "foreign")
+
+
+def test_two_equal_calls_at_once_do_the_work_once(tmp_path):
+    made = []
+
+    class Slow:
+        def sample(self, n: int, seed: int = 0, first: int = 0) -> Samples:
+            made.extend(range(first, first + n))
+            time.sleep(0.2)
+            return Samples(torch.zeros(n, 3, 8, 8))
+
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(sample_dataset, Slow(), 4, tmp_path / "set", 0, 2) for _ in "ab"]
+    assert {call.result() for call in calls} == {tmp_path / "set"} and made == [0, 1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("size", [8, 24, 40, (64, 24)])
+def test_latents_of_odd_sides_are_not_halved(size):
+    vae, loss = new_autoencoder(widths=(8, 8, 8, 8)), ReconstructionLoss(shrunk=1.0)
+    size = size if isinstance(size, tuple) else (size, size)
+    assert loss(dict(vae=vae), dict(image=torch.rand(2, 3, *size) * 2 - 1)).isfinite()
 
 
 def latent_set(n: int = 24, tokens: int = 1) -> LatentSet:

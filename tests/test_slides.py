@@ -259,6 +259,17 @@ def test_other_settings_are_refused(folder, tmp_path):
         write_tiles(folder, tmp_path / "out", 128, 0.5)
 
 
+def test_tiles_of_two_scales_do_not_come_together(folder, tmp_path):
+    write_tiles(folder, tmp_path / "out", 128, 0.5)  # these slides say their own
+    write_slide(folder / "c.tif", tissue(), mpp=None)
+    with pytest.raises(DataError, match="give `mpp_of_slide`"):
+        write_tiles(folder, tmp_path / "out", 128, 0.5)
+    write_tiles(folder, tmp_path / "out", 128, 0.5, mpp_of_slide=0.25)
+    with pytest.raises(ParameterError, match=r"mpp_of_slide=0\.25, not .*mpp_of_slide=0\.5"):
+        write_tiles(folder, tmp_path / "out", 128, 0.5, mpp_of_slide=0.5)
+    assert len(table(write_tiles(folder, tmp_path / "out", 128, 0.5))) == 16 + 16 + 16
+
+
 def test_one_process_at_a_time(folder, tmp_path):
     from filelock import FileLock
 

@@ -92,7 +92,7 @@ def _as_source(
         raise ParameterError(f"parameter `source` {said}, got {type(data).__name__}")
 
     def content(i):
-        pixels = np.asarray(data.pixels[data.rows[i]])
+        pixels = np.asarray(data.pixels[data.rows[i]])[: data.channels]  # without a mask
         return pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
     about = dict(fingerprint=data.fingerprint) | getattr(data, "about", {})

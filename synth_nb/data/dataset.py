@@ -160,7 +160,7 @@ class ImageDataset(torch.utils.data.Dataset):
         "Content hash: files, labels, splits and their order, class names, size, crop."
         names = self.classes if len(self.classes) > 1 else []  # one class is called like its folder
         rows = list(zip(self.hashes, self.labels.tolist(), self.split, strict=True))
-        made = (list(self.pixels.shape[1:]), self.crop, self.masked, reader_version)
+        made = (list(self.pixels.shape[1:]), self.crop, self.masked, reader_version(self.masked))
         return digest(rows, names, *made)
 
     def select(self, indices) -> "ImageDataset":

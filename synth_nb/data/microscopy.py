@@ -21,7 +21,7 @@ from PIL import Image
 
 # %% ../../nbs/01_data_microscopy.ipynb #653b9895
 from .sources import DataError, ImageError, Source, endings, passed_over
-from .sources import reason, to_mode
+from .sources import mask_shades, reason, to_mode
 from ..runs import ParameterError, resolve, shown
 
 # %% ../../nbs/01_data_microscopy.ipynb #ce2d2158
@@ -157,14 +157,7 @@ def mask_pixels(
     image: Image.Image,  # at its page
 ) -> np.ndarray:  # (H, W) uint8, 0 or 255
     "A mask as 0 and 255. Raises `ImageError` for object labels."
-    raw = np.asarray(image)
-    if raw.ndim == 2 and raw.max() <= 1:
-        return (raw > 0).astype(np.uint8) * 255
-    high = raw.ndim == 2 and raw.max() <= 255 and image.mode.startswith("I")  # 8 bits in 16
-    grey = raw if high else np.asarray(to_mode(image, 1))
-    if 1 < grey.max() <= 127:
-        raise ImageError(f"mask values up to {grey.max()}: neither 0 and 1 nor 0 and 255")
-    return (grey > 127).astype(np.uint8) * 255
+    return (mask_shades(image) > 127).astype(np.uint8) * 255
 
 # %% ../../nbs/01_data_microscopy.ipynb #35e08693
 def numbers(

@@ -161,7 +161,8 @@ def npz_parts(
     if odd is not None:
         raise DataError(f"{shown(path)} has labels like {odd!r}: save the numbers of EMNIST")
     labels = np.array(stack.labels, int)
-    named = re.search("|".join(emnist_classes), path.name)
+    name = path.name.lower().replace("emnist", "")  # which has "mnist" in it
+    named = re.search("|".join(emnist_classes), name)
     kind = kind or (named[0] if named else "letters")
     fetch = (lambda i: np.ascontiguousarray(stack.page(i).T)) if turned else stack.page
     return [("train", stack.pages, fetch, characters(labels, kind, shown(path)))]

@@ -449,16 +449,21 @@ def remove_leftovers(
 
 def check_settings(
     out: Path,
-    settings: dict,  # of this call
+    settings: dict,  # of this call; what is None was not needed, and fits any
 ):
     "Note how tiles are cut. Raises `ParameterError` for a folder with tiles cut in another way."
-    text = ", ".join(f"{name}={value}" for name, value in settings.items())
+    def said(these):
+        return ", ".join(f"{name}={value}" for name, value in these.items())
+
     path = out / "settings.txt"
-    there = path.read_text().strip() if path.is_file() else text
-    if there != text:
-        raise ParameterError(f"{out} holds tiles with {there}, not {text}: give another `out`")
+    parts = path.read_text().strip().split(", ") if path.is_file() else []
+    there = dict(part.partition("=")[::2] for part in parts)
+    now = {name: str(value) for name, value in settings.items() if value is not None}
+    if any(now.get(name, value) != value for name, value in there.items()):
+        have = f"holds tiles with {said(there)}, not {said(now)}"
+        raise ParameterError(f"{out} {have}: give another `out`")
     with whole(path) as f:
-        f.write_text(text + "\n")
+        f.write_text(said(there | now) + "\n")
 
 # %% ../../nbs/01_data_slides.ipynb #4ce61c3d
 def write_tiles(
@@ -481,7 +486,8 @@ def write_tiles(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
-            check_settings(out, dict(tile=tile, mpp=float(mpp), tissue=float(tissue)))
+            check_settings(out, dict(tile=tile, mpp=float(mpp), tissue=float(tissue),
+                                     mpp_of_slide=mpp_of_slide and float(mpp_of_slide)))
             remove_leftovers(out, list(slides))
             options = tile, mpp, tissue, mpp_of_slide
             rows, skipped = write_all(slides, out, options, workers)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['formats', 'endings', 'stack_endings', 'crops', 'split_names', 'parse_size', 'DataError', 'ImageError', 'open_image',
-           'to_mode', 'fit', 'squeeze', 'letterbox', 'cropped_size', 'open_mask', 'decode', 'reason', 'Source',
-           'demo_source', 'find_files', 'passed_over', 'layout', 'as_if', 'class_order', 'arrange', 'named_masks',
-           'beside_masks', 'name_groups', 'existing_folder', 'nothing_in', 'read_bytes']
+           'to_mode', 'fit', 'squeeze', 'letterbox', 'cropped_size', 'palette_shades', 'mask_shades', 'open_mask',
+           'decode', 'reason', 'Source', 'demo_source', 'find_files', 'passed_over', 'layout', 'as_if', 'class_order',
+           'arrange', 'named_masks', 'beside_masks', 'name_groups', 'existing_folder', 'nothing_in', 'read_bytes']
 
 # %% ../../nbs/01_data_sources.ipynb #9f0448c2
 import io
@@ -141,19 +141,47 @@ def cropped_size(
         raise ParameterError(f"`crop` centre-wide needs a wide `image_size`, got {height}x{width}")
     return width, width
 
+# %% ../../nbs/01_data_sources.ipynb #5d0c3b7e
+def palette_shades(
+    image: Image.Image,  # mode P
+) -> np.ndarray:  # (H, W) uint8
+    "Greys are shades; in a palette of colours the numbers 0 and 1 count. Raises `ImageError`."
+    numbers, seen = np.asarray(image), np.asarray(image.convert("RGB"))
+    known = np.array(image.getpalette("RGB")).reshape(-1, 3)
+    if numbers.max() <= 1 and (known != known[:, :1]).any():
+        return numbers
+    if (seen != seen[..., :1]).any():
+        raise ImageError(f"mask of colours, numbers up to {numbers.max()}: save it as 0 and 255")
+    return seen[..., 0]
+
+# %% ../../nbs/01_data_sources.ipynb #90ae1f63
+def mask_shades(
+    image: Image.Image,
+) -> np.ndarray:  # (H, W) uint8; what is above 127 belongs
+    "A mask from 0 to 255, however it was written. Raises `ImageError` for object labels."
+    raw = palette_shades(image) if image.mode == "P" else np.asarray(image)
+    raw = np.asarray(to_mode(image, 1)) if raw.ndim == 3 else raw
+    if raw.max() <= 1:
+        return (raw > 0.5).astype(np.uint8) * 255
+    small = raw.dtype.kind in "iu" and raw.min() >= 0 and raw.max() <= 255
+    shades = raw.astype(np.uint8) if small else np.asarray(to_mode(image, 1))
+    if shades.max() <= 127:
+        raise ImageError(f"mask values up to {raw.max()}: neither 0 and 1 nor 0 and 255")
+    return shades
+
 # %% ../../nbs/01_data_sources.ipynb #66302591
 def open_mask(
     content: bytes | np.ndarray,  # of a file, or pixels (H, W): 0 … 255, 0 … 1 or bool
     size: tuple[int, int],  # of the image: width, height, pixels
 ) -> Image.Image:  # mode L, 0 … 255
-    "Open a mask. Raises `ImageError` where it is not as large as its image."
+    "Open a mask. Raises `ImageError` for one of another size than its image, or of object labels."
     if isinstance(content, np.ndarray) and content.dtype == bool:
         content = content.astype(np.uint8)
-    mask = to_mode(open_image(content), 1)
+    mask = open_image(content)
     if mask.size != size:
         sizes = f"{mask.height}x{mask.width} pixels, the image {size[1]}x{size[0]}"
         raise ImageError(f"its mask has {sizes}")
-    return mask.point(lambda v: 255 * v) if mask.getextrema()[1] <= 1 else mask
+    return Image.fromarray(mask_shades(mask))
 
 # %% ../../nbs/01_data_sources.ipynb #7bc44d8e
 def decode(

@@ -54,10 +54,11 @@ class NoiseToImage:
         self,
         n: int,
         seed: int = 0,
+        first: int = 0,  # number of the first
         batch_size: int = 64,
     ) -> Samples:  # with the noise as `conditions`
         "Images of a seed, always the same ones."
-        z = latents(n, self.generator.z_dim, seed)
+        z = latents(n, self.generator.z_dim, seed, first)
         return Samples(self.images(z, batch_size), conditions=z)
 
     @torch.no_grad()

@@ -95,7 +95,7 @@ class ReconstructionLoss:
         embedder=None,  # with `layers(images in [0, 1])`; None leaves the perceptual term out
         perceptual: float = 0.5,  # weight of that term
         beta: float = 2e-5,  # weight of the KL term, summed over a latent
-        shrunk: float = 0.4,  # share of the steps in which latent and image are halved
+        shrunk: float = 0.4,  # share of the steps that halve latent and image, if even
     ):
         self.embedder, self.perceptual, self.beta = embedder, perceptual, beta
         self.shrunk = shrunk
@@ -103,7 +103,8 @@ class ReconstructionLoss:
     def __call__(self, nets: dict, batch: dict) -> Tensor:
         images, posterior = batch["image"], nets["vae"].encode(batch["image"]).latent_dist
         latents = posterior.sample()
-        if torch.rand(()) < self.shrunk:
+        even = not any(side % 2 for side in latents.shape[2:])  # an odd one has no half
+        if torch.rand(()) < self.shrunk and even:
             latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
         restored = nets["vae"].decode(latents).sample.float()
         loss = (restored - images).abs().mean() + self.beta * posterior.kl().mean()

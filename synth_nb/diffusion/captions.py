@@ -34,10 +34,12 @@ def read_rows(
             text = path.read_text(encoding="utf-8")
             rows = json.loads(text) if path.suffix == ".json" else map(
                 json.loads, filter(str.strip, text.splitlines()))
+            if isinstance(rows, dict):  # file → caption
+                rows = [dict(file_name=name, text=said) for name, said in rows.items()]
             return pd.DataFrame(list(rows)).fillna("").astype(str)
         tab = "\t" if path.suffix == ".tsv" else ","
         return pd.read_csv(path, sep=tab, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as e:
+    except (ValueError, TypeError, OSError) as e:
         raise DataError(f"{shown(path)} cannot be read as a table of captions: {e}") from None
 
 # %% ../../nbs/05_diffusion_captions.ipynb #e3cdbf12
@@ -48,7 +50,7 @@ def choose_column(
     where: str,  # for the message
 ) -> str:
     "A column by its name. Raises `DataError` with the names that there are."
-    found = [c for name in names for c in table.columns if c.lower() == name]
+    found = [c for name in names for c in table.columns if str(c).lower() == name]
     if not found:
         known = ", ".join(map(str, table.columns)) or "none"
         raise DataError(f"{where} has no column of {what} ({', '.join(names)}); it has {known}")
@@ -180,7 +182,8 @@ def best_captions(
     source: str = "",  # what the data set was opened from
 ) -> str:  # `column:`, classes or colours
     "Where the captions come from if nobody says."
-    if beside(source):
+    tables = [read_rows(path) for path in beside(source).values()]
+    if {str(c).lower() for table in tables for c in table.columns} & set(text_columns):
         return "column:"
     if source.startswith("hub:"):
         try:

@@ -160,7 +160,8 @@ def sample_dataset(
     """Sample an exported data set, continuing where an earlier call was stopped.
 
     Every image has its class, `seed` and `number`: `model.sample(1, seed, first=number)` makes it
-    again. `conditions.safetensors` has what each was made for. The same call again changes nothing.
+    again if the model's `sample` takes `first`. `conditions.safetensors` has what each was made
+    for. The same call again changes nothing, even at the same time.
     Raises `ParameterError`, and `FileExistsError` for a folder that holds something else.
     """
     if n < 1 or batch_size < 1:
@@ -188,11 +189,13 @@ def _is_there(place: Path, key: str, n: int) -> bool:
 def _make(given, model, n: int, place: Path, about: dict, *how):
     "Make what is missing of the parts, join them, and remove them; one process at a time."
     parts = place.with_name(f".{place.name}-parts-{about['request']}")
-    parts.mkdir(parents=True, exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(parts.with_suffix(".lock")):
-        paths = make_parts(given, n, parts, about["seed"], *how)
-        _export(model, paths, n, place, about)
-        shutil.rmtree(parts)
+        if not _is_there(place, about["request"], n):  # or made while this one waited
+            parts.mkdir(exist_ok=True)
+            paths = make_parts(given, n, parts, about["seed"], *how)
+            _export(model, paths, n, place, about)
+            shutil.rmtree(parts)
     parts.with_suffix(".lock").unlink(missing_ok=True)
 
 
