@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'resolve', 'shown', 'cache_root', 'whole',
            'whole_folder', 'digest', 'in_kernel', 'ParameterError', 'cast', 'check_value', 'injected_names',
-           'check_names', 'check_parameters', 'seed_everything', 'stream', 'random_state', 'set_random_state',
-           'isolated', 'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'Progress', 'watched',
-           'library_hash', 'notebook_sources', 'now', 'code_version', 'gpu_name', 'environment', 'sample_file', 'Run',
-           'in_test', 'differences', 'read_manifest', 'node_rank', 'open_run', 'Samples', 'load_model']
+           'check_names', 'check_parameters', 'seed_everything', 'stream', 'generators', 'random_state',
+           'set_random_state', 'isolated', 'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'Progress',
+           'watched', 'library_hash', 'notebook_sources', 'now', 'code_version', 'gpu_name', 'environment',
+           'sample_file', 'Run', 'in_test', 'differences', 'read_manifest', 'node_rank', 'open_run', 'Samples',
+           'load_model']
 
 # %% ../nbs/00_runs.ipynb #c169c36a
 import ast
@@ -287,6 +288,15 @@ def stream(
 ) -> int:  # 0 … 2³²-1
     "Seed of a numbered part: unrelated for every seed and number."
     return int(digest(seed, number)[:8], 16)
+
+
+def generators(
+    seed: int,  # of a whole set of images
+    first: int,  # number of the first
+    count: int,
+) -> list[torch.Generator]:  # on the CPU, so that every device gets the same numbers
+    "One source of random numbers for each image: none depends on how many are made together."
+    return [torch.Generator().manual_seed(stream(seed, i)) for i in range(first, first + count)]
 
 # %% ../nbs/00_runs.ipynb #60e2ad16
 def random_state() -> dict:  # plain tensors, ints and lists: safe to save, `weights_only` to load

@@ -15,7 +15,7 @@ from torch import Tensor
 
 # %% ../../nbs/02_dcgan_model.ipynb #2fa44082
 from .networks import Generator
-from ..runs import ParameterError, Samples, stream
+from ..runs import ParameterError, Samples, generators
 
 # %% ../../nbs/02_dcgan_model.ipynb #a626fefd
 def latents(
@@ -26,8 +26,8 @@ def latents(
 ) -> Tensor:  # (n, z_dim), standard normal, on the CPU
     "Noise for images of a seed."
     found = torch.empty(n, z_dim)
-    for i, row in enumerate(found, first):
-        row.normal_(generator=torch.Generator().manual_seed(stream(seed, i)))
+    for row, numbers in zip(found, generators(seed, first, n), strict=True):
+        row.normal_(generator=numbers)
     return found
 
 # %% ../../nbs/02_dcgan_model.ipynb #fcf45f2a

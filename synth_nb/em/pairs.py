@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..diffusion import new_scheduler
 from .autoencoder import ScanVAE, decoded, load_vae
 from .masks import coverage, remodelled, without_specks
-from ..runs import ParameterError, Samples, stream
+from ..runs import ParameterError, Samples, generators
 
 # %% ../../nbs/06_em_ddpm_pairs.ipynb #3796e88e
 def coverage_tokens(
@@ -104,7 +104,7 @@ def sample_latents(
     device, made = unet.device, []
     for first in range(0, len(conditions), batch_size):
         asked = conditions[first : first + batch_size].to(device)
-        draws = [torch.Generator().manual_seed(stream(seed, first + i)) for i in range(len(asked))]
+        draws = generators(seed, first, len(asked))
         x = torch.stack([torch.randn(size, generator=g) for g in draws]).to(device)
         scheduler = new_scheduler()
         scheduler.set_timesteps(sampling_steps)
@@ -135,8 +135,8 @@ def grain(
 ) -> Tensor:  # (n, 1, H, W)
     "Noise with a spectrum, for each image its own."
     size = spectrum.shape[0], 2 * (spectrum.shape[1] - 1)
-    draws = [torch.Generator().manual_seed(stream(seed, 10**6 + i)) for i in range(n)]
-    white = torch.stack([torch.randn(1, *size, generator=g) for g in draws])
+    white = torch.stack([torch.randn(1, *size, generator=g)
+                         for g in generators(seed, 10**6, n)])
     shape = (spectrum / (size[0] * size[1])).sqrt()
     return torch.fft.irfft2(torch.fft.rfft2(white) * shape, s=size)
 
