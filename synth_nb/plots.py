@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['colours', 'look', 'notebook_quality', 'further', 'markers', 'above', 'split_colours', 'new_figure', 'save',
            'compact_figures', 'appearance', 'to_pixels', 'jpeg', 'sheet', 'strips', 'save_samples', 'over_epochs',
-           'curves', 'flat_places', 'scatter', 'tsne_map', 'feature_map', 'interval_panels', 'short', 'contact_sheet',
-           'histograms', 'image_pairs']
+           'curves', 'flat_places', 'scatter', 'feature_map', 'interval_panels', 'short', 'contact_sheet', 'histograms',
+           'image_pairs']
 
 # %% ../nbs/00_plots.ipynb #f62c2e1c
 from collections import Counter
@@ -250,17 +250,6 @@ def scatter(
     axis.set(xticks=[], yticks=[], xlabel=f"{method} 1", ylabel=f"{method} 2")
     axis.legend(loc="upper left", bbox_to_anchor=(0, -0.08), ncols=2 if len(groups) < 7 else 3,
                 handletextpad=0.1, columnspacing=0.8, fontsize=8, frameon=False)
-
-# %% ../nbs/00_plots.ipynb #5ccb6cf6
-def tsne_map(
-    sets: dict[str, Tensor],  # title → features (N, D); titles that begin with "real" are blue
-    seed: int = 0,
-) -> Figure:
-    "Feature sets in one t-SNE, one colour each. Raises `ValueError` for fewer than 5 points."
-    places = flat_places(list(sets.values()), "t-SNE", seed)
-    figure, axis = new_figure(width=4.2, height=3.4)
-    scatter(axis, dict(zip(sets, places, strict=True)), appearance(list(sets)), "t-SNE")
-    return figure
 
 # %% ../nbs/00_plots.ipynb #abffdc23
 def feature_map(

@@ -1,4 +1,4 @@
-"Parameter files name parameters that exist, with values that are allowed."
+"Parameter files name parameters that exist, with allowed values; two notebooks stay twins."
 
 import json
 from pathlib import Path
@@ -30,3 +30,15 @@ def test_what_nothing_is_downloaded_for_names_no_download():
         if file.name.split(".")[1] in ("smoke", "offline"):
             text = file.read_text(encoding="utf-8")
             assert not any(f": {kind}:" in text for kind in ("hub", "hf", "kaggle", "em")), file
+
+
+def experiment(name: str) -> list[str]:
+    "Code cells of a notebook from its experiment on."
+    cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    start = next(i for i, c in enumerate(cells) if "".join(c["source"]).startswith("## Experiment"))
+    code = ("".join(c["source"]) for c in cells[start:] if c["cell_type"] == "code")
+    return [source.replace(name, "NAME").replace(name[3:], "NAME") for source in code]
+
+
+def test_two_embeddings_are_compared_by_one_experiment():
+    assert experiment("05_e2i") == experiment("05_i2i")
