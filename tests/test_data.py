@@ -308,7 +308,7 @@ def test_masks_are_read_however_they_were_written(tmp_path):
         ds = open_dataset(masked_folder(tmp_path / name, *how), 32)
         assert (ds.masks == ones).all(), name
     for name, labels in dict(classes=ones * 2, dull=ones * 100).items():
-        with pytest.raises(DataError, match="mask values up to .*: neither 0 and 1 nor 0 and 255"):
+        with pytest.raises(DataError, match=r"mask values up to .*: neither 0 and 1 nor 0 and 255"):
             open_dataset(masked_folder(tmp_path / name, labels), 32)
 
 

@@ -205,7 +205,10 @@ def fit_conditioner(
     train: ImageDataset,  # the training split
     k: int = 64,
 ) -> EmbeddingConditioner:
-    "The condition that a head makes of an encoder's embeddings. Raises `ParameterError`, `DataError`."
+    """The condition that a head makes of an encoder's embeddings.
+
+    Raises `ParameterError`, and `DataError` where all images are alike.
+    """
     if head not in heads:
         raise ParameterError(f"parameter `head` must be one of {heads}, got {head!r}")
     if head == "tuned":
