@@ -47,6 +47,10 @@ def contents(
         return [*nets, dict(thing.scheduler.config)]
     if isinstance(thing, Tensor):
         return digest(thing.detach().float().cpu().numpy())
+    if isinstance(thing, (list, tuple)):
+        return [contents(part) for part in thing]
+    if isinstance(thing, dict):
+        return {str(name): contents(part) for name, part in thing.items()}
     if hasattr(thing, "__dict__") and not isinstance(thing, type):
         return {name: contents(part) for name, part in sorted(vars(thing).items())}
     return thing

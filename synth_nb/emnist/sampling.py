@@ -139,10 +139,14 @@ class LetterModel:
     image_size: int = 28  # pixels
     way: Way = field(default_factory=Way)
 
-    def sample(self, n: int, seed: int = 0, **options) -> Samples:
-        "Images of a seed, the classes in turn; options are those of `Way`, and `batch_size`."
-        labels = [i % len(self.classes) for i in range(n)] if self.classes else [-1] * n
-        return self.sample_for(labels, seed, **options)
+    def sample(self, n: int, seed: int = 0, first: int = 0, **options) -> Samples:
+        """Images of a seed, the classes in turn; `first` is the number of the first.
+
+        Options are those of `Way`, and `batch_size`.
+        """
+        numbers, count = range(first, first + n), len(self.classes)
+        labels = [i % count for i in numbers] if count else [-1] * n
+        return self.sample_for(labels, seed, first=first, **options)
 
     def sample_for(self, labels: Sequence[int | str], seed: int = 0, **options) -> Samples:
         "One image for each label or class name."
@@ -172,13 +176,14 @@ class LetterModel:
         vectors: Tensor | None,  # (N, D)
         n: int,
         seed: int = 0,
+        first: int = 0,  # number of the first in the set of this seed
         batch_size: int = 64,
         **options,  # of `Way`
     ) -> Tensor:  # (N, C, H, W) in [-1, 1], on the CPU
         "One image for each vector."
         way, made = Way(**(vars(self.way) | options)), []
         for at in range(0, n, batch_size):
-            numbers = generators(seed, at, min(batch_size, n - at))
+            numbers = generators(seed, first + at, min(batch_size, n - at))
             part = None if vectors is None else vectors[at : at + batch_size]
             *_, (x, _) = way_down(self.unet, self.schedule, way, numbers, part)
             made.append(crop_to(x, self.image_size).cpu())

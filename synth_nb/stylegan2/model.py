@@ -164,11 +164,14 @@ def sample(
     truncation: float = 1.0,  # ψ
     noise_mode: str = "random",
     batch_size: int = 0,
+    first: int = 0,  # number of the first in the set of this seed
 ) -> Samples:  # with the latents as `conditions`
     "Images of a seed; image i depends on nothing but the seed and i."
     check_generation(n, truncation, noise_mode)
-    z, classes = latents(n, self.generator.z_dim, seed), self.generator.c_dim
-    seeds = [stream(stream(seed, i), 1) for i in range(n)]
+    z, classes = latents(n, self.generator.z_dim, seed, first), self.generator.c_dim
+    numbers = range(first, first + n)
+    seeds = [stream(stream(seed, i), 1) for i in numbers]
+    labels = [i % classes for i in numbers] if labels is None and classes else labels
     made = self.images(self.styles(z, labels, truncation), noise_mode, seeds, batch_size)
     c = one_hot(labels, n, classes)
     return Samples(made, None if c is None else c.argmax(1), conditions=z)
