@@ -68,11 +68,11 @@ def check_given(
 
 # %% ../nbs/00_grid.ipynb #61f7f8c9
 def data_state(
-    dataset: str,  # as `open_dataset` takes it
+    place: str,  # a data set as `open_dataset` takes it, masks, captions, a model
 ) -> str:  # empty for what is no file or folder here
-    "What can be said of a data set's files without reading them."
-    path = resolve(dataset.partition(":")[2] or dataset)
-    if not dataset or not path.exists():
+    "What can be said of files without reading them."
+    path = resolve(place.partition(":")[2] or place)
+    if not place or not path.exists():
         return ""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [(f.relative_to(path.parent).as_posix(), f.stat()) for f in files if f.is_file()]
@@ -101,7 +101,8 @@ class Experiment:
     @property
     def name(self) -> str:  # "recommended-1f2e3d4c"
         "The run's name: other code, parameters or data give another."
-        data = data_state(dataset_of(self.parameters))
+        data = {word: data_state(v) for word, v in self.parameters.items()
+                if isinstance(v, str) and word != "outputs"}
         code = code_hash(self.notebook, training=True)
         needs = [one.name for one in self.needs]
         return f"{self.profile}-{digest(self.notebook, self.parameters, data, code, needs)[:8]}"
@@ -177,7 +178,8 @@ def _experiment(file: Path, profile: str) -> Experiment:
 # %% ../nbs/00_grid.ipynb #c73c4352
 def missing_data(parameters: dict) -> str:  # empty where all is here, or comes from elsewhere
     "Which folder or file of a data set is not there."
-    for word in (dataset_of(parameters), str(parameters.get("masks") or "")):
+    others = (str(parameters.get(name) or "") for name in ("masks", "other"))
+    for word in (dataset_of(parameters), *others):
         path = word.partition(":")[2] if word.startswith(("em:", "wsi:")) else word
         if ("/" in path or "." in path) and ":" not in path and not resolve(path).exists():
             return f"{shown(resolve(path))} does not exist"
