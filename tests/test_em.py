@@ -121,6 +121,38 @@ def test_a_threshold_that_is_none(value):
         check_threshold(value)
 
 
+def line_of(notebook: str, start: str) -> str:
+    "The one line of a notebook's code that begins so."
+    path = Path(__file__).parents[1] / "nbs" / f"{notebook}.ipynb"
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    (found,) = [one for c in cells for one in c["source"] if one.startswith(start)]
+    return found
+
+
+def test_copies_are_searched_in_what_was_learnt():
+    "Overlapping chunks too: a copy of one is a copy."
+    from synth_nb.evaluation import ImageSet
+
+    chunks = np.zeros((5, 1, 16, 16), np.uint8)
+    names = dict(ImageSet=ImageSet, learnt=(chunks, chunks), real=dict(train=(chunks[:2], 0, [])))
+    exec(line_of("06_em_ddpm", "train_set ="), names)
+    assert len(names["train_set"].images) == 5
+
+
+def test_several_processes_on_gpus_keep_their_precision(monkeypatch):
+    "Precision is chosen for the GPU that will be used, not for the CPU of this process."
+    import torch
+
+    from synth_nb.runs import pick_device, pick_precision
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for asked in ("auto", "bf16", "fp16"):
+        names = dict(pick_device=pick_device, pick_precision=pick_precision, precision=asked,
+                     device="cuda", num_processes=2, num_nodes=1)
+        exec(line_of("06_em_ddpm", "precision ="), names)
+        assert names["precision"] == asked
+
+
 class Noisy:
     "Labelled pairs again, with noise: stands in for a generator."
 
