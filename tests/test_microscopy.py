@@ -183,6 +183,25 @@ def test_object_labels_are_no_mask(tmp_path, stack):
         source.masks(0)
 
 
+def test_object_labels_beyond_the_middle_are_no_mask(tmp_path):
+    "A threshold would keep the objects from 128 and lose the others."
+    labels = np.zeros((64, 96), np.uint8)
+    for k in range(60):
+        labels[k // 10 * 8 :, k % 10 * 8 :][:5, :5] = 100 + k
+    images = save_stack(tmp_path / "raw.tif", [section(0)] * 3)
+    source = em_source(images, save_stack(tmp_path / "labels.tif", [labels] * 3), 32)
+    with pytest.raises(ImageError, match="areas of 100 and values up to 159, as objects are numb"):
+        source.masks(0)
+
+
+def test_a_transparent_ground_is_no_object(tmp_path):
+    painted = np.zeros((64, 96, 4), np.uint8)
+    painted[8:24, 8:24] = 255
+    images = save_folder(tmp_path / "raw", [section(i) for i in range(3)])
+    masks = save_folder(tmp_path / "mito", [painted] * 3)
+    assert em_source(images, masks, 32).masks(0).mean() == 255 / 4
+
+
 @pytest.mark.parametrize("chunk", [0, 4, -32, 32.5, True, "32"])
 def test_impossible_chunk(stack, chunk):
     with pytest.raises(ParameterError, match="parameter `chunk` must be a number of pixels from 8"):
