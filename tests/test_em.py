@@ -121,6 +121,27 @@ def test_a_threshold_that_is_none(value):
         check_threshold(value)
 
 
+@pytest.mark.parametrize("name", ["s{}.png", "part/{}.png"])
+def test_serial_images_without_groups_are_one_volume(tmp_path, name):
+    "Neighbours, in the order of their numbers, do not sit on both sides of the split."
+    table, rng = [], np.random.default_rng(0)
+    for i in range(12):
+        grey, mask = rng.integers(20 * i, 20 * i + 9, (32, 32), np.uint8), np.eye(32, dtype=bool)
+        for kind, pixels in dict(images=grey, masks=mask).items():
+            path = tmp_path / kind / name.format(i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+        pair = {"file_name": f"images/{name.format(i)}",
+                "mask_file_name": f"masks/{name.format(i)}"}
+        table.append(json.dumps(pair) + "\n")
+    (tmp_path / "metadata.jsonl").write_text("".join(table))
+    found = open_sections(str(tmp_path), image_size=32)
+    assert len(set(found.volumes)) == 1 and found.numbers == list(range(12))
+    assert (np.diff(found.images.mean((1, 2, 3))) > 0).all()
+    split = split_in_three(found, gap=3)
+    assert [len(getattr(split, k)) for k in ("train", "val", "test")] == [3, 1, 2]
+
+
 def line_of(notebook: str, start: str) -> str:
     "The one line of a notebook's code that begins so."
     path = Path(__file__).parents[1] / "nbs" / f"{notebook}.ipynb"
