@@ -160,6 +160,30 @@ def test_another_number_of_masks(stack, tmp_path):
         em_source(stack[0], odd, 32)
 
 
+@pytest.mark.parametrize("first", [0, 2])
+def test_masks_whose_numbers_are_shifted(tmp_path, first):
+    "By order each section would get its neighbour's mask, or its own: names cannot say."
+    images = save_folder(tmp_path / "raw", [section(i) for i in range(5)][1:], "s{}.png")
+    for path in sorted(images.iterdir(), reverse=True):  # 1 to 4
+        path.rename(images / f"s{int(path.stem[1:]) + 1}.png")
+    masks = tmp_path / "mito"
+    masks.mkdir()
+    for i in range(first, first + 4):
+        Image.fromarray(mask(i)).save(masks / f"s{i}.png")
+    lone = {0: 0, 2: 1}[first]
+    with pytest.raises(DataError, match=f"^raw: only one side .* has number {lone}; rename them"):
+        em_source(images, masks, 32)
+
+
+def test_numbers_that_have_nothing_in_common_go_by_order(tmp_path):
+    images = save_folder(tmp_path / "raw", [section(i) for i in range(4)])
+    masks = tmp_path / "mito"
+    masks.mkdir()
+    for i in range(4):
+        Image.fromarray(mask(i)).save(masks / f"m{100 + i}.png")
+    assert np.array_equal(em_source(images, masks, 32).masks(0), mask(0)[:32, :32])
+
+
 def test_another_number_of_volumes(stack, tmp_path):
     for v in range(2):
         save_stack(tmp_path / "masks" / f"{v}.tif", [mask(i) for i in range(10)])

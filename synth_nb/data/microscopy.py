@@ -190,6 +190,10 @@ def ordered_masks(
         lone = sorted(set(here or []) ^ set(there or [])) if here and there else []
         raise DataError(counts + (f"; only one side has number {lone[0]}" if lone else ""))
     by_number = here and there and set(here) == set(there)
+    if here and there and not by_number and set(here) & set(there):  # by order they would shift
+        lone = min(set(here) ^ set(there))
+        raise DataError(f"{volume.name}: only one side of sections and masks has number {lone}; "
+                        "rename them so that a mask has the number of its section")
     order = [there.index(n) for n in here] if by_number else range(len(masks.pages))
     masks = Volume(masks.name, [masks.pages[i] for i in order], [masks.sizes[i] for i in order],
                    {k: masks.problems[i] for k, i in enumerate(order) if i in masks.problems})
