@@ -115,6 +115,18 @@ def test_a_section_smaller_than_a_window(stacks):
     assert predict_sections(net, small[None]).shape == (1, 1, 48, 64)  # tiles take any size
 
 
+def test_sides_that_a_network_cannot_halve(tmp_path):
+    "A sentence instead of an error about tensors; a crop that fits is found for the notebook."
+    from synth_nb.segmentation.fit import Pairs, crop_for, fit_segmenter
+
+    images = np.zeros((4, 1, 100, 60), np.uint8)
+    masks = np.zeros_like(images)
+    masks[:, :, 5:20, 5:20] = 1
+    with pytest.raises(ParameterError, match="multiples of 8, got 100x60 pixels: give a `crop`"):
+        fit_segmenter(tmp_path, Pairs(images, masks), (images, masks), 2, device="cpu")
+    assert Pairs(images, masks, crop_for(100, (100, 60), 8))[[0, 1]]["image"].shape[2:] == (56, 56)
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.5, True, float("nan")])
 def test_a_threshold_that_is_none(value):
     with pytest.raises(ParameterError, match="`threshold` must be 0 … 1"):
