@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['coverage_tokens', 'mask_tokens', 'PairUNet', 'sample_latents', 'residual_spectrum', 'grain', 'PairModel',
-           'sample_for', 'save', 'load']
+           'sample_for', 'prepare', 'save', 'load']
 
 # %% ../../nbs/06_em_ddpm_pairs.ipynb #932396bf
 import json
@@ -204,7 +204,15 @@ def _paint(self: PairModel, conditions: Tensor, masks: Tensor | None, seed: int,
     return Samples(images, conditions=conditions, masks=masks)
 
 
-PairModel.sample_for, PairModel._paint = sample_for, _paint
+def prepare(self: PairModel, chunk: int, **settings):  # sampling_steps, guidance_scale, smallest
+    "Sample with these settings from now on. Raises `ParameterError` for chunks of another size."
+    if list(self.settings["size"]) != [chunk, chunk]:
+        raise ParameterError(f"parameter `chunk` is {chunk}, but the model makes "
+                             f"{'x'.join(map(str, self.settings['size']))} pixels: give that")
+    self.settings |= settings
+
+
+PairModel.sample_for, PairModel._paint, PairModel.prepare = sample_for, _paint, prepare
 
 # %% ../../nbs/06_em_ddpm_pairs.ipynb #4ec5c6ae
 def save(model: PairModel, folder: Path):  # exists
