@@ -186,6 +186,23 @@ def test_several_processes_on_gpus_keep_their_precision(monkeypatch):
         assert names["precision"] == asked
 
 
+@pytest.mark.parametrize(("said", "options"), [
+    ("`levels` 4 halves 12x12 places of the latent 3 times", dict(widths=(16, 32, 64, 64))),
+    ("`width` must be a multiple of 16, got 24", dict(widths=(24, 48))),
+    ("`chunk` must be a multiple of 16, got 40x40", dict(side=40, cell=2)),
+    ("`vae_cell` must be 1, 2, 4 or 8", dict(cell=3)),
+])
+def test_a_network_that_does_not_fit_is_refused_before_anything_is_trained(
+        tmp_path, said, options):
+    from synth_nb.em.training import PairTrainer, PairTraining
+
+    images = np.zeros((4, 1, *[options.pop("side", 48)] * 2), np.uint8)
+    how = PairTraining(vae_steps=1, vae_width=8, device="cpu", **options)
+    with pytest.raises(ParameterError, match=said):
+        PairTrainer(tmp_path, how, images, images + 1)
+    assert not list(tmp_path.iterdir())
+
+
 class Noisy:
     "Labelled pairs again, with noise: stands in for a generator."
 
