@@ -261,6 +261,20 @@ def test_sections_beside_folders(tmp_path):
         em_source(folder)
 
 
+def test_a_stack_among_sections(tmp_path):
+    "Each section would be a volume of its own, and its neighbours on both sides of the split."
+    folder = save_folder(tmp_path / "raw", [section(i) for i in range(5)], "{}.tif")
+    save_stack(folder / "3.tif", [section(3), section(3)])
+    with pytest.raises(DataError, match=r"raw/3\.tif has 2 pages, 0\.tif has 1: a folder holds"):
+        em_source(folder, chunk=32)
+    (folder / "3.tif").write_bytes(b"dear diary")
+    assert len(microscopy.list_volumes(folder)) == 1
+    for i in (0, 1, 2, 4):
+        (folder / f"{i}.tif").unlink()
+    save_stack(folder / "3.tif", [section(i) for i in range(5)])
+    assert [len(v.pages) for v in microscopy.list_volumes(folder)] == [5]
+
+
 def test_too_few_sections(tmp_path):
     path = save_stack(tmp_path / "two.tif", [section(0), section(1)])
     with pytest.raises(ParameterError, match="the volume has 2 sections: 1 to hold out and 1 betw"):
