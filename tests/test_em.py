@@ -186,6 +186,30 @@ def test_several_processes_on_gpus_keep_their_precision(monkeypatch):
         assert names["precision"] == asked
 
 
+def test_sections_that_are_no_squares_turn_without_distortion():
+    "A square stays one at every angle."
+    import torch
+
+    from synth_nb.segmentation.fit import deformed, random_maps
+
+    mask = torch.zeros(8, 1, 64, 128)
+    mask[..., 22:42, 54:74] = 1
+    torch.manual_seed(0)
+    maps = random_maps(8, (64, 128), scale=0, shear=0, bend=0)
+    turned = deformed(mask, mask, maps)[1][:, 0, 10:54, 42:86].numpy()  # without mirrored ones
+    for one in turned:
+        spread = np.linalg.eigvalsh(np.cov(np.argwhere(one).T))
+        assert spread[1] / spread[0] < 1.05 and abs(one.sum() - 400) < 20
+
+
+def test_where_pairs_are_made_is_no_part_of_what_they_are():
+    "A protocol goes on where another device stopped it."
+    from synth_nb.em.training import PairGenerator, PairTraining
+
+    one, two = (PairGenerator(PairTraining(device=device)).id for device in ("auto", "cpu"))
+    assert one == two
+
+
 @pytest.mark.parametrize(("said", "options"), [
     ("`levels` 4 halves 12x12 places of the latent 3 times", dict(widths=(16, 32, 64, 64))),
     ("`width` must be a multiple of 16, got 24", dict(widths=(24, 48))),

@@ -252,9 +252,9 @@ class PairGenerator:
     how: PairTraining
 
     @property
-    def id(self) -> dict:  # what its pairs depend on
+    def id(self) -> dict:  # what its pairs depend on: not on where they are computed
         own = {k: v for k, v in asdict(self.how).items() if k not in ("num_processes", "num_nodes")}
-        return dict(kind="pairs", **own)
+        return dict(kind="pairs", **own) | dict(device="auto")
 
     def __call__(
         self,

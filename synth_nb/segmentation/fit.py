@@ -42,6 +42,7 @@ def random_maps(
     sine, cosine = angle.sin(), angle.cos()
     rows = [torch.stack([cosine, slant - sine], 1), torch.stack([sine, cosine], 1)]
     matrix = torch.stack(rows, 1) * factor[:, None]
+    matrix = matrix * torch.tensor([[1, height / width], [width / height, 1]])  # turned in pixels
     theta = torch.cat([matrix, torch.zeros(count, 2, 1)], 2)
     grid = F.affine_grid(theta, [count, 1, height, width], align_corners=False)
     coarse = torch.randn(count, 2, knots, knots) * bend * 2
