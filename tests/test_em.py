@@ -115,10 +115,116 @@ def test_a_section_smaller_than_a_window(stacks):
     assert predict_sections(net, small[None]).shape == (1, 1, 48, 64)  # tiles take any size
 
 
+def test_sides_that_a_network_cannot_halve(tmp_path):
+    "A sentence instead of an error about tensors; a crop that fits is found for the notebook."
+    from synth_nb.segmentation.fit import Pairs, crop_for, fit_segmenter
+
+    images = np.zeros((4, 1, 100, 60), np.uint8)
+    masks = np.zeros_like(images)
+    masks[:, :, 5:20, 5:20] = 1
+    with pytest.raises(ParameterError, match="multiples of 8, got 100x60 pixels: give a `crop`"):
+        fit_segmenter(tmp_path, Pairs(images, masks), (images, masks), 2, device="cpu")
+    assert Pairs(images, masks, crop_for(100, (100, 60), 8))[[0, 1]]["image"].shape[2:] == (56, 56)
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.5, True, float("nan")])
 def test_a_threshold_that_is_none(value):
     with pytest.raises(ParameterError, match="`threshold` must be 0 … 1"):
         check_threshold(value)
+
+
+@pytest.mark.parametrize("name", ["s{}.png", "part/{}.png"])
+def test_serial_images_without_groups_are_one_volume(tmp_path, name):
+    "Neighbours, in the order of their numbers, do not sit on both sides of the split."
+    table, rng = [], np.random.default_rng(0)
+    for i in range(12):
+        grey, mask = rng.integers(20 * i, 20 * i + 9, (32, 32), np.uint8), np.eye(32, dtype=bool)
+        for kind, pixels in dict(images=grey, masks=mask).items():
+            path = tmp_path / kind / name.format(i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+        pair = {"file_name": f"images/{name.format(i)}",
+                "mask_file_name": f"masks/{name.format(i)}"}
+        table.append(json.dumps(pair) + "\n")
+    (tmp_path / "metadata.jsonl").write_text("".join(table))
+    found = open_sections(str(tmp_path), image_size=32)
+    assert len(set(found.volumes)) == 1 and found.numbers == list(range(12))
+    assert (np.diff(found.images.mean((1, 2, 3))) > 0).all()
+    split = split_in_three(found, gap=3)
+    assert [len(getattr(split, k)) for k in ("train", "val", "test")] == [3, 1, 2]
+
+
+def line_of(notebook: str, start: str) -> str:
+    "The one line of a notebook's code that begins so."
+    path = Path(__file__).parents[1] / "nbs" / f"{notebook}.ipynb"
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    (found,) = [one for c in cells for one in c["source"] if one.startswith(start)]
+    return found
+
+
+def test_copies_are_searched_in_what_was_learnt():
+    "Overlapping chunks too: a copy of one is a copy."
+    from synth_nb.evaluation import ImageSet
+
+    chunks = np.zeros((5, 1, 16, 16), np.uint8)
+    names = dict(ImageSet=ImageSet, learnt=(chunks, chunks), real=dict(train=(chunks[:2], 0, [])))
+    exec(line_of("06_em_ddpm", "train_set ="), names)
+    assert len(names["train_set"].images) == 5
+
+
+def test_several_processes_on_gpus_keep_their_precision(monkeypatch):
+    "Precision is chosen for the GPU that will be used, not for the CPU of this process."
+    import torch
+
+    from synth_nb.runs import pick_device, pick_precision
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for asked in ("auto", "bf16", "fp16"):
+        names = dict(pick_device=pick_device, pick_precision=pick_precision, precision=asked,
+                     device="cuda", num_processes=2, num_nodes=1)
+        exec(line_of("06_em_ddpm", "precision ="), names)
+        assert names["precision"] == asked
+
+
+def test_sections_that_are_no_squares_turn_without_distortion():
+    "A square stays one at every angle."
+    import torch
+
+    from synth_nb.segmentation.fit import deformed, random_maps
+
+    mask = torch.zeros(8, 1, 64, 128)
+    mask[..., 22:42, 54:74] = 1
+    torch.manual_seed(0)
+    maps = random_maps(8, (64, 128), scale=0, shear=0, bend=0)
+    turned = deformed(mask, mask, maps)[1][:, 0, 10:54, 42:86].numpy()  # without mirrored ones
+    for one in turned:
+        spread = np.linalg.eigvalsh(np.cov(np.argwhere(one).T))
+        assert spread[1] / spread[0] < 1.05 and abs(one.sum() - 400) < 20
+
+
+def test_where_pairs_are_made_is_no_part_of_what_they_are():
+    "A protocol goes on where another device stopped it."
+    from synth_nb.em.training import PairGenerator, PairTraining
+
+    one, two = (PairGenerator(PairTraining(device=device)).id for device in ("auto", "cpu"))
+    assert one == two
+
+
+@pytest.mark.parametrize(("said", "options"), [
+    ("`levels` 4 halves 12x12 places of the latent 3 times", dict(widths=(16, 32, 64, 64))),
+    ("`width` must be a multiple of 16, got 24", dict(widths=(24, 48))),
+    ("`chunk` must be a multiple of 16, got 40x40", dict(side=40, cell=2)),
+    ("`vae_cell` must be 1, 2, 4 or 8", dict(cell=3)),
+])
+def test_a_network_that_does_not_fit_is_refused_before_anything_is_trained(
+        tmp_path, said, options):
+    from synth_nb.em.training import PairTrainer, PairTraining
+
+    images = np.zeros((4, 1, *[options.pop("side", 48)] * 2), np.uint8)
+    how = PairTraining(vae_steps=1, vae_width=8, device="cpu", **options)
+    with pytest.raises(ParameterError, match=said):
+        PairTrainer(tmp_path, how, images, images + 1)
+    assert not list(tmp_path.iterdir())
 
 
 class Noisy:

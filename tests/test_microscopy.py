@@ -160,6 +160,30 @@ def test_another_number_of_masks(stack, tmp_path):
         em_source(stack[0], odd, 32)
 
 
+@pytest.mark.parametrize("first", [0, 2])
+def test_masks_whose_numbers_are_shifted(tmp_path, first):
+    "By order each section would get its neighbour's mask, or its own: names cannot say."
+    images = save_folder(tmp_path / "raw", [section(i) for i in range(5)][1:], "s{}.png")
+    for path in sorted(images.iterdir(), reverse=True):  # 1 to 4
+        path.rename(images / f"s{int(path.stem[1:]) + 1}.png")
+    masks = tmp_path / "mito"
+    masks.mkdir()
+    for i in range(first, first + 4):
+        Image.fromarray(mask(i)).save(masks / f"s{i}.png")
+    lone = {0: 0, 2: 1}[first]
+    with pytest.raises(DataError, match=f"^raw: only one side .* has number {lone}; rename them"):
+        em_source(images, masks, 32)
+
+
+def test_numbers_that_have_nothing_in_common_go_by_order(tmp_path):
+    images = save_folder(tmp_path / "raw", [section(i) for i in range(4)])
+    masks = tmp_path / "mito"
+    masks.mkdir()
+    for i in range(4):
+        Image.fromarray(mask(i)).save(masks / f"m{100 + i}.png")
+    assert np.array_equal(em_source(images, masks, 32).masks(0), mask(0)[:32, :32])
+
+
 def test_another_number_of_volumes(stack, tmp_path):
     for v in range(2):
         save_stack(tmp_path / "masks" / f"{v}.tif", [mask(i) for i in range(10)])
@@ -181,6 +205,25 @@ def test_object_labels_are_no_mask(tmp_path, stack):
     source = em_source(stack[0], labels, 32)
     with pytest.raises(ImageError, match="mask values up to 40: neither 0 and 1 nor 0 and 255"):
         source.masks(0)
+
+
+def test_object_labels_beyond_the_middle_are_no_mask(tmp_path):
+    "A threshold would keep the objects from 128 and lose the others."
+    labels = np.zeros((64, 96), np.uint8)
+    for k in range(60):
+        labels[k // 10 * 8 :, k % 10 * 8 :][:5, :5] = 100 + k
+    images = save_stack(tmp_path / "raw.tif", [section(0)] * 3)
+    source = em_source(images, save_stack(tmp_path / "labels.tif", [labels] * 3), 32)
+    with pytest.raises(ImageError, match="areas of 100 and values up to 159, as objects are numb"):
+        source.masks(0)
+
+
+def test_a_transparent_ground_is_no_object(tmp_path):
+    painted = np.zeros((64, 96, 4), np.uint8)
+    painted[8:24, 8:24] = 255
+    images = save_folder(tmp_path / "raw", [section(i) for i in range(3)])
+    masks = save_folder(tmp_path / "mito", [painted] * 3)
+    assert em_source(images, masks, 32).masks(0).mean() == 255 / 4
 
 
 @pytest.mark.parametrize("chunk", [0, 4, -32, 32.5, True, "32"])
@@ -216,6 +259,20 @@ def test_sections_beside_folders(tmp_path):
     save_folder(folder / "more", [section(i) for i in range(3)])
     with pytest.raises(DataError, match="raw holds sections and folders of sections"):
         em_source(folder)
+
+
+def test_a_stack_among_sections(tmp_path):
+    "Each section would be a volume of its own, and its neighbours on both sides of the split."
+    folder = save_folder(tmp_path / "raw", [section(i) for i in range(5)], "{}.tif")
+    save_stack(folder / "3.tif", [section(3), section(3)])
+    with pytest.raises(DataError, match=r"raw/3\.tif has 2 pages, 0\.tif has 1: a folder holds"):
+        em_source(folder, chunk=32)
+    (folder / "3.tif").write_bytes(b"dear diary")
+    assert len(microscopy.list_volumes(folder)) == 1
+    for i in (0, 1, 2, 4):
+        (folder / f"{i}.tif").unlink()
+    save_stack(folder / "3.tif", [section(i) for i in range(5)])
+    assert [len(v.pages) for v in microscopy.list_volumes(folder)] == [5]
 
 
 def test_too_few_sections(tmp_path):

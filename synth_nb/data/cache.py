@@ -134,7 +134,8 @@ def reader_version(
     masked: bool,
 ) -> int:  # to be raised when what `decode` gives changes
     "Version of what images, or images with their masks, are decoded to."
-    return 2 if masked else 1  # 2: masks in 16 bits and of palettes are no longer empty
+    # 2: masks in 16 bits and of palettes are no longer empty; 3: a transparent ground is none
+    return 3 if masked else 1
 
 
 def decoded(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['formats', 'endings', 'stack_endings', 'crops', 'split_names', 'parse_size', 'DataError', 'ImageError', 'open_image',
-           'to_mode', 'fit', 'squeeze', 'letterbox', 'cropped_size', 'palette_shades', 'mask_shades', 'open_mask',
-           'decode', 'reason', 'Source', 'demo_source', 'find_files', 'passed_over', 'layout', 'as_if', 'class_order',
-           'arrange', 'named_masks', 'beside_masks', 'name_groups', 'existing_folder', 'nothing_in', 'read_bytes']
+           'to_mode', 'fit', 'squeeze', 'letterbox', 'cropped_size', 'palette_shades', 'over_black', 'numbered_area',
+           'mask_shades', 'open_mask', 'decode', 'reason', 'Source', 'demo_source', 'find_files', 'passed_over',
+           'layout', 'as_if', 'class_order', 'arrange', 'named_masks', 'beside_masks', 'name_groups', 'existing_folder',
+           'nothing_in', 'read_bytes']
 
 # %% ../../nbs/01_data_sources.ipynb #9f0448c2
 import io
@@ -154,19 +155,47 @@ def palette_shades(
         raise ImageError(f"mask of colours, numbers up to {numbers.max()}: save it as 0 and 255")
     return seen[..., 0]
 
+# %% ../../nbs/01_data_sources.ipynb #023eb570
+def over_black(
+    image: Image.Image,  # with or without alpha
+) -> Image.Image:  # without
+    "What shows of an image on a black ground."
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+
+
+def numbered_area(
+    shades: np.ndarray,  # (H, W) uint8
+) -> int | None:  # such a shade; None where there is none
+    "A shade between ground and middle that fills squares of 3 pixels, as soft borders do not."
+    dim = (shades >= int(shades.min()) + 16) & (shades <= 127)  # a JPEG's ground is not even
+    if not dim.any():
+        return None
+    a = shades
+    same = (a[:-1, :-1] == a[1:, :-1]) & (a[:-1, :-1] == a[:-1, 1:]) & (a[:-1, :-1] == a[1:, 1:])
+    flat = same[:-1, :-1] & same[1:, :-1] & same[:-1, 1:] & same[1:, 1:] & dim[1:-1, 1:-1]
+    # a wide blur has some such squares too, among many more pixels outside of them
+    return int(a[1:-1, 1:-1][flat][0]) if 10 * flat.sum() > dim.sum() else None
+
 # %% ../../nbs/01_data_sources.ipynb #90ae1f63
 def mask_shades(
     image: Image.Image,
 ) -> np.ndarray:  # (H, W) uint8; what is above 127 belongs
     "A mask from 0 to 255, however it was written. Raises `ImageError` for object labels."
     raw = palette_shades(image) if image.mode == "P" else np.asarray(image)
-    raw = np.asarray(to_mode(image, 1)) if raw.ndim == 3 else raw
+    if raw.ndim == 3:
+        raw = np.asarray(over_black(image).convert("L"))
     if raw.max() <= 1:
         return (raw > 0.5).astype(np.uint8) * 255
     small = raw.dtype.kind in "iu" and raw.min() >= 0 and raw.max() <= 255
     shades = raw.astype(np.uint8) if small else np.asarray(to_mode(image, 1))
     if shades.max() <= 127:
         raise ImageError(f"mask values up to {raw.max()}: neither 0 and 1 nor 0 and 255")
+    if (number := numbered_area(shades)) is not None:
+        raise ImageError(f"mask with areas of {number} and values up to {raw.max()}, as objects "
+                         "are numbered: save it as 0 and 255")
     return shades
 
 # %% ../../nbs/01_data_sources.ipynb #66302591

@@ -17,7 +17,7 @@ from torch import Tensor
 # %% ../../nbs/06_em_ddpm_training.ipynb #9ba66611
 from ..data import to_uint8, view, views_of
 from ..diffusion import DiffusionLoss, LatentSet, held_out_loss, new_scheduler
-from .autoencoder import ScanVAE, Scans, encoded, fit_vae, restored
+from .autoencoder import ScanVAE, Scans, check_scans, encoded, fit_vae, restored
 from .masks import coverage
 from synth_nb.em.pairs import (
     PairModel,
@@ -132,9 +132,23 @@ class PairTraining:
     device: str = "auto"
     precision: str = "fp32"
     keep_every: int = 0
-    max_minutes: float = 0
+    max_minutes: float = 0  # of the diffusion model
     num_processes: int = 1  # of the diffusion model
     num_nodes: int = 1
+
+    def check(self, size: tuple[int, int]):  # height, width of the images, pixels
+        "Refuse a network that does not fit the images. Raises `ParameterError`."
+        check_scans(np.zeros((1, 1, *size), np.uint8))
+        with isolated(0):  # an untrained autoencoder refuses what it cannot be
+            ScanVAE(2 if self.way == "joint" else 1, self.latent_channels, 8, cell=self.cell)
+        places = "x".join(str(side // self.cell) for side in size)
+        often = len(self.widths) - 1
+        if any(side % (self.cell * 2**often) for side in size):
+            raise ParameterError(f"parameter `levels` {often + 1} halves {places} places of the "
+                                 f"latent {often} times: take fewer, or another `chunk` or "
+                                 "`vae_cell`")
+        if wrong := [width for width in self.widths if width < 1 or width % 16]:
+            raise ParameterError(f"parameter `width` must be a multiple of 16, got {wrong[0]}")
 
     @property
     def ema(self) -> float:  # over about a tenth of the steps
@@ -167,6 +181,7 @@ class PairTrainer:
         self.scans = scans_for(how.way, images, masks, self.labelled)
         every = None if val is None else np.arange(len(val[0]))
         self.val = None if val is None else (scans_for(how.way, *val, every), val[1], every)
+        how.check(images.shape[2:])
         self.vae = self.autoencoder()
         self.data, self.scale = latent_set(how.way, self.vae, self.scans, masks, self.labelled)
         some = self.scans.all()[:512]
@@ -237,9 +252,9 @@ class PairGenerator:
     how: PairTraining
 
     @property
-    def id(self) -> dict:  # what its pairs depend on
+    def id(self) -> dict:  # what its pairs depend on: not on where they are computed
         own = {k: v for k, v in asdict(self.how).items() if k not in ("num_processes", "num_nodes")}
-        return dict(kind="pairs", **own)
+        return dict(kind="pairs", **own) | dict(device="auto")
 
     def __call__(
         self,

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 # %% ../../nbs/06_em_protocol.ipynb #fbbb5fe5
-from ..data import views_of
+from ..data import DataError, views_of
 from ..plots import appearance, new_figure
 from ..runs import ParameterError, Progress, digest, in_kernel, stream, whole
 from .fit import Pairs, fit_segmenter
@@ -80,15 +80,20 @@ class Protocol:
     device: str = "auto"
 
     def __post_init__(self):
-        self.fractions, self.arms = tuple(map(float, self.fractions)), tuple(self.arms)
+        self.fractions = tuple(dict.fromkeys(map(float, self.fractions)))  # each once
+        self.arms = tuple(dict.fromkeys(self.arms))
         if unknown := set(self.arms) - set(every_arm):
             raise ParameterError(f"parameter `arms` must be of {', '.join(every_arm)}, got "
                                  f"{sorted(unknown)[0]!r}")
         if "R" not in self.arms or self.seeds < 2:
             raise ParameterError("the protocol compares with arm R, over 2 seeds or more")
-        if wrong := [f for f in self.fractions if not 0 < f <= 1]:
-            raise ParameterError("parameter `fractions` must be above 0 and at most 1, "
-                                 f"got {wrong[0]}")
+        wrong = [f for f in self.fractions if not 0 < f <= 1]
+        if wrong or not self.fractions:
+            raise ParameterError("parameter `fractions` must be one or more, above 0 and at most "
+                                 f"1, got {wrong[0] if wrong else 'none'}")
+        if self.chunk % (multiple := 2 ** (len(self.widths) - 1)):
+            raise ParameterError(f"parameter `chunk` must be a multiple of {multiple}, "
+                                 f"got {self.chunk}")
 
 # %% ../../nbs/06_em_protocol.ipynb #9e813821
 class Cells:
@@ -109,6 +114,11 @@ class Cells:
         self.data = digest(sides["train"], own, generate.id, protocol_version)
         self.key = digest(self.data, sides)
         self.blocks = block_names(split.test, how.blocks)
+        with_objects = np.unique(self.blocks[split.test.masks[:, 0] > 0])
+        if len(with_objects) < 2:
+            raise DataError(f"the test side of {split.test.source} shows objects in "
+                            f"{len(with_objects)} of its blocks, an interval needs 2: take more "
+                            "sections, or a larger `test`")
 
     def labelled(self, fraction: float, seed: int) -> np.ndarray:  # indices of chunks
         "Which chunks of the training side have masks."
