@@ -4,16 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from synth_nb.runs import ParameterError, load_model
 from synth_nb.stylegan2 import Generator, StyleToImage, export_official, open_model, save
-from synth_nb.training import read_metrics
+from synth_nb.training import Plan, read_metrics
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "nbs" / "04_stylegan2.ipynb"
@@ -147,6 +151,46 @@ def test_exported_weights_and_others_models(tmp_path):
     (run / "manifest.json").write_text('{"loader": "synth_nb.dcgan.model:load"}')
     with pytest.raises(ParameterError, match="dcgan holds a NoiseToImage, no StyleGAN2"):
         open_model(run, "cpu")
+
+
+def cell_with(mark: str) -> str:
+    "The one code cell of the notebook that holds some words."
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    found = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    [cell] = [source for source in found if mark in source]
+    return cell
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_second_training_that_is_stopped_leaves_the_run_stopped(rows, tmp_path):
+    row = dict(images=8, recall_eye=0.5, copies_eye=0.1, kernel=2.0)
+    space = dict(
+        other="demo", given=None, status="complete", began=time.monotonic() - 300, max_minutes=20,
+        open_dataset=lambda *a, **k: SimpleNamespace(source="demo", describe=dict), seed=0,
+        image_size=32, other_channels=3, column="kernel", images=SimpleNamespace(source="mr"),
+        run=SimpleNamespace(update=lambda **k: None, path=lambda name: tmp_path / name),
+        plan=Plan(1, 8, max_minutes=20), replace=replace, time=time, log=[row], pd=pd,
+        verdict=SimpleNamespace(id="eye"), display=lambda *a: None, sheet=lambda *a: None,
+        save_figure=lambda *a: None, to_uint8=lambda x: x, read_metrics=lambda at: [row] * rows,
+        StyleToImage=lambda net: SimpleNamespace(
+            sample=lambda n, seed: SimpleNamespace(images=None)))
+
+    def new_trainer(folder, images, plan):
+        space["its_plan"] = plan
+        return SimpleNamespace(fit=lambda: "stopped", model=lambda name: None)
+
+    space["new_trainer"] = new_trainer
+    for mark in ("second = open_dataset(other", 'table.to_csv(run.path("kinds.csv"))'):
+        exec(cell_with(mark), space)
+    assert space["status"] == "stopped"
+    assert space["its_plan"].max_minutes == pytest.approx(15, abs=0.1)  # 5 were used before
+    assert (tmp_path / "kinds.csv").exists() == bool(rows)  # before its first evaluation: none
+
+
+def test_a_second_training_waits_for_the_first():
+    space = dict(other="demo", given=None, status="stopped")
+    exec(cell_with("second = open_dataset(other"), space)
+    assert space["status"] == "stopped" and not space["both"]
 
 
 @pytest.fixture(scope="module")
