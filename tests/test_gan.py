@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +96,28 @@ def _without_r1(sees):
     sight = Sight(eye, sees, torch.randn(9, eye.dim))
     D = EmbeddingDiscriminator(sight(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
     return EmbeddingGame(sight), dict(G=Generator(32, width=4), D=D), None
+
+
+def cell_with(notebook: str, mark: str) -> str:
+    "The one code cell of a notebook that holds some words."
+    cells = json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text())["cells"]
+    found = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    [cell] = [source for source in found if mark in source]
+    return cell
+
+
+def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
+    minutes = []
+
+    def new_trainer(names, folder, what, left):
+        minutes.append(left)
+        return SimpleNamespace(fit=lambda: "complete", at=SimpleNamespace(seconds=25 * 60.0))
+
+    space = dict(trainer=new_trainer([], tmp_path, "", 20), status="complete", others=["tokens"],
+                 began=time.monotonic() - 300, max_minutes=20, given=None, beside="tokens",
+                 new_trainer=new_trainer, run=SimpleNamespace(folder=tmp_path), time=time)
+    exec(cell_with("03_embedding_gan", "second = new_trainer("), space)
+    assert minutes[1] == pytest.approx(15, abs=0.1)  # 25 over all starts, 5 in this one
 
 
 def test_an_embedder_without_gradients_is_refused():
