@@ -16,6 +16,7 @@ from synth_nb.data import Views, open_dataset, to_uint8
 from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
 from synth_nb.embedders import load_embedder
 from synth_nb.embedding_gan import EmbeddedViews, EmbeddingDiscriminator, EmbeddingGame, Sight
+from synth_nb.evaluation.sets import made_by
 from synth_nb.runs import ParameterError, load_model, seed_everything
 from synth_nb.training import Plan, Trainer, read_metrics
 
@@ -118,6 +119,29 @@ def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
                  new_trainer=new_trainer, run=SimpleNamespace(folder=tmp_path), time=time)
     exec(cell_with("03_embedding_gan", "second = new_trainer("), space)
     assert minutes[1] == pytest.approx(15, abs=0.1)  # 25 over all starts, 5 in this one
+
+
+@pytest.mark.parametrize(("notebook", "marks"), [
+    ("02_dcgan", ["synthetic = "]), ("03_embedding_gan", ["synthetic = "]),
+    ("04_stylegan2", ["synthetic = run.kept(", "truncated = "]), ("07_emnist", ["synthetic = "])])
+def test_images_of_a_given_model_are_made_anew_when_it_learnt_on(notebook, marks):
+    net = torch.nn.Linear(2, 1)
+    net.c_dim = 0  # as StyleGAN2's
+    given, names = SimpleNamespace(generator=net, unet=net), []
+    space = dict(given=given, generator=given, trainer=None, made_by=made_by, label=0,
+                 run=SimpleNamespace(kept=lambda name, make: names.append(name)))
+
+    def kept():
+        names.clear()
+        for source in (cell_with(notebook, mark) for mark in marks):
+            for line in ("first", "fakes", "asked"):  # what follows is not of the given model
+                source = source.partition(f"\n{line} = ")[0]
+            exec(source, space)
+        return set(names)
+
+    assert len(before := kept()) == len(marks) and kept() == before
+    torch.nn.init.zeros_(net.weight)
+    assert not kept() & before
 
 
 def test_an_embedder_without_gradients_is_refused():
