@@ -19,6 +19,7 @@ from synth_nb.runs import ParameterError, load_model
 from synth_nb.stylegan2 import Generator, StyleToImage, export_official, open_model, save
 from synth_nb.training import Plan, read_metrics
 
+EYE = "efficientnet_lite2@64"
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "nbs" / "04_stylegan2.ipynb"
 SMALL = dict(image_size=32, channel_base=256, channel_max=16, z_dim=16, kimg=0.064,
@@ -97,6 +98,7 @@ def test_a_run_is_the_same_one_in_either_words(asked):
         (dict(loss="hinge"), "`loss` must be one of ('logistic', 'relativistic'), got 'hinge'"),
         (dict(mirrored=1), "no parameter `mirrored`; did you mean `mirror`?"),
         (dict(lr=-1), "`lr` must be at least 0, got -1"),
+        (dict(loss="relativistic", path_weight=2), "`path_weight` above 0 needs `loss` logistic"),
         (dict(trunc="a"), "`truncation` must be float, got 'a'"),
     ],
 )
@@ -151,6 +153,13 @@ def test_exported_weights_and_others_models(tmp_path):
     (run / "manifest.json").write_text('{"loader": "synth_nb.dcgan.model:load"}')
     with pytest.raises(ParameterError, match="dcgan holds a NoiseToImage, no StyleGAN2"):
         open_model(run, "cpu")
+
+
+def test_an_epoch_may_be_the_data_set(asked):
+    space = asked(image_size=32, images_per_epoch=0, kimg=1, dataset="digits", judge=EYE)
+    exec(cell_with("plan = Plan("), space)
+    size = len(space["images"].train)
+    assert space["plan"].images_per_epoch == size and space["plan"].epochs == -(-1000 // size)
 
 
 def cell_with(mark: str) -> str:
