@@ -16,7 +16,15 @@ import torch
 from PIL import Image
 
 from synth_nb.runs import ParameterError, load_model
-from synth_nb.stylegan2 import Generator, StyleToImage, export_official, open_model, save
+from synth_nb.stylegan2 import (
+    Generator,
+    StyleToImage,
+    choose_settings,
+    export_official,
+    open_model,
+    save,
+)
+from synth_nb.stylegan2.config import ema_decay
 from synth_nb.training import Plan, read_metrics
 
 EYE = "efficientnet_lite2@64"
@@ -168,6 +176,41 @@ def cell_with(mark: str) -> str:
     found = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     [cell] = [source for source in found if mark in source]
     return cell
+
+
+def average_of(asked, folder, epochs, until=0, **given):
+    "Decays used and averaged weights of the notebook's trainer, of a training or of its beginning."
+    space = asked(image_size=32, channel_base=128, channel_max=8, z_dim=8, dataset="digits",
+                  images_per_epoch=16, kimg=0.016 * epochs, judge=EYE, device="cpu", **given)
+    used = []
+
+    def decay(settings, images=None):
+        used.append(ema_decay(settings, images))
+        return used[-1]
+
+    for mark in ("plan = Plan(", "def judged(", "def new_trainer("):
+        exec(cell_with(mark), space)
+    space |= dict(ema_decay=decay, judged=lambda *a: {}, save_samples=lambda *a: None)
+    trainer = space["new_trainer"](folder, space["images"], space["plan"])
+    trainer.over = lambda: trainer.at.step == until
+    trainer.fit()
+    return used, [*trainer.averages["generator"].state_dict().values()]
+
+
+def test_the_average_follows_its_ramp_up_and_a_stop_changes_nothing(asked, tmp_path):
+    used, whole = average_of(asked, tmp_path / "whole", 2)
+    settings = choose_settings("auto", 64, 8)
+    assert round(ema_decay(settings, 1000), 3) == 0.895
+    steps = dict(enumerate(used, 1))  # the first update copies
+    assert all(decay == 0.5 ** (8 / (0.05 * 8 * count)) for count, decay in steps.items())
+    average_of(asked, tmp_path / "parts", 2, until=3)
+    again, parts = average_of(asked, tmp_path / "parts", 2)
+    assert again == used[2:] and all(map(torch.equal, whole, parts))
+
+
+def test_a_configuration_without_ramp_up_has_one_decay(asked, tmp_path):
+    used, _ = average_of(asked, tmp_path, 2, configuration="stylegan2")
+    assert len(used) == 3 and set(used) == {0.5 ** (8 / 2500)}
 
 
 @pytest.mark.parametrize("rows", [0, 1])
