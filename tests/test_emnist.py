@@ -34,8 +34,10 @@ from synth_nb.emnist import (
     write_gif,
 )
 from synth_nb.emnist.judging import moved
+from synth_nb.emnist.model import spread_times
 from synth_nb.evaluation import ImageSet
 from synth_nb.evaluation.sets import as_set
+from synth_nb.processes import SharedDraws
 from synth_nb.runs import ParameterError, Samples, load_model, open_run
 from synth_nb.training import Plan, Trainer, read_metrics
 
@@ -249,3 +251,17 @@ def test_letters_without_labels_are_asked_for_once_at_every_step():
     model = LetterModel(unet, noise_schedule(), [], 16, Way(guidance_scale=2.0))
     model.sample(1)
     assert sum(asked) == model.way.questions(model.schedule, bool(model.classes)) == 12
+
+
+def test_processes_share_the_times_that_one_would_draw(monkeypatch):
+    torch.manual_seed(0)
+    whole, group, parts = spread_times(8), torch.distributed, []
+    assert (whole // 125).tolist() == list(range(8))
+    monkeypatch.setattr(group, "is_initialized", lambda: True)
+    monkeypatch.setattr(group, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(group, "get_rank", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        with SharedDraws(rank, 2, 4):
+            parts.append(spread_times(4))
+    assert torch.equal(torch.stack(parts, 1).flatten(), whole)
