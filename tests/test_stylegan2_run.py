@@ -21,10 +21,11 @@ from synth_nb.stylegan2 import (
     StyleToImage,
     choose_settings,
     export_official,
+    new_networks,
     open_model,
     save,
 )
-from synth_nb.stylegan2.config import ema_decay
+from synth_nb.stylegan2.config import ema_decay, memory_estimate
 from synth_nb.training import Plan, read_metrics
 
 EYE = "efficientnet_lite2@64"
@@ -211,6 +212,24 @@ def test_the_average_follows_its_ramp_up_and_a_stop_changes_nothing(asked, tmp_p
 def test_a_configuration_without_ramp_up_has_one_decay(asked, tmp_path):
     used, _ = average_of(asked, tmp_path, 2, configuration="stylegan2")
     assert len(used) == 3 and set(used) == {0.5 ** (8 / 2500)}
+
+
+def test_pieces_that_cut_groups_are_refused(asked):
+    space = asked(image_size=32, dataset="digits", judge=EYE, accumulate=8)
+    with pytest.raises(ParameterError, match="`accumulate` 8 cuts 8 images .*: take 1 or 2, or"):
+        exec(cell_with("plan = Plan("), space)
+
+
+def test_another_start_has_as_many_pieces_as_the_first(asked, monkeypatch):
+    space = asked(image_size=32, dataset="digits", judge=EYE)
+    settings = space["settings"]
+    count = sum(p.numel() for net in new_networks(settings, 1) for p in net.parameters())
+    space["place"] = SimpleNamespace(type="cuda")
+    for images in (4, 8):  # that the memory holds: at first little is free, later enough
+        free = memory_estimate(settings, images, count)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place, free=free: (free, free))
+        exec(cell_with("plan = Plan("), space)
+        assert space["plan"].accumulate == space["run"].manifest["pieces"] == 2
 
 
 @pytest.mark.parametrize("rows", [0, 1])
