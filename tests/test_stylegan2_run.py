@@ -216,8 +216,16 @@ def test_a_configuration_without_ramp_up_has_one_decay(asked, tmp_path):
 
 def test_pieces_that_cut_groups_are_refused(asked):
     space = asked(image_size=32, dataset="digits", judge=EYE, accumulate=8)
-    with pytest.raises(ParameterError, match="`accumulate` 8 cuts 8 images .*: take 1 or 2, or"):
+    with pytest.raises(ParameterError, match=r"`accumulate` 8 cuts 8 images .*: take 1 or 2, or"):
         exec(cell_with("plan = Plan("), space)
+
+
+def test_processes_that_measure_other_paths_are_refused(asked):
+    few = dict(image_size=32, dataset="digits", judge=EYE, batch_size=4, num_processes=2)
+    space = asked(path_weight=2, **few)
+    with pytest.raises(ParameterError, match="`path_weight` measures paths of one image in 2, and"):
+        exec(cell_with("plan = Plan("), space)
+    exec(cell_with("plan = Plan("), asked(**few))  # without it they are taken
 
 
 def test_another_start_has_as_many_pieces_as_the_first(asked, monkeypatch):
