@@ -113,7 +113,7 @@ def side_by_side(
     rows: pd.DataFrame,  # from `collect`
     extractor: str,
     metrics: tuple[str, ...] = ("kernel", "recall", "spread"),
-) -> Figure:
+) -> Figure | None:  # None where no run has such a set, or none of these numbers
     "The synthetic sets of all runs by one extractor, with intervals and floors."
     part = rows[(rows.extractor == extractor) & (rows.set == "synthetic")]
     names, panels, bands = part.run.unique().tolist(), {}, {}
@@ -123,7 +123,7 @@ def side_by_side(
             lines = mine.assign(set=names)[["set", "value", "low", "high", "at_count"]]
             panels[heads[metric]] = lines.to_dict("records")
             bands[heads[metric]] = (mine.floor_low.min(), mine.floor_high.max())
-    return interval_panels(panels, bands, columns=3)
+    return interval_panels(panels, bands, columns=3) if panels else None
 
 # %% ../nbs/08_report.ipynb #5f8bbe41
 def write_tables(

@@ -160,14 +160,17 @@ def falling(
 # %% ../nbs/00_training.ipynb #529bd99b
 def moving_average(
     module: nn.Module,
-    decay: float,  # β, for example 0.999
+    decay: float | Callable[[int], float],  # β, for example 0.999; or β after so many updates
 ) -> AveragedModel:  # `.module` holds the averaged network
-    "Exponential moving average of a network's weights and floating-point buffers, with warm-up."
+    """Exponential moving average of a network's weights and floating-point buffers.
+
+    A number is warmed up; a function of the count of updates so far is taken as it is.
+    """
 
     @torch.no_grad()
     def update(averages, current, count):
         count = int(count)
-        beta = min(decay, (1 + count) / (10 + count))
+        beta = decay(count) if callable(decay) else min(decay, (1 + count) / (10 + count))
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, current, 1 - beta)
         else:
@@ -282,9 +285,10 @@ class Position:
 class Trainer:
     """Train networks by phases into a folder, and go on there where an earlier start stopped.
 
-    `modules` are plain networks by name; `ema` gives the decay for those that are averaged.
-    `evaluate(epoch)` returns scores; it runs with random streams of its own and networks in
-    `eval()`. `save(folder)` writes the model in its own format; it makes the snapshots.
+    `modules` are plain networks by name; `ema` gives the decay for those that are averaged, as
+    `moving_average` takes it. `evaluate(epoch)` returns scores; it runs with random streams
+    of its own and networks in `eval()`. `save(folder)` writes the model in its own format; it
+    makes the snapshots.
     """
 
     def __init__(
@@ -294,7 +298,7 @@ class Trainer:
         modules: dict[str, nn.Module],
         phases: list[Phase],
         plan: Plan,
-        ema: dict[str, float] | None = None,
+        ema: dict[str, float | Callable[[int], float]] | None = None,
         evaluate: Callable[[int], dict[str, float]] | None = None,
         save: Callable[[Path], None] | None = None,
         what: str = "training",  # word for the progress line

@@ -1,5 +1,6 @@
 "Letters: the whole way in little, what is written, and what is refused, each with one sentence."
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,10 @@ from synth_nb.emnist import (
     write_gif,
 )
 from synth_nb.emnist.judging import moved
+from synth_nb.emnist.model import spread_times
 from synth_nb.evaluation import ImageSet
 from synth_nb.evaluation.sets import as_set
+from synth_nb.processes import SharedDraws
 from synth_nb.runs import ParameterError, Samples, load_model, open_run
 from synth_nb.training import Plan, Trainer, read_metrics
 
@@ -227,3 +230,38 @@ def test_thirteen_letters_of_emnist_are_upright_and_readable(digits):
     check_upright(letters)
     assert of_characters(letters, "small").classes == letters.classes
     assert judge_for(letters, steps=100, device="cpu").accuracy > 0.5
+
+
+@pytest.mark.parametrize(("given", "kept"), [
+    (True, "yes"), (False, "no"), ("yes", "yes"), ("no", "no"), ("auto", "auto")])
+def test_upright_is_taken_as_yaml_reads_it(given, kept):
+    cells = json.loads((Path(__file__).parent.parent / "nbs" / "07_emnist.ipynb").read_text())
+    code = ["".join(c["source"]) for c in cells["cells"] if c["cell_type"] == "code"]
+    space = dict(__name__="notebook", In=[])
+    exec(next(source for source in code if "upright: str" in source), space)
+    space["upright"] = given  # `upright: yes` in YAML is True
+    exec(next(source for source in code if "check_parameters(globals()" in source), space)
+    assert space["upright"] == space["parameters"]["upright"] == kept
+
+
+def test_letters_without_labels_are_asked_for_once_at_every_step():
+    unet, asked = new_unet(0, 16).eval(), []
+    answer = unet.forward
+    unet.forward = lambda x, *a, **k: asked.append(len(x)) or answer(x, *a, **k)
+    model = LetterModel(unet, noise_schedule(), [], 16, Way(guidance_scale=2.0))
+    model.sample(1)
+    assert sum(asked) == model.way.questions(model.schedule, bool(model.classes)) == 12
+
+
+def test_processes_share_the_times_that_one_would_draw(monkeypatch):
+    torch.manual_seed(0)
+    whole, group, parts = spread_times(8), torch.distributed, []
+    assert (whole // 125).tolist() == list(range(8))
+    monkeypatch.setattr(group, "is_initialized", lambda: True)
+    monkeypatch.setattr(group, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(group, "get_rank", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        with SharedDraws(rank, 2, 4):
+            parts.append(spread_times(4))
+    assert torch.equal(torch.stack(parts, 1).flatten(), whole)

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from synth_nb.data import Views, open_dataset, to_uint8
 from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
 from synth_nb.embedders import load_embedder
 from synth_nb.embedding_gan import EmbeddedViews, EmbeddingDiscriminator, EmbeddingGame, Sight
+from synth_nb.evaluation.sets import made_by
 from synth_nb.runs import ParameterError, load_model, seed_everything
 from synth_nb.training import Plan, Trainer, read_metrics
 
@@ -94,6 +97,51 @@ def _without_r1(sees):
     sight = Sight(eye, sees, torch.randn(9, eye.dim))
     D = EmbeddingDiscriminator(sight(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
     return EmbeddingGame(sight), dict(G=Generator(32, width=4), D=D), None
+
+
+def cell_with(notebook: str, mark: str) -> str:
+    "The one code cell of a notebook that holds some words."
+    cells = json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text())["cells"]
+    found = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    [cell] = [source for source in found if mark in source]
+    return cell
+
+
+def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
+    minutes = []
+
+    def new_trainer(names, folder, what, left):
+        minutes.append(left)
+        return SimpleNamespace(fit=lambda: "complete", at=SimpleNamespace(seconds=25 * 60.0))
+
+    space = dict(trainer=new_trainer([], tmp_path, "", 20), status="complete", others=["tokens"],
+                 began=time.monotonic() - 300, max_minutes=20, given=None, beside="tokens",
+                 new_trainer=new_trainer, run=SimpleNamespace(folder=tmp_path), time=time)
+    exec(cell_with("03_embedding_gan", "second = new_trainer("), space)
+    assert minutes[1] == pytest.approx(15, abs=0.1)  # 25 over all starts, 5 in this one
+
+
+@pytest.mark.parametrize(("notebook", "marks"), [
+    ("02_dcgan", ["synthetic = "]), ("03_embedding_gan", ["synthetic = "]),
+    ("04_stylegan2", ["synthetic = run.kept(", "truncated = "]), ("07_emnist", ["synthetic = "])])
+def test_images_of_a_given_model_are_made_anew_when_it_learnt_on(notebook, marks):
+    net = torch.nn.Linear(2, 1)
+    net.c_dim = 0  # as StyleGAN2's
+    given, names = SimpleNamespace(generator=net, unet=net), []
+    space = dict(given=given, generator=given, trainer=None, made_by=made_by, label=0,
+                 run=SimpleNamespace(kept=lambda name, make: names.append(name)))
+
+    def kept():
+        names.clear()
+        for source in (cell_with(notebook, mark) for mark in marks):
+            for line in ("first", "fakes", "asked"):  # what follows is not of the given model
+                source = source.partition(f"\n{line} = ")[0]
+            exec(source, space)
+        return set(names)
+
+    assert len(before := kept()) == len(marks) and kept() == before
+    torch.nn.init.zeros_(net.weight)
+    assert not kept() & before
 
 
 def test_an_embedder_without_gradients_is_refused():

@@ -4,17 +4,31 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from synth_nb.runs import ParameterError, load_model
-from synth_nb.stylegan2 import Generator, StyleToImage, export_official, open_model, save
-from synth_nb.training import read_metrics
+from synth_nb.stylegan2 import (
+    Generator,
+    StyleToImage,
+    choose_settings,
+    export_official,
+    new_networks,
+    open_model,
+    save,
+)
+from synth_nb.stylegan2.config import ema_decay, memory_estimate
+from synth_nb.training import Plan, read_metrics
 
+EYE = "efficientnet_lite2@64"
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "nbs" / "04_stylegan2.ipynb"
 SMALL = dict(image_size=32, channel_base=256, channel_max=16, z_dim=16, kimg=0.064,
@@ -93,6 +107,7 @@ def test_a_run_is_the_same_one_in_either_words(asked):
         (dict(loss="hinge"), "`loss` must be one of ('logistic', 'relativistic'), got 'hinge'"),
         (dict(mirrored=1), "no parameter `mirrored`; did you mean `mirror`?"),
         (dict(lr=-1), "`lr` must be at least 0, got -1"),
+        (dict(loss="relativistic", path_weight=2), "`path_weight` above 0 needs `loss` logistic"),
         (dict(trunc="a"), "`truncation` must be float, got 'a'"),
     ],
 )
@@ -147,6 +162,114 @@ def test_exported_weights_and_others_models(tmp_path):
     (run / "manifest.json").write_text('{"loader": "synth_nb.dcgan.model:load"}')
     with pytest.raises(ParameterError, match="dcgan holds a NoiseToImage, no StyleGAN2"):
         open_model(run, "cpu")
+
+
+def test_an_epoch_may_be_the_data_set(asked):
+    space = asked(image_size=32, images_per_epoch=0, kimg=1, dataset="digits", judge=EYE)
+    exec(cell_with("plan = Plan("), space)
+    size = len(space["images"].train)
+    assert space["plan"].images_per_epoch == size and space["plan"].epochs == -(-1000 // size)
+
+
+def cell_with(mark: str) -> str:
+    "The one code cell of the notebook that holds some words."
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    found = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    [cell] = [source for source in found if mark in source]
+    return cell
+
+
+def average_of(asked, folder, epochs, until=0, **given):
+    "Decays used and averaged weights of the notebook's trainer, of a training or of its beginning."
+    space = asked(image_size=32, channel_base=128, channel_max=8, z_dim=8, dataset="digits",
+                  images_per_epoch=16, kimg=0.016 * epochs, judge=EYE, device="cpu", **given)
+    used = []
+
+    def decay(settings, images=None):
+        used.append(ema_decay(settings, images))
+        return used[-1]
+
+    for mark in ("plan = Plan(", "def judged(", "def new_trainer("):
+        exec(cell_with(mark), space)
+    space |= dict(ema_decay=decay, judged=lambda *a: {}, save_samples=lambda *a: None)
+    trainer = space["new_trainer"](folder, space["images"], space["plan"])
+    trainer.over = lambda: trainer.at.step == until
+    trainer.fit()
+    return used, [*trainer.averages["generator"].state_dict().values()]
+
+
+def test_the_average_follows_its_ramp_up_and_a_stop_changes_nothing(asked, tmp_path):
+    used, whole = average_of(asked, tmp_path / "whole", 2)
+    settings = choose_settings("auto", 64, 8)
+    assert round(ema_decay(settings, 1000), 3) == 0.895
+    steps = dict(enumerate(used, 1))  # the first update copies
+    assert all(decay == 0.5 ** (8 / (0.05 * 8 * count)) for count, decay in steps.items())
+    average_of(asked, tmp_path / "parts", 2, until=3)
+    again, parts = average_of(asked, tmp_path / "parts", 2)
+    assert again == used[2:] and all(map(torch.equal, whole, parts))
+
+
+def test_a_configuration_without_ramp_up_has_one_decay(asked, tmp_path):
+    used, _ = average_of(asked, tmp_path, 2, configuration="stylegan2")
+    assert len(used) == 3 and set(used) == {0.5 ** (8 / 2500)}
+
+
+def test_pieces_that_cut_groups_are_refused(asked):
+    space = asked(image_size=32, dataset="digits", judge=EYE, accumulate=8)
+    with pytest.raises(ParameterError, match=r"`accumulate` 8 cuts 8 images .*: take 1 or 2, or"):
+        exec(cell_with("plan = Plan("), space)
+
+
+def test_processes_that_measure_other_paths_are_refused(asked):
+    few = dict(image_size=32, dataset="digits", judge=EYE, batch_size=4, num_processes=2)
+    space = asked(path_weight=2, **few)
+    with pytest.raises(ParameterError, match="`path_weight` measures paths of one image in 2, and"):
+        exec(cell_with("plan = Plan("), space)
+    exec(cell_with("plan = Plan("), asked(**few))  # without it they are taken
+
+
+def test_another_start_has_as_many_pieces_as_the_first(asked, monkeypatch):
+    space = asked(image_size=32, dataset="digits", judge=EYE)
+    settings = space["settings"]
+    count = sum(p.numel() for net in new_networks(settings, 1) for p in net.parameters())
+    space["place"] = SimpleNamespace(type="cuda")
+    for images in (4, 8):  # that the memory holds: at first little is free, later enough
+        free = memory_estimate(settings, images, count)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place, free=free: (free, free))
+        exec(cell_with("plan = Plan("), space)
+        assert space["plan"].accumulate == space["run"].manifest["pieces"] == 2
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_second_training_that_is_stopped_leaves_the_run_stopped(rows, tmp_path):
+    row = dict(images=8, recall_eye=0.5, copies_eye=0.1, kernel=2.0)
+    space = dict(
+        other="demo", given=None, status="complete", began=time.monotonic() - 300, max_minutes=20,
+        open_dataset=lambda *a, **k: SimpleNamespace(source="demo", describe=dict), seed=0,
+        image_size=32, other_channels=3, column="kernel", images=SimpleNamespace(source="mr"),
+        run=SimpleNamespace(update=lambda **k: None, path=lambda name: tmp_path / name),
+        plan=Plan(1, 8, max_minutes=20), replace=replace, time=time, log=[row], pd=pd,
+        verdict=SimpleNamespace(id="eye"), display=lambda *a: None, sheet=lambda *a: None,
+        save_figure=lambda *a: None, to_uint8=lambda x: x, read_metrics=lambda at: [row] * rows,
+        StyleToImage=lambda net: SimpleNamespace(
+            sample=lambda n, seed: SimpleNamespace(images=None)))
+
+    def new_trainer(folder, images, plan):
+        space["its_plan"] = plan
+        return SimpleNamespace(fit=lambda: "stopped", model=lambda name: None)
+
+    space["new_trainer"] = new_trainer
+    for mark in ("second = open_dataset(other", 'table.to_csv(run.path("kinds.csv"))'):
+        exec(cell_with(mark), space)
+    assert space["status"] == "stopped"
+    assert space["its_plan"].max_minutes == pytest.approx(15, abs=0.1)  # 5 were used before
+    assert (tmp_path / "kinds.csv").exists() == bool(rows)  # before its first evaluation: none
+
+
+def test_a_second_training_waits_for_the_first():
+    space = dict(other="demo", given=None, status="stopped")
+    exec(cell_with("second = open_dataset(other"), space)
+    assert space["status"] == "stopped" and not space["both"]
 
 
 @pytest.fixture(scope="module")

@@ -135,8 +135,14 @@ def spread_times(
     count: int,
     steps: int = 1000,
 ) -> Tensor:  # (count,) int64 in [0, steps)
-    "Random times, one in each part of the range."
-    places = (torch.arange(count) + torch.rand(count)) / count
+    """Random times, one in each part of the range.
+
+    Each of several processes has its rows of the whole batch's: `rank::processes`.
+    """
+    group, rank, world = torch.distributed, 0, 1
+    if group.is_available() and group.is_initialized():
+        rank, world = group.get_rank(), group.get_world_size()
+    places = (torch.arange(count) * world + rank + torch.rand(count)) / (count * world)
     return (places * steps).long().clamp_max(steps - 1)
 
 # %% ../../nbs/07_emnist_model.ipynb #bc0af1d4

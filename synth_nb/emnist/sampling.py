@@ -97,10 +97,10 @@ class Way:
     def scale_at(self, time: int) -> float:  # of 1000
         return self.guidance_scale if self.guided_to <= time / 1000 <= self.guided_from else 1.0
 
-    def questions(self, schedule: DDPMScheduler) -> int:
-        "How often the network is asked for one image."
+    def questions(self, schedule: DDPMScheduler, conditional: bool = True) -> int:
+        "How often the network is asked for one image; without labels nothing is guided."
         times = new_sampler(schedule, self.sampler, self.sampling_steps).timesteps.tolist()
-        return sum(1 if self.scale_at(t) == 1 else 2 for t in times)
+        return sum(2 if conditional and self.scale_at(t) != 1 else 1 for t in times)
 
 # %% ../../nbs/07_emnist_sampling.ipynb #2f0b65ef
 @torch.inference_mode()

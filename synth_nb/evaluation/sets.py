@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['least_images', 'ImageSet', 'draw', 'as_set', 'open_set', 'names_splits', 'is_model', 'run_of', 'learnt_from',
-           'sample_set', 'to_size', 'graded', 'graded_sets', 'words_in', 'titles_of', 'size_for', 'Question',
+           'sample_set', 'to_size', 'made_by', 'graded', 'graded_sets', 'words_in', 'titles_of', 'size_for', 'Question',
            'open_question', 'open_real', 'open_train', 'of_classes', 'one_set', 'check_pair', 'grey_share',
            'shared_images', 'oddities']
 
@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # %% ../../nbs/08_evaluation_sets.ipynb #791ce211
 from ..data import DataError, ImageDataset, find_source, open_dataset, parse_size, to_uint8
 from ..data.sources import open_image
 from ..embedders import image_keys
-from ..runs import ParameterError, load_model, read_manifest, resolve, shown
+from ..runs import ParameterError, digest, load_model, read_manifest, resolve, shown
 
 # %% ../../nbs/08_evaluation_sets.ipynb #605c47c1
 @dataclass
@@ -158,6 +158,14 @@ def to_size(
         return images
     scaled = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
     return scaled.round().clamp(0, 255).to(torch.uint8)
+
+# %% ../../nbs/08_evaluation_sets.ipynb #c41e70b2
+def made_by(
+    network: nn.Module,  # of a model that was given
+) -> str:  # "given_3eb269bf01", for `Run.kept`
+    "A name for what a given model makes: other weights, another name."
+    weights = (t.detach().float().cpu().numpy() for t in network.state_dict().values())
+    return f"given_{digest(*weights)[:10]}"
 
 # %% ../../nbs/08_evaluation_sets.ipynb #9153dfc4
 def graded(

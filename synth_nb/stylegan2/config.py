@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['configurations', 'old_words', 'Settings', 'automatic', 'published', 'choose_settings', 'square', 'optimizer_options',
-           'ema_decay', 'memory_estimate', 'pieces_for', 'from_old_words', 'parse_seeds', 'z_for_seed']
+           'ema_decay', 'memory_estimate', 'pieces_for', 'check_pieces', 'check_path_share', 'from_old_words',
+           'parse_seeds', 'z_for_seed']
 
 # %% ../../nbs/04_stylegan2_config.ipynb #4ff3f86a
 import math
@@ -197,6 +198,34 @@ def pieces_for(
         f"{sizes[-1]} images of {settings.image_size} pixels need about {needed:.1f} GB, and "
         f"{memory / 2**30:.1f} GB are free: lower `channel_base`, `group` or `image_size`"
     )
+
+# %% ../../nbs/04_stylegan2_config.ipynb #72e9b4f0
+def check_pieces(
+    settings: Settings,
+    pieces: int = 1,  # that the batch is cut into, the trainer's `accumulate`
+):
+    "Refuse pieces that do not hold whole groups; raises `ParameterError`."
+    share, group = settings.batch_size // settings.gpus, settings.group
+    if share % pieces or share // pieces % group:
+        fit = [n for n in range(1, share + 1) if share % n == 0 and share // n % group == 0]
+        raise ParameterError(
+            f"`accumulate` {pieces} cuts {share} images into pieces that are no multiple of "
+            f"{group}, the images that the discriminator compares: take "
+            f"{' or '.join(map(str, fit))}, or another `batch_size`")
+
+
+def check_path_share(
+    settings: Settings,
+    pieces: int = 1,  # that the batch is cut into
+):
+    "Refuse shares of several processes that measure other paths; raises `ParameterError`."
+    share, shrink = settings.batch_size // settings.gpus // pieces, settings.path_shrink
+    measured = settings.path_weight and not settings.relativistic
+    if measured and settings.gpus > 1 and (share % shrink or share < 2 * shrink):
+        raise ParameterError(
+            f"`path_weight` measures paths of one image in {shrink}, and {share} at a time in each "
+            f"of {settings.gpus} processes do not share them as one process would: give each a "
+            f"multiple of {shrink} from {2 * shrink} on by `batch_size`, or take fewer processes")
 
 # %% ../../nbs/04_stylegan2_config.ipynb #62b04231
 old_words = {  # old word → parameter here, and what to know about it

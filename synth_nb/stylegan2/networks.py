@@ -242,7 +242,11 @@ class Mapping(nn.Module):
         truncation_cutoff: int | None = None,  # only the first so many copies
         skip_w_avg_update: bool = False,
     ) -> Tensor:  # (B, num_ws, w_dim), or (B, w_dim) where there are no copies
-        "Styles. In training mode the average moves. Raises `ParameterError` for wrong widths."
+        """Styles. Raises `ParameterError` for wrong widths.
+
+        In training mode the average moves at every call: a batch that comes in pieces moves it
+        once for each, and so further than a batch in one.
+        """
         with _no_autocast(self.fc0.weight):
             x = self._input(z, c)
             for i in range(self.num_layers):
