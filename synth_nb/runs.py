@@ -198,7 +198,7 @@ limits = {
     **dict.fromkeys(["z_dim", "width", "hidden"], (1, None)),
     **dict.fromkeys(["beta1", "beta2", "ema"], (0, 1)),
     "gamma": (0, None),
-    "n_samples": (5, None),
+    "n_samples": (12, None),  # fewer cannot be judged
     "seed": (0, 2**32 - 1),
 }
 choices = {
