@@ -35,9 +35,12 @@ def mapped(
             return e
 
     workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, n, 4 * workers):
-            yield from pool.map(caught, range(start, min(start + 4 * workers, n)))
+    for start in range(0, n, 4 * workers):
+        # no threads while it waits: whoever leaves off early would leave them to the garbage
+        # collector, which may come while another thread starts, and then both wait for ever
+        with ThreadPoolExecutor(workers) as pool:
+            found = list(pool.map(caught, range(start, min(start + 4 * workers, n))))
+        yield from found
 
 # %% ../../nbs/01_data_cache.ipynb #0596ece3
 def hashes_of(
