@@ -17,7 +17,7 @@ from torch import Tensor
 from .autoencoder import encode
 from .objective import with_sampler
 from .pretrained import condition_width
-from ..runs import ParameterError, generators, pick_precision
+from ..runs import ParameterError, check_value, generators, pick_precision
 
 # %% ../../nbs/05_diffusion_sampling.ipynb #abd4d866
 def noise_for(
@@ -164,9 +164,7 @@ def _check_work(count: int, ask: Request):
     if ask.sampling_steps < 1 or ask.batch_size < 1:
         raise ParameterError("`sampling_steps` and `batch_size` must be at least 1, "
                              f"got {ask.sampling_steps} and {ask.batch_size}")
-    if ask.precision not in ("auto", "fp32", "bf16", "fp16"):
-        raise ParameterError("parameter `precision` must be one of ['auto', 'fp32', 'bf16', "
-                             f"'fp16'], got {ask.precision!r}")
+    check_value("precision", ask.precision)
 
 # %% ../../nbs/05_diffusion_sampling.ipynb #d2c8c3c9
 def _batch(pipeline, ask: Request, scheduler, noise, conditions, negative, start):
