@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'resolve', 'shown', 'cache_root', 'whole',
-           'whole_folder', 'digest', 'in_kernel', 'ParameterError', 'cast', 'check_value', 'injected_names',
+           'whole_folder', 'digest', 'plain', 'in_kernel', 'ParameterError', 'cast', 'check_value', 'injected_names',
            'check_names', 'check_parameters', 'seed_everything', 'stream', 'generators', 'random_state',
            'set_random_state', 'isolated', 'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'Progress',
            'watched', 'library_hash', 'notebook_sources', 'now', 'code_version', 'gpu_name', 'environment',
@@ -123,13 +123,14 @@ def digest(
             h.update(f"{thing.dtype}{thing.shape}".encode())
             thing = np.ascontiguousarray(thing).data
         elif not isinstance(thing, bytes):
-            thing = json.dumps(thing, sort_keys=True, default=_plain).encode()
+            thing = json.dumps(thing, sort_keys=True, default=plain).encode()
         h.update(hashlib.blake2b(thing, digest_size=20).digest())
     return h.hexdigest()
 
 
-def _plain(thing):  # NumPy's numbers are numbers: a seed out of an array is the same seed
-    return thing.item() if isinstance(thing, np.generic) else str(thing)
+def plain(value):
+    "What JSON does not know, as it knows it: NumPy's numbers are numbers, all else its text."
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 # %% ../nbs/00_runs.ipynb #3581e63a
 def in_kernel() -> bool:

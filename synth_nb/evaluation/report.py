@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['better_low', 'better_high', 'photographs', 'medical', 'originals', 'side_of_floor', 'sentences', 'weaknesses',
            'extractor_notes', 'count_notes', 'all_warnings', 'beside_originals', 'markdown', 'latex', 'caption',
-           'sections', 'write_report', 'plain', 'judgeable', 'judge_run']
+           'sections', 'write_report', 'judgeable', 'judge_run']
 
 # %% ../../nbs/08_evaluation_report.ipynb #8a693b55
 import json
@@ -28,7 +28,7 @@ from synth_nb.evaluation.scores import (
     usable_groups,
 )
 from .sets import DataError, ImageSet, oddities, shared_images
-from ..runs import whole
+from ..runs import plain, whole
 
 # %% ../../nbs/08_evaluation_report.ipynb #e2c60e99
 better_low = ("fid", "frechet", "kernel")
@@ -258,11 +258,6 @@ def _about(rows: pd.DataFrame, sets: list[ImageSet], embedders: list[Embedder]) 
     return dict(extractors=extractors,
                 sets={one.title: dict(images=len(one), **one.about) for one in sets},
                 numbers=rows.astype(object).where(rows.notna(), None).to_dict("records"))
-
-
-def plain(value):
-    "NumPy's numbers as Python's, for JSON."
-    return value.item() if isinstance(value, np.generic) else str(value)
 
 # %% ../../nbs/08_evaluation_report.ipynb #97e2d80b
 def judgeable(
