@@ -11,7 +11,6 @@ __all__ = ['better_low', 'better_high', 'photographs', 'medical', 'originals', '
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
