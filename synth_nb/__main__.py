@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
 
-# %% ../nbs/00_main.ipynb #3f0fe5de
+# %% ../nbs/00_main.ipynb #2efa122c
 LINK = re.compile(r"\]\(<?([^)\s>#]+)|(?:src|href)=\"([^\"#]+)")
 
 
@@ -38,7 +38,7 @@ def linked_files(
     root: Path,  # absolute; what lies outside is left out
 ) -> set[Path]:  # absolute
     "Files that a page links to or shows."
-    names = [unquote(one or other) for one, other in LINK.findall(page_text(page))]
+    names = [unquote(markdown or html) for markdown, html in LINK.findall(page_text(page))]
     paths = {(page.parent / name).resolve() for name in names if ":" not in name}
     return {path for path in paths if path.is_relative_to(root) and path.is_file()}
 
@@ -94,16 +94,17 @@ def write_notebooks(
         raise
     return files
 
-# %% ../nbs/00_main.ipynb #a4902188
+# %% ../nbs/00_main.ipynb #da825dab
 def next_steps(folder: str, files: list[Path]) -> str:
     "What to type after the notebooks were written."
     count = sum(path.suffix == ".ipynb" for path in files)
-    lines = [f"{count} notebooks are in {folder}/nbs, their parameter files in {folder}/nbs/params."]
+    lines = [f"{count} notebooks are in {folder}/nbs, parameter files in {folder}/nbs/params."]
     if find_spec("papermill") is None:
         lines += ["JupyterLab and papermill are not installed yet: "
                   "pip install 'synth_nb[notebooks]'"]
-    return "\n".join([*lines, "Go on with:", f"  cd {shlex.quote(folder)}", "  jupyter lab nbs",
-                      "  papermill nbs/05_e2i.ipynb out.ipynb -p epochs 10"])
+    lines += ["Go on with:", f"  cd {shlex.quote(folder)}", "  jupyter lab nbs",
+              "  papermill nbs/05_e2i.ipynb out.ipynb -p epochs 10"]
+    return "\n".join(lines)
 
 
 def main(
@@ -115,8 +116,8 @@ def main(
     parser = argparse.ArgumentParser("synth_nb", description="synthetic images by notebooks")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    told = "write the notebooks, their parameter files and pictures into a new folder"
-    notebooks = commands.add_parser("notebooks", help=told, description=told)
+    summary = "write the notebooks, their parameter files and pictures into a new folder"
+    notebooks = commands.add_parser("notebooks", help=summary, description=summary)
     notebooks.add_argument("folder", metavar="FOLDER", help="is made, or is empty")
     folder = parser.parse_args(arguments).folder
     try:
