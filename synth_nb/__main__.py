@@ -121,9 +121,10 @@ def main(
     notebooks.add_argument("folder", metavar="FOLDER", help="is made, or is empty")
     folder = parser.parse_args(arguments).folder
     try:
-        print(next_steps(folder, write_notebooks(folder)))
+        files = write_notebooks(folder)
     except OSError as error:
         sys.exit(f"synth_nb: {error}")
+    print(next_steps(folder, files))
 
 
 if __name__ == "__main__" and "__file__" in globals():  # a program, not a notebook
