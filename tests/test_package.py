@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from synth_nb import __main__ as program
+from synth_nb.grid import declared_parameters
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("[0-9]*.ipynb"))
@@ -295,6 +296,25 @@ def test_extras_that_are_named_are_there():
     assert {name: file for name, file in named.items() if name not in there} == {}
 
 
+COMMAND = re.compile(r"papermill (?:--?[\w-]+ )*(nbs/\S+\.ipynb)([^\n`]*)")
+
+
+def test_commands_of_the_pages_name_parameters_that_are_there():
+    pages = [*ROOT.glob("README*.md"), *(ROOT / "nbs").glob("*.md"), ROOT / "benchmarks/README.md"]
+    commands = [(page.name, *match.groups()) for page in pages for match in COMMAND.finditer(
+        page.read_text(encoding="utf-8").replace("\\\n", " "))]
+    assert len(commands) > 30
+    wrong = []
+    for page, notebook, options in commands:
+        cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
+        names = declared_parameters(cells)["__annotations__"]
+        given = re.findall(r" -[pr] (\w+) ", options)
+        wrong += [f"{page}: {notebook} has no {name}" for name in given if name not in names]
+        files = re.findall(r" -f (nbs/\S+)", options)
+        wrong += [f"{page}: there is no {file}" for file in files if not (ROOT / file).is_file()]
+    assert wrong == []
+
+
 # ---- those who work on it ----
 
 
@@ -313,6 +333,8 @@ def test_the_changelog_knows_this_version():
     heads = re.findall(r"^## \[([^]]+)\](?: - (\d{4}-\d\d-\d\d))?$", text, re.M)
     assert heads[0] == ("Unreleased", "")
     assert all(date for _, date in heads[1:]) and settings()["version"] in dict(heads)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(cited["version"]) == settings()["version"]
     assert set(re.findall(r"^### (.+)$", text, re.M)) <= {
         "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}  # fmt: skip
 
