@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 # %% ../../nbs/05_diffusion_bundled.ipynb #74e0517a
 import synth_nb
 from ..data import ImageDataset, views_of
-from .autoencoder import load_autoencoder, train_autoencoder
+from .autoencoder import train_autoencoder
 from ..embedders import load_embedder
 from ..runs import digest, pick_device, whole
 
@@ -52,7 +52,7 @@ def read_packed(
 # %% ../../nbs/05_diffusion_bundled.ipynb #43ad80fe
 WEIGHTS_FILE = Path(synth_nb.__file__).parent / "diffusion" / "demo_autoencoder.safetensors"
 WEIGHTS_DIGEST = "7181e8f8cfee1c41b75ab81123dc52460b7fb6a1"
-BUNDLED_DATA = "2780686defbe19b8a1727c915cf07ffd8d5bea2c"  # fingerprint of the demo's training images at 64×64
+BUNDLED_DATA = "2780686defbe19b8a1727c915cf07ffd8d5bea2c"  # fingerprint: the demo's, at 64×64
 BUNDLED_WIDTHS = (16, 32, 64)  # channels of its resolutions
 
 
