@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['limits', 'choices', 'free_parameters', 'judging', 'project_root', 'resolve', 'shown', 'cache_root', 'whole',
-           'whole_folder', 'digest', 'plain', 'in_kernel', 'ParameterError', 'cast', 'check_value', 'injected_names',
-           'check_names', 'check_parameters', 'seed_everything', 'stream', 'generators', 'random_state',
-           'set_random_state', 'isolated', 'pick_device', 'pick_precision', 'quiet', 'duration', 'cost', 'Progress',
-           'watched', 'library_hash', 'notebook_sources', 'now', 'code_version', 'gpu_name', 'environment',
-           'sample_file', 'Run', 'in_test', 'differences', 'read_manifest', 'node_rank', 'open_run', 'Samples',
-           'load_model']
+           'whole_folder', 'digest', 'plain', 'ParameterError', 'cast', 'check_value', 'injected_names', 'check_names',
+           'check_parameters', 'seed_everything', 'stream', 'generators', 'random_state', 'set_random_state',
+           'isolated', 'pick_device', 'pick_precision', 'quiet', 'cost', 'library_hash', 'notebook_sources', 'now',
+           'code_version', 'gpu_name', 'environment', 'sample_file', 'Run', 'in_test', 'differences', 'read_manifest',
+           'node_rank', 'open_run', 'Samples', 'load_model', 'Progress', 'duration', 'in_kernel', 'stage', 'watched']
 
 # %% ../nbs/00_runs.ipynb #c169c36a
 import ast
@@ -26,10 +25,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,7 +38,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
+
+from .progress import Progress, board, duration, in_kernel, stage, watched
+
+# %% ../nbs/00_runs.ipynb #1f0c7d52
+_all_ = [Progress, duration, in_kernel, stage, watched]
 
 # %% ../nbs/00_runs.ipynb #5fa928bc
 def project_root() -> Path:  # absolute
@@ -131,12 +133,6 @@ def digest(
 def plain(value):
     "What JSON does not know, as it knows it: NumPy's numbers are numbers, all else its text."
     return value.item() if isinstance(value, np.generic) else str(value)
-
-# %% ../nbs/00_runs.ipynb #3581e63a
-def in_kernel() -> bool:
-    "Whether a Jupyter kernel runs this."
-    ipython = sys.modules.get("IPython")
-    return bool(ipython and hasattr(ipython.get_ipython(), "kernel"))
 
 # %% ../nbs/00_runs.ipynb #6bd592f7
 class ParameterError(ValueError):
@@ -406,18 +402,6 @@ def quiet(
         if bars:
             logging.enable_progress_bar()
 
-# %% ../nbs/00_runs.ipynb #c00f3561
-def duration(
-    seconds: float,
-) -> str:  # "45 s", "3 min 20 s", "2 h 5 min"
-    "A time span as people say it."
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-
 # %% ../nbs/00_runs.ipynb #01a94968
 def cost(
     seconds: float,  # expected wall time
@@ -434,89 +418,12 @@ def cost(
         raise OSError(f"{shown(folder)} {need}; choose another `outputs` or make room")
     return f"about {duration(seconds)}, {memory / 1e9:.1f} GB memory, {disk / 1e6:.0f} MB disk"
 
-# %% ../nbs/00_runs.ipynb #c1e57340
-class Progress:
-    "One updating line: how far, how long still, and the latest figures."
-
-    def __init__(
-        self,
-        total: int,
-        done: int = 0,
-        what: str = "training",
-        after: float = 0,  # seconds that pass without a word
-    ):
-        self.total, self.start, self.what, self.after = total, done, what, after
-        self.began, self.drawn, self.text, self.handle = time.monotonic(), 0.0, "", None
-        bar = dict(total=total, initial=done, desc=what, delay=after, disable=None)
-        self.bar = None if in_kernel() else tqdm(**bar)
-
-    def show(self, done: int, text: str = ""):
-        "Draw the line, at most once a second until the end."
-        self.text, now = text or self.text, time.monotonic()
-        due = now - self.began >= self.after
-        if self.bar is None:
-            if due and (done >= self.total or now - self.drawn > 1):
-                self._draw(done)
-        elif self.bar.disable:
-            self._log(done, text, due)
-        else:
-            self.bar.set_postfix_str(self.text, refresh=False)
-            self.bar.update(done - self.bar.n)
-
-    def _left(self, done: int) -> str:
-        "The expected time to the end, in words."
-        each = (time.monotonic() - self.began) / max(done - self.start, 1)
-        return f"{duration(each * (self.total - done))} left"
-
-    def _log(self, done: int, text: str, due: bool):
-        "One line for every text, and one for what takes longer than `after`."
-        if text:
-            print(f"{self.what} {done}/{self.total} {text}", flush=True)
-        elif self.after and due and not self.drawn and done < self.total:
-            self.drawn = time.monotonic()
-            print(f"{self.what} {done}/{self.total}, about {self._left(done)}", flush=True)
-
-    def _draw(self, done: int):
-        from IPython.display import display
-
-        self.drawn = time.monotonic()
-        cells = round(24 * done / max(self.total, 1))
-        time_text = self._left(done) if done < self.total else duration(self.drawn - self.began)
-        line = f"{self.what} {'█' * cells}{'░' * (24 - cells)} {done}/{self.total} · {time_text}"
-        data = {"text/plain": f"{line} · {self.text}" if self.text else line}
-        if self.handle is None:
-            self.handle = display(data, raw=True, display_id=True)
-        else:
-            self.handle.update(data, raw=True)
-
-    def close(self):
-        if self.bar is not None:
-            self.bar.close()
-
-# %% ../nbs/00_runs.ipynb #4da85912
-def watched(
-    things: Iterable,  # done one after another
-    total: int,  # images in all
-    what: str,  # is done: "embedding images"
-    count: Callable[[object], int] = lambda thing: 1,  # images in one of the things
-    after: float = 3,  # seconds that pass without a word
-) -> Iterator:  # the same things
-    "Pass things on, with a line of progress if they take more than a few seconds."
-    line, done = Progress(total, 0, what, after), 0
-    try:
-        for thing in things:
-            yield thing
-            done += count(thing)
-            line.show(done)
-    finally:
-        line.close()
-
 # %% ../nbs/00_runs.ipynb #2297de40
 free_parameters = "epochs kimg max_minutes keep_every outputs run_name dataset".split()
 free_parameters += "device num_processes num_nodes".split()
 
 # %% ../nbs/00_runs.ipynb #01276962
-judging = {"metrics", "plots", "diagrams", "evaluation"}
+judging = {"metrics", "plots", "diagrams", "evaluation", "progress"}
 
 
 def _without_docstrings(source: str) -> ast.Module:
@@ -687,7 +594,11 @@ class Run:
     def _abandoned(self):  # at the end of the process
         there = read_manifest(self.folder)  # a later start in this process may have finished it
         if there.get("status") == "running" and there["starts"] == self.manifest["starts"]:
-            self.finish("failed")
+            interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
+            self.finish("stopped" if interrupted else "failed")
+            if interrupted and in_kernel():
+                board.end(f"stopped; what was reached is kept in {self}, and the same command goes "
+                          "on from there")
 
     def __str__(self):
         return shown(self.folder)
@@ -817,6 +728,7 @@ def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str
         starts=starts,
         ended=None,
     )
+    board.tell(kept=str(run))
     atexit.register(run._abandoned)
     return run
 

@@ -310,7 +310,7 @@ class Trainer:
         self.optimizers = {id(p.optimizer): p.optimizer for p in phases}
         self.steps_per_epoch = plan.steps_per_epoch(len(data))
         self.total = plan.epochs * self.steps_per_epoch
-        self.at = Position()
+        self.at, self.progress, self.latest = Position(), None, {}
         if plan.processes == 1:  # several get theirs when they are started
             self.engage()
         self.resume()
@@ -577,7 +577,8 @@ def judge(self: Trainer):
     at.best, at.totals = (row[plan.best] if improved else at.best), {}
     if self.keeps():
         self.log.append(row)
-        self.show(" ".join(f"{k} {v:.4g}" for k, v in row.items() if "loss" in k))
+        self.latest = {k: v for k, v in row.items() if "loss" in k}
+        self.show()
     if self.save and plan.keep_every and epoch % plan.keep_every == 0 and self.keeps():
         with whole_folder(self.folder / "checkpoints" / f"epoch_{epoch}") as folder:
             self.save(folder)
@@ -607,10 +608,12 @@ def scores(self: Trainer, epoch: int) -> dict:
 
 
 @patch
-def show(self: Trainer, text: str = ""):
-    "Move the line of progress, where there is one."
+def show(self: Trainer):
+    "Move the line of progress, where there is one: the losses since the last evaluation, and its."
     if self.keeps():
-        self.progress.show(self.at.step, text)
+        means = {name: total / count for name, (total, count) in self.at.totals.items()}
+        losses = (self.latest | means).items()
+        self.progress.show(self.at.step, ", ".join(f"{k} {v:.4g}" for k, v in losses))
 
 # %% ../nbs/00_training.ipynb #8f3b0ae7
 @contextmanager
@@ -672,28 +675,46 @@ def finished(self: Trainer) -> bool:
 # %% ../nbs/00_training.ipynb #f3b1d0c2
 @patch
 def run(self: Trainer):
-    "The loop: step by step until the end, or a reason to stop."
+    "The loop, and a checkpoint where it ends before its time."
     if not self.finished():
         self.announce()
     self.began = self.saved = self.noted = time.monotonic()
-    self.progress = Progress(self.total, self.at.step, self.what) if self.keeps() else None
-    with deferred_signals() as signals:
-        while not self.finished() and not self.anywhere(bool(signals)):
-            self.advance()
-            self.show()
-            if self.at.step % self.steps_per_epoch == 0:
-                self.judge()
-            elif time.monotonic() - self.saved > 60 * self.plan.checkpoint_minutes:
-                self.note_time()
-                self.checkpoint()
-            if self.anywhere(self.over()):
-                break
-    if not self.finished():
-        self.note_time()
-        self.checkpoint()
-    self.shut()
+    if self.keeps():
+        pauses = (self.total - self.at.step) // self.steps_per_epoch
+        self.progress = Progress(self.total, self.at.step, self.what, unit="steps", pauses=pauses)
+    try:
+        with deferred_signals() as signals:
+            self.steps(signals)
+        if not self.finished():
+            self.note_time()
+            self.checkpoint()
+    finally:
+        self.shut()
     if self.anywhere(bool(signals)):
-        raise KeyboardInterrupt(f"stopped at step {self.at.step}; start again to go on")
+        raise KeyboardInterrupt(self.stopped_at())
+
+
+@patch
+def steps(self: Trainer, signals: list):
+    "Step by step until the end, a signal or the end of the time."
+    while not self.finished() and not self.anywhere(bool(signals)):
+        self.advance()
+        self.show()
+        if self.at.step % self.steps_per_epoch == 0:
+            with self.progress.pause() if self.keeps() else nullcontext():
+                self.judge()
+        elif time.monotonic() - self.saved > 60 * self.plan.checkpoint_minutes:
+            self.note_time()
+            self.checkpoint()
+        if self.anywhere(self.over()):
+            break
+
+
+@patch
+def stopped_at(self: Trainer) -> str:
+    "What a stop from outside leaves, in one sentence."
+    reached = f"stopped at step {self.at.step} of {self.total}"
+    return f"{reached}, kept in {shown(self.folder)}; start again to go on"
 
 
 @patch
@@ -718,7 +739,7 @@ def run_together(self: Trainer):
         launch(in_each, plan.num_processes, plan.num_nodes, plan.device)
     except KeyboardInterrupt:
         self.resume()
-        raise KeyboardInterrupt(f"stopped at step {self.at.step}; start again to go on") from None
+        raise KeyboardInterrupt(self.stopped_at()) from None
     except RuntimeError as error:
         left = f"what was reached is in {shown(newest)}" if newest.is_file() else "nothing is kept"
         raise RuntimeError(f"{self.what}: {error}; {left}; start again to go on") from None

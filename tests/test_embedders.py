@@ -18,6 +18,7 @@ from synth_nb.embedders.base import Embedder
 from synth_nb.embedders.hub import told
 from synth_nb.embedders.images import cache_folder
 from synth_nb.runs import quiet
+from synth_nb.testing import assert_near
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -82,7 +83,7 @@ def test_every_family_gives_what_its_library_gives(kind, tmp_path):
         name = "pooler_output" if feature == "pool" else feature
         expected = out[name].flatten(1)
     embedder = load_embedder(f"hf:{tmp_path}")
-    torch.testing.assert_close(embedder(images / 255), expected, atol=1e-5, rtol=1e-4)
+    assert_near(embedder(images / 255), expected)
     assert embedder.dim == expected.shape[1] and embedder.input_size == 32
     assert expected.std(0).max() > 1e-3  # the images are told apart
     larger = load_embedder(f"hf:{tmp_path}@64")
@@ -93,7 +94,7 @@ def test_every_family_gives_what_its_library_gives(kind, tmp_path):
     first = {"deit": 2, "dinov2_with_registers": 5, "dinov3_vit": 3, "ijepa": 0}.get(kind, 1)
     first = 0 if kind.startswith(("siglip", "swin")) else first  # tokens before the patches
     last = last.flatten(2).mT if last.ndim == 4 else last[:, first:]
-    torch.testing.assert_close(found, last, atol=1e-5, rtol=1e-4)
+    assert_near(found, last)
     assert found.shape[1] in (1, 4, 16, 64) and torch.autograd.grad(embedder.tokens(x).sum(), x)
 
 
@@ -106,12 +107,12 @@ def test_whole_clip_and_classifier_checkpoints_give_their_encoder(tmp_path):
     seen = processor()(images, return_tensors="pt")
     expected = clip.visual_projection(clip.vision_model(**seen).pooler_output)
     embedder = load_embedder(f"hf:{tmp_path / 'clip'}")
-    torch.testing.assert_close(embedder(images / 255), expected, atol=1e-5, rtol=1e-4)
+    assert_near(embedder(images / 255), expected)
     judge = transformers.ViTForImageClassification(transformers.ViTConfig(**vision))
     judge = saved(tmp_path / "judge", judge.half()).float()
     embedder = load_embedder(f"hf:{tmp_path / 'judge'}")
     expected = judge.vit(**seen).last_hidden_state[:, 0]
-    torch.testing.assert_close(embedder(images / 255), expected, atol=1e-5, rtol=1e-4)
+    assert_near(embedder(images / 255), expected)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_unusual_processors_are_followed(options, tmp_path):
     theirs, images = saved(tmp_path, tiny()[0], prepare), pixels()
     expected = theirs(**prepare(images, return_tensors="pt")).last_hidden_state[:, 0]
     embedder = load_embedder(f"hf:{tmp_path}")
-    torch.testing.assert_close(embedder(images / 255), expected, atol=1e-4, rtol=1e-4)
+    assert_near(embedder(images / 255), expected)
 
 
 def refused(name, kind=ValueError):
@@ -238,7 +239,7 @@ def test_tissue_encoders_by_their_short_names(offline_hub, capsys):
         assert embedder.licence == f"{short}-non-commercial"
         x = torch.rand(2, 3, 64, 64)
         vit.reset_classifier(0)
-        torch.testing.assert_close(embedder(x), vit((x - 0.5) / 0.5), atol=1e-5, rtol=1e-4)
+        assert_near(embedder(x), vit((x - 0.5) / 0.5))
         load_embedder(f"{short}-vits16@96")
     assert len(capsys.readouterr().out.splitlines()) == 2  # once each
 
@@ -250,7 +251,7 @@ def test_old_weights_and_published_names(offline_hub):
     embedder, x = load_embedder("timm:resnet10t@64"), torch.rand(2, 3, 64, 64)
     theirs.reset_classifier(0)
     mean, std = embedder.mean, embedder.std
-    torch.testing.assert_close(embedder(x), theirs((x - mean) / std), atol=1e-4, rtol=1e-4)
+    assert_near(embedder(x), theirs((x - mean) / std))
     assert embedder.id == "timm:resnet10t@64" and embedder.dim == 512
     assert "did you mean" in refused("timm:resnet10x")
     assert "did you mean" in refused("timm:resnet50.made_up_tag")
@@ -289,6 +290,7 @@ import sys, time
 import numpy as np, torch
 from synth_nb.embedders.base import Embedder
 from synth_nb.embedders.images import embed_images
+from synth_nb.testing import assert_near
 
 class Slow(torch.nn.Module):
     def forward(self, x):
@@ -300,7 +302,7 @@ images = images[int(sys.argv[2]) :]
 print("begins", flush=True)
 features = embed_images(Embedder(Slow(), "slow@8", "", 3, 8), images, 4, write_every=0)
 expected = (torch.from_numpy(images) / 255).mean((2, 3)).sub(0.5).div(0.5)
-assert torch.allclose(features, expected, atol=1e-5)
+assert_near(features, expected)
 print("done", flush=True)
 """
 
@@ -349,6 +351,6 @@ def test_two_processes_share_a_cache():
     embedder = Embedder(Counted(), "slow@8", "", 3, 8)
     plain = embed_images(embedder, all_images(), cache=False)
     embedder.body.images = 0
-    assert torch.allclose(embed_images(embedder, all_images()), plain, atol=1e-5)
+    assert_near(embed_images(embedder, all_images()), plain)
     assert embedder.body.images == 0
     assert not list(cache_folder(embedder).glob(".*"))  # no temporary file is left

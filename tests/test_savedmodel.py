@@ -18,6 +18,7 @@ from synth_nb.embedders import embed_images, load_embedder
 from synth_nb.embedders.hub import told
 from synth_nb.embedders.images import cache_folder
 from synth_nb.embedders.savedmodel import SavedModel, start_tensorflow
+from synth_nb.testing import assert_near
 
 if importlib.util.find_spec("tensorflow") is None:
     pytest.skip("TensorFlow is not installed", allow_module_level=True)
@@ -127,7 +128,7 @@ def test_values_are_those_of_tensorflow(kind, size, made):
     assert expected.std(0).min() > 1e-3
     for count in (4, 1, 3):  # batch sizes vary
         found = embedder(images[:count])
-        torch.testing.assert_close(found, expected[:count], atol=1e-6, rtol=1e-6)
+        assert_near(found, expected[:count])
     assert embedder(images[:0]).shape == (0, WIDTH)
 
 
@@ -139,7 +140,7 @@ def test_both_exports_are_one_network(made):
         (gradient,) = torch.autograd.grad(y.square().sum(), images)
         found[kind] = y.detach(), gradient
     for a, b in zip(found["tf"], found["jax"], strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        assert_near(a, b)
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (3, 40, 56), (1, 24, 24)])
@@ -156,7 +157,7 @@ def test_gradients_are_those_of_differences(shape, made):
     (gradient,) = torch.autograd.grad(loss(asking), asking)
     ends = [loss(x + s * direction) for s in (1e-6, -1e-6)]
     expected = (ends[0] - ends[1]) / 2e-6
-    torch.testing.assert_close((gradient * direction).sum(), expected, atol=0, rtol=1e-6)
+    assert_near((gradient * direction).sum(), expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["tf", "jax"])
@@ -228,17 +229,17 @@ def test_images_of_any_layout(made):
     plain = embedder(x)
     wide = torch.empty(3, 3, 32, 64)[..., ::2].copy_(x)
     for same in (x.contiguous(memory_format=torch.channels_last), wide):
-        torch.testing.assert_close(embedder(same), plain, atol=1e-6, rtol=0)
-    torch.testing.assert_close(embedder(x.flip(3).flip(3)[1:]), plain[1:], atol=1e-6, rtol=0)
+        assert_near(embedder(same), plain)
+    assert_near(embedder(x.flip(3).flip(3)[1:]), plain[1:])
     grey = torch.rand(1, 1, 32, 32)
     many = embedder(grey.expand(2, 3, -1, -1))
-    torch.testing.assert_close(many, embedder(grey).expand(2, -1), atol=1e-6, rtol=0)
+    assert_near(many, embedder(grey).expand(2, -1))
     shifted = torch.empty(3 * 3 * 32 * 32 + 1)[1:].view(3, 32, 32, 3)  # at no multiple of 64 bytes
     rows = shifted.copy_(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     assert rows.data_ptr() % 64
-    torch.testing.assert_close(embedder.body(rows), plain, atol=1e-6, rtol=0)
+    assert_near(embedder.body(rows), plain)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(embedder(x.bfloat16().float()), embedder(x.bfloat16()))
+        assert_near(embedder(x.bfloat16().float()), embedder(x.bfloat16()))
 
 
 def test_what_tensorflow_keeps_is_not_written_over(tmp_path):
@@ -257,7 +258,7 @@ def test_two_models_at_once_keep_apart(made):
     (alone,) = torch.autograd.grad(one(x).sum(), x)
     (other,) = torch.autograd.grad(two(x).sum(), x)
     (both,) = torch.autograd.grad(one(x).sum() + two(x).sum(), x)
-    torch.testing.assert_close(both, alone + other, atol=1e-6, rtol=1e-4)
+    assert_near(both, alone + other)
     assert one.id != two.id and one.id.endswith("tf@32") and two.id.endswith("large@224")
 
 
@@ -270,7 +271,7 @@ def test_image_sets_go_through_the_cache(made, tmp_path):
     first = embed_images(embedder, images, batch_size=3)
     assert torch.equal(embed_images(embedder, images, batch_size=2), first) and sum(asked) == 8
     expected = embedder(torch.from_numpy(images) / 255)
-    torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-5)
+    assert_near(first, expected)
     module, network = tf_network()
     module.weights["q"].assign_add(tf.ones_like(module.weights["q"]))
     save(folder, module, network)
@@ -284,7 +285,7 @@ def test_open_sizes_and_widths_are_tried(tmp_path):
     embedder = named(f"{pool}@48")
     assert (embedder.input_size, embedder.dim) == (48, 3) and embedder.id.endswith("pool@48")
     x = torch.rand(2, 3, 48, 48)
-    torch.testing.assert_close(embedder(x), x.mean((2, 3)), atol=1e-6, rtol=0)
+    assert_near(embedder(x), x.mean((2, 3)))
 
     def strict(x):
         return tf.reshape(tf.ensure_shape(x, (None, 64, 64, 3)), (tf.shape(x)[0], -1))[:, ::4096]
@@ -359,7 +360,7 @@ def test_a_model_without_gradients_says_so_when_asked(kind, tmp_path):
 def test_it_can_be_sent_to_a_spawned_process_but_not_forked(made):
     body, x = SavedModel(made / "tf", "eye"), torch.rand(1, 3, 32, 32)
     again = pickle.loads(pickle.dumps(body))
-    torch.testing.assert_close(again(x), body(x), atol=1e-6, rtol=0)
+    assert_near(again(x), body(x))
 
     def child(pipe):
         try:
@@ -440,7 +441,7 @@ def test_path_foundation_by_its_name(offline_hub, capsys):
     assert embedder.licence == "health-ai-developer-foundations"
     images = torch.rand(2, 3, 224, 224)
     expected = directly(offline_hub, images)  # in [0, 1], without mean and deviation
-    torch.testing.assert_close(embedder(images), expected, atol=1e-6, rtol=1e-6)
+    assert_near(embedder(images), expected)
     load_embedder("path-foundation@224")
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1 and "`path-foundation` has the licence" in said[0]
@@ -479,8 +480,8 @@ def test_images_on_a_gpu(made):
     expected = named(made / "tf")(here)
     (on_cpu,) = torch.autograd.grad(expected.sum(), here)
     assert y.is_cuda and gradient.is_cuda
-    torch.testing.assert_close(y.cpu(), expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(gradient.cpu(), on_cpu, atol=1e-5, rtol=1e-4)
+    assert_near(y.cpu(), expected)
+    assert_near(gradient.cpu(), on_cpu)
 
 
 def test_a_row_lookup_gives_a_whole_gradient(tmp_path):
@@ -489,4 +490,4 @@ def test_a_row_lookup_gives_a_whole_gradient(tmp_path):
     body(x).sum().backward()  # TensorFlow's gradient is sparse here
     expected = torch.zeros_like(x)
     expected[0] = 2 / 32**2
-    torch.testing.assert_close(x.grad, expected)
+    assert_near(x.grad, expected)

@@ -8,6 +8,7 @@ import torch
 
 from synth_nb.stylegan2 import augment
 from synth_nb.stylegan2.augment import Augment, Dice
+from synth_nb.testing import assert_near
 
 WORDS = [name for names in augment.groups.values() for name in names if name != "noise"]
 CHOICES = [*WORDS, "blit", "geom", "color", "bgc"]
@@ -45,7 +46,7 @@ def test_same_as_published(reference, monkeypatch, words, case):
     dice = Fixed(len(images), float(case.split("_")[0]))
     ours = Augment(words, p=1).change(images, 1.0, dice)[:, :, reference["rows"]]
     name = dict(imgfilter="filter").get(words, words)
-    assert (ours - reference[f"{name}@{case}"]).abs().max() < 1e-4
+    assert_near(ours, reference[f"{name}@{case}"])
 
 
 @pytest.mark.parametrize("word", [*WORDS, "noise"])

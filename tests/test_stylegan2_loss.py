@@ -78,8 +78,11 @@ def norms(net: nn.Module, names, value) -> torch.Tensor:
     return torch.stack([torch.zeros(()) if s is None else s.norm() for s in slopes]).double()
 
 
-def near(ours, theirs, tolerance=2e-4):
-    assert torch.allclose(ours.double(), theirs.double(), rtol=tolerance, atol=1e-6)
+def near(ours, theirs, tolerance=1e-3):
+    "Each by itself, since gradient norms differ by powers of ten."
+    ours, theirs = ours.double(), theirs.double()
+    size = theirs.abs().max().item()
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=1e-6 * size)
 
 
 @published

@@ -21,6 +21,7 @@ from torch import Tensor
 # %% ../../nbs/05_diffusion_experiment.ipynb #9f341c5c
 from ..data import DataError, ImageDataset, to_uint8
 from .autoencoder import encode_all, fit_autoencoder, load_autoencoder, widths_of
+from .bundled import bundled_autoencoder, is_bundled
 from .conditions import EmbeddingConditioner
 from .latents import LatentSet, cached_latents, standardise
 from .model import new_unet
@@ -381,7 +382,7 @@ def stages(
 def open_autoencoder(
     train: ImageDataset,  # the training split
     autoencoder: str = "",  # folder or Hub id; empty: train one here
-    vae_steps: int = 600,
+    vae_steps: int = 0,  # 0: the one that comes with the demo; other data 600 steps
     vae_cell: int = 4,  # pixels of a latent's side: 2, 4 or 8
     vae_width: int = 16,  # channels of its first level
     device: str = "auto",
@@ -395,9 +396,11 @@ def open_autoencoder(
         return open_autoencoder(*given, "cpu", precision)
     if autoencoder:
         return standardise(load_autoencoder(autoencoder, device), train)
-    eye = load_embedder("efficientnet_lite0")
-    return fit_autoencoder(train, vae_steps, eye, widths=widths_of(vae_width, vae_cell),
-                           device=device, precision=precision)
+    widths = widths_of(vae_width, vae_cell)
+    if not vae_steps and is_bundled(train, widths):
+        return bundled_autoencoder(device)[0]
+    return fit_autoencoder(train, vae_steps or 600, load_embedder("efficientnet_lite0"),
+                           widths=widths, device=device, precision=precision)
 
 # %% ../../nbs/05_diffusion_experiment.ipynb #6970b943
 @dataclass
