@@ -27,7 +27,7 @@ from .grid import declared_parameters
 from .progress import Drawing, Terminal, duration, read_feed
 from .runs import ParameterError, check_names
 
-# %% ../nbs/00_engine.ipynb #19cd3c4f
+# %% ../nbs/00_engine.ipynb #ab6cb0aa
 class Watch:
     "What a notebook does, in phrases, and what it said that stays."
 
@@ -43,8 +43,8 @@ class Watch:
         "The heading above the running cell."
         heading = "starting"
         for cell in self.nb.cells:
-            if cell.cell_type == "markdown" and cell.source.startswith("#"):
-                heading = cell.source.partition("\n")[0].lstrip("# ")
+            if cell.cell_type == "markdown" and cell.source.startswith("##"):
+                heading = cell.source.partition("\n")[0].strip("#? ")
             if cell.metadata.get("papermill", {}).get("status") == "running":
                 return heading
         return self.heading

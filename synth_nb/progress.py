@@ -226,7 +226,7 @@ def watcher() -> Terminal | Feed | None:  # None: nobody
     stream = kernel_terminal() if in_kernel() else sys.stderr
     return None if stream is None else Terminal(stream)
 
-# %% ../nbs/00_progress.ipynb #9d85a67c
+# %% ../nbs/00_progress.ipynb #0759fa0c
 class Board:
     "The open stages of this process, and the thread that draws them."
 
@@ -282,11 +282,11 @@ class Board:
                 self.sink.tell(**about)
 
     def end(self, line: str):
-        "Write a line that stays, where anybody watches."
+        "Write a line that stays on the terminal; a process that reads a feed has its own words."
         with self.lock:
             if not isinstance(self.sink, Feed):
                 self.sink = watcher()
-            if self.sink:
+            if isinstance(self.sink, Terminal):
                 self.sink.end(line)
 
     def _draw(self):
