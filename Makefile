@@ -16,6 +16,8 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 EXECUTOR ?=
 OUT = outputs/05_e2i/$(RUN)
 BIN = .venv/bin
+# Ctrl-C while pip works
+STOPPABLE = trap 'echo "Stopped while installing; the same command goes on, and downloads nothing twice."; exit 130' INT
 SOURCES = $(wildcard nbs/*.ipynb nbs/*.md nbs/_site/*.py nbs/params/*.yaml synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml README*.md) Makefile
 
 help:  ## this list
@@ -28,7 +30,7 @@ help:  ## this list
 	@$(PYTHON) -m venv .venv && touch $@
 
 .venv/notebooks: settings.ini setup.py | .venv/pip
-	@if [ -f .venv/dev ] && [ .venv/dev -nt settings.ini ] && [ .venv/dev -nt setup.py ]; then touch $@; else \
+	@$(STOPPABLE); if [ -f .venv/dev ] && [ .venv/dev -nt settings.ini ] && [ .venv/dev -nt setup.py ]; then touch $@; else \
 	echo "installing synth_nb and what it needs (a few minutes the first time)" && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[notebooks]' && touch $@; fi
 
@@ -43,20 +45,13 @@ help:  ## this list
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' && touch $@; fi
 
 run: .venv/notebooks  ## make synthetic tissue: the e2i notebook by papermill, on DATASET for EPOCHS
-	@mkdir -p '$(OUT)'
-	@if [ -f '$(OUT)/notebook.ipynb' ]; then cp '$(OUT)/notebook.ipynb' '$(OUT)/.notebook.before'; fi
-	$(BIN)/papermill nbs/05_e2i.ipynb '$(OUT)/notebook.ipynb' -p epochs $(EPOCHS) -r run_name '$(RUN)' $(if $(filter-out demo,$(DATASET)),-r dataset '$(DATASET)') || { \
-	if [ -f '$(OUT)/.notebook.before' ]; then mv '$(OUT)/.notebook.before' '$(OUT)/notebook.ipynb'; fi; exit 1; }
-	@rm -f '$(OUT)/.notebook.before'
-	@echo && echo "pictures  $(OUT)/comparison.png and the other .png there"
-	@echo "table     $(OUT)/evaluation.csv" && cat '$(OUT)/evaluation.md'
-	@echo "notebook  $(OUT)/notebook.ipynb"
+	@$(BIN)/python -m synth_nb.story 05_e2i '$(OUT)' -p epochs $(EPOCHS) -r run_name '$(RUN)' $(if $(filter-out demo,$(DATASET)),-r dataset '$(DATASET)')
 
 lab: .venv/notebooks  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=nbs
 
 .venv/grid: settings.ini setup.py | .venv/pip
-	@if [ -f .venv/dev ] && [ .venv/dev -nt settings.ini ] && [ .venv/dev -nt setup.py ]; then touch $@; else \
+	@$(STOPPABLE); if [ -f .venv/dev ] && [ .venv/dev -nt settings.ini ] && [ .venv/dev -nt setup.py ]; then touch $@; else \
 	echo "installing synth_nb and what its grids need (a few minutes the first time)" && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[grid]' && touch $@; fi
 

@@ -226,7 +226,7 @@ def watcher() -> Terminal | Feed | None:  # None: nobody
     stream = kernel_terminal() if in_kernel() else sys.stderr
     return None if stream is None else Terminal(stream)
 
-# %% ../nbs/00_progress.ipynb #9d85a67c
+# %% ../nbs/00_progress.ipynb #0759fa0c
 class Board:
     "The open stages of this process, and the thread that draws them."
 
@@ -282,11 +282,11 @@ class Board:
                 self.sink.tell(**about)
 
     def end(self, line: str):
-        "Write a line that stays, where anybody watches."
+        "Write a line that stays on the terminal; a process that reads a feed has its own words."
         with self.lock:
             if not isinstance(self.sink, Feed):
                 self.sink = watcher()
-            if self.sink:
+            if isinstance(self.sink, Terminal):
                 self.sink.end(line)
 
     def _draw(self):
@@ -306,7 +306,7 @@ def _fresh_board():  # a forked process has neither the thread nor, maybe, the l
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_fresh_board)
 
-# %% ../nbs/00_progress.ipynb #bbe7957b
+# %% ../nbs/00_progress.ipynb #b692ce88
 class Progress:
     "One stage: how far, how long still, and the latest figures."
 
@@ -391,7 +391,13 @@ class Progress:
         "End the line."
         board.shut(self)
 
-# %% ../nbs/00_progress.ipynb #8dee2f88
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+# %% ../nbs/00_progress.ipynb #9f26bb18
 def watched(
     things: Iterable,  # done one after another
     total: int,  # images in all
@@ -400,29 +406,20 @@ def watched(
     after: float = 3,  # seconds that pass without a word
 ) -> Iterator:  # the same things
     "Pass things on, with a line of progress if they take more than a few seconds."
-    line, done = Progress(total, 0, what, after), 0
-    try:
+    with Progress(total, 0, what, after) as line:
         for thing in things:
             yield thing
-            done += count(thing)
-            line.show(done)
-    finally:
-        line.close()
+            line.show(line.done + count(thing))
 
 
-@contextmanager
 def stage(
     what: str,  # is done: "looking for copies"
     after: float = 3,  # seconds that pass without a word
-):
+) -> Progress:  # for `with`
     "Name what is done inside, if it takes more than a few seconds."
-    line = Progress(0, 0, what, after)
-    try:
-        yield line
-    finally:
-        line.close()
+    return Progress(0, 0, what, after)
 
-# %% ../nbs/00_progress.ipynb #ecbd9270
+# %% ../nbs/00_progress.ipynb #3172d7ff
 class Drawing:
     "A thread that draws, once a second, what a function returns; `with` ends it."
 
@@ -447,11 +444,15 @@ class Drawing:
         if self.sink:
             self.sink.clear()
 
-    def say(self, line: str):
+    def say(
+        self,
+        line: str,
+        kind: str = "end",  # or begin: a terminal redraws that one, a log has it as a line
+    ):
         "Write a line that stays."
         with self.lock:
             if self.sink:
-                self.sink.end(line)
+                self.sink.begin([line]) if kind == "begin" else self.sink.end(line)
 
     def _draw(self):
         while not self.ended.wait(0 if self.ended.is_set() else 1):

@@ -21,6 +21,7 @@ from ..embedders import Embedder, embed_images
 from .scores import features_of, wilson
 from .sets import DataError, ImageSet, least_images, shared_images
 from ..metrics import authenticity, copy_scores, membership_auc
+from ..progress import stage
 
 # %% ../../nbs/08_evaluation_copies.ipynb #9495b531
 class InViews:
@@ -175,7 +176,8 @@ def audit_copies(
     spaces = {"features": (features[0], seen, features[2]), "pixels": tuple(
         thumbnails(x) for x in (fake.images, views, held_out.images))}
     try:
-        table, alarms, leaked = search(spaces, len(train), share)
+        with stage("looking for copies"):
+            table, alarms, leaked = search(spaces, len(train), share)
     except ValueError as e:
         raise DataError(f"no copy audit of `{fake.title}`: {e}") from None
     notes += _doubts(int(leaked.sum()), len(held_out), alarms, share)

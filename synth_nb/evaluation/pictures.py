@@ -21,6 +21,7 @@ from .scores import features_of, heads
 from .sets import ImageSet, draw, sample_set
 from ..metrics import frechet_distance, kernel_distance, nearest
 from ..plots import feature_map, interval_panels
+from ..progress import stage
 from ..runs import resolve
 from ..training import read_metrics
 
@@ -37,7 +38,8 @@ def map_of(
     features = {one.title: features_of(embedder, one) for one in few}
     names = {one.title: [one.classes[i] for i in one.labels] for one in few
              if one.labels is not None and len(one.classes) > 1}
-    return feature_map(features, names, method, seed)
+    with stage(f"drawing a {method} map"):
+        return feature_map(features, names, method, seed)
 
 # %% ../../nbs/08_evaluation_pictures.ipynb #49fc2892
 def neighbour_strips(

@@ -31,6 +31,7 @@ from synth_nb.metrics import (
     two_sample_test,
     vendi_score,
 )
+from ..progress import Progress
 
 # %% ../../nbs/08_evaluation_scores.ipynb #0a3a220e
 def features_of(
@@ -216,14 +217,17 @@ def judge_sets(
     if twice:
         raise DataError(f"two sets are called {twice[0]!r}: give each its own title")
     groups, rows = usable_groups(real)[0], []
-    for embedder in embedders:
-        features, floors = features_of(embedder, real).to(device), {}
-        for fake in fakes:
-            size = min(len(fake), len(real) // 2)
-            if size not in floors:
-                floors[size] = real_floor(measure_for(embedder), features, size,
-                                          max(repeats // 2, 10), seed, groups)
-            rows += judged(embedder, real, fake, floors[size], repeats, seed, device)
+    many = len(embedders) * len(fakes)
+    with Progress(many, 0, "scoring image sets", after=3) as line:
+        for embedder in embedders:
+            features, floors = features_of(embedder, real).to(device), {}
+            for fake in fakes:
+                size = min(len(fake), len(real) // 2)
+                if size not in floors:
+                    floors[size] = real_floor(measure_for(embedder), features, size,
+                                              max(repeats // 2, 10), seed, groups)
+                rows += judged(embedder, real, fake, floors[size], repeats, seed, device)
+                line.show(line.done + 1)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/08_evaluation_scores.ipynb #1566de3b
