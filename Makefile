@@ -1,6 +1,6 @@
 # Everything a person, a cluster or CI types. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run lab lab-test report docs test lint clean
+.PHONY: help run lab lab-test report docs test test-processors lint clean
 SHELL := /bin/bash
 # threads that wait without spinning: several processes on one machine do not slow each other down
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -21,7 +21,7 @@ STOPPABLE = trap 'echo "Stopped while installing; the same command goes on, and 
 SOURCES = $(wildcard nbs/*.ipynb nbs/*.md nbs/_site/*.py nbs/params/*.yaml synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml README*.md) Makefile
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 17
 	@echo "Variables of run: DATASET=$(DATASET) EPOCHS=$(EPOCHS) RUN=<name of the data set>; of report: PROFILE=$(PROFILE) CORES=$(CORES) EXECUTOR=$(EXECUTOR); of all: PYTHON=$(PYTHON)"
 
 .venv/pip:
@@ -75,9 +75,11 @@ test: .venv/tested  ## lint, tests in the notebooks, tests in tests/; nothing if
 
 .venv/tested: $(SOURCES) | .venv/dev
 	@$(MAKE) --no-print-directory lint
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 1 --timing
-	$(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run.py
 	@touch $@
+
+test-processors: .venv/dev  ## all tests on stand-ins for other processors (hours); SETTINGS="default-1 native-4" for some
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/processors.py $(SETTINGS)
 
 clean:  ## remove .venv and what can be computed again; runs stay
 	rm -rf .venv outputs/cache _docs _proc build dist *.egg-info

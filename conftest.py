@@ -15,7 +15,7 @@ import notebooks  # noqa: E402 - it lies in tests/
 def pytest_addoption(parser):
     group = parser.getgroup("synth_nb")
     group.addoption("--first", default="", help="a JSON of seconds by file: the longest first")
-    group.addoption("--done", default="", help="a file of names, one a line, not to run again")
+    group.addoption("--done", default="", help="a record of what need not run again")
 
 
 def pytest_collect_file(file_path, parent):

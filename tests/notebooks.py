@@ -77,9 +77,10 @@ class Notebook(pytest.Item):
         return self.path, 0, self.path.name
 
 
-def leave_out(config, items: list, names: str):
-    "Take the tests that a file names out of those to run."
-    done = set(Path(names).read_text().splitlines()) if names and Path(names).is_file() else set()
+def leave_out(config, items: list, record: str):
+    "Take the tests that passed or were skipped by a record out of those to run."
+    known = json.loads(Path(record).read_text()) if record and Path(record).is_file() else {}
+    done = {name for name, how in known.get("tests", {}).items() if how != "failed"}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
     items[:] = [item for item in items if item.nodeid not in done]
 

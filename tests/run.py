@@ -1,10 +1,13 @@
 """All tests at once: notebooks and tests/ shared among processes, one thread each.
 
-    python tests/run.py              # what `make test` runs
-    python tests/run.py nbs tests/test_gan.py -k resume
+    python tests/run.py                                 # what `make test` runs
+    python tests/run.py nbs/02_dcgan.ipynb tests/test_gan.py -k resume
 
 One line says how far it is: it changes in place on a terminal, and comes once a minute in a file.
 At the end every failure stands with the command that repeats it alone.
+
+Variables: WORKERS (processes), OMP_NUM_THREADS (threads of each), RECORD (a file that notes what
+has passed; a second start with it runs the others).
 """
 
 import json
@@ -21,9 +24,23 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-TIMES = ROOT / "outputs" / "cache" / "tests" / "seconds.json"
+
+from notebooks import expected, file_of  # noqa: E402 - it lies beside this file
+
+SECONDS = ROOT / "outputs" / "cache" / "tests" / "seconds.json"
+CLEARED = "\r\x1b[K"  # the terminal's line, from its start
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TRANSFORMERS_VERBOSITY": "error",
          "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
+
+
+def read(path: Path | None) -> dict:
+    return json.loads(path.read_text()) if path and path.is_file() else {}
+
+
+def write(path: Path, values: dict):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".new").write_text(json.dumps(values, indent=1, sort_keys=True))
+    path.with_suffix(".new").replace(path)
 
 
 def duration(seconds: float) -> str:
@@ -31,21 +48,48 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def fitted(line: str, width: int) -> str:
-    "A line cut to what a terminal shows of it."
-    return line if len(line) < width else line[: max(width - 2, 0)] + "…"
+def command(nodeid: str) -> str:
+    "What repeats one test alone."
+    programs = Path(sys.executable).parent
+    if programs.is_relative_to(ROOT):
+        programs = programs.relative_to(ROOT)
+    if file_of(nodeid).endswith(".ipynb"):
+        return f"{programs}/nbdev_test --path {file_of(nodeid)}"
+    return f"{programs}/python -m pytest '{nodeid}'"
+
+
+class Forecast:
+    "How long the tests still take, by what every file took before, or by how much code it has."
+
+    def __init__(self, total: Counter, workers: int):
+        self.total, self.workers, self.done = total, workers, Counter()
+        known = read(SECONDS)
+        self.measured = all(name in known for name in total)
+        self.cost = expected({name: ROOT / name for name in total}, known)
+
+    def left(self, gone: float, now: dict[str, float]) -> float:
+        "Seconds; `gone` since the start, `now` what runs and since when."
+        rest = {n: self.cost[n] * (1 - self.done[n] / of) for n, of in self.total.items()}
+        for name, start in now.items():  # a notebook is one test
+            if self.total[name] == 1:
+                rest[name] = max(rest[name] - (time.monotonic() - start), 0.05 * rest[name])
+        if self.measured:
+            return max(sum(rest.values()) / self.workers, *rest.values())
+        over = sum(self.cost.values()) - sum(rest.values())
+        return gone * sum(rest.values()) / max(over, 1e-9)
 
 
 class Progress:
-    "The line that says how far the tests are, and the counts and commands of the end."
+    "A plugin of pytest: the line that says how far the tests are, and what it says at the end."
 
-    def __init__(self, record: Path | None = None, every: float = 60):
-        self.record, self.every = record, every
-        self.total, self.done, self.counts = Counter(), Counter(), Counter()
-        self.took, self.failed, self.now = Counter(), {}, {}
-        self.began, self.ended = time.monotonic(), threading.Event()
+    def __init__(self, workers: int, record: Path | None = None, every: float = 60):
+        self.workers, self.record, self.every = workers, record, every
+        self.before = read(record)
+        self.outcomes, self.took, self.now = {}, Counter(), {}
+        self.forecast, self.ended = None, threading.Event()
+        self.began = time.monotonic()
 
-    # -- pytest's hooks, in the process that shares out the work
+    # what pytest tells
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config):
@@ -53,128 +97,108 @@ class Progress:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report):
-        "No dots: the line counts."
+        "No dots: the line counts. Failures are pytest's own business."
         if report.passed:
-            return ("passed" if report.when == "call" else ""), "", ""
-        if report.skipped:
-            return "skipped", "", ""
+            return "passed" if report.when == "call" else "", "", ""
+        return ("skipped", "", "") if report.skipped else None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node, ids):
-        from notebooks import expected, file_of
-
-        if not self.total:
-            self.total = Counter(map(file_of, ids))
-            known = json.loads(TIMES.read_text()) if TIMES.is_file() else {}
-            self.measured = all(name in known for name in self.total)
-            self.cost = expected({name: ROOT / name for name in self.total}, known)
+        if not self.forecast:
+            self.forecast = Forecast(Counter(map(file_of, ids)), self.workers)
             threading.Thread(target=self.tell, daemon=True).start()
 
     def pytest_runtest_logstart(self, nodeid):
-        self.now[nodeid.split("::")[0]] = time.monotonic()
+        self.now[file_of(nodeid)] = time.monotonic()
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.failed(report.nodeid)
 
     def pytest_runtest_logreport(self, report):
-        name = report.nodeid.split("::")[0]
+        name = file_of(report.nodeid)
         self.took[name] += report.duration
-        if report.failed and report.nodeid not in self.failed:
-            self.failed[report.nodeid] = "failed"
-            self.say(f"failed: {self.command(report.nodeid)}")
-        if report.skipped or (report.when == "call" and report.passed):
-            self.counts["skipped" if report.skipped else "passed"] += 1
+        if report.failed:
+            self.failed(report.nodeid)
+        elif report.skipped or report.when == "call":
+            self.outcomes.setdefault(report.nodeid, report.outcome)
         if report.when == "teardown":
-            self.finished(report.nodeid, name)
-
-    def finished(self, nodeid: str, name: str):
-        self.done[name] += 1
-        if self.done[name] == self.total[name]:
-            self.now.pop(name, None)
-        if self.record and nodeid not in self.failed:
-            with open(self.record, "a") as file:
-                file.write(f"{nodeid}\n")
+            self.forecast.done[name] += 1
+            if self.forecast.done[name] == self.forecast.total[name]:
+                self.now.pop(name, None)
+                self.note()
 
     def pytest_sessionfinish(self):
         self.ended.set()
         if self.on_terminal():
-            self.terminal.write("\r\x1b[K")
+            self.terminal.write(CLEARED)
 
-    # -- the line
+    def failed(self, nodeid: str):
+        if self.outcomes.get(nodeid) != "failed":
+            self.say(f"failed: {command(nodeid)}")
+        self.outcomes[nodeid] = "failed"
+
+    # the line
 
     def on_terminal(self) -> bool:
         return bool(self.terminal and self.terminal.isatty) and os.environ.get("TERM") != "dumb"
 
-    def left(self) -> float:
-        "Seconds until the end, by what each file took before; by the pace of now without that."
-        workers = int(os.environ.get("WORKERS", 1))
-        shares = {n: 1 - self.done[n] / count for n, count in self.total.items()}
-        for name, start in list(self.now.items()):
-            if self.total[name] == 1:  # a notebook has no parts that are counted
-                gone = (time.monotonic() - start) / max(self.cost[name], 1)
-                shares[name] = min(shares[name], max(1 - gone, 0.05))
-        rest = {name: share * self.cost[name] for name, share in shares.items()}
-        spent, all_of_it = sum(self.cost.values()) - sum(rest.values()), sum(rest.values())
-        if not self.measured:
-            gone = time.monotonic() - self.began
-            return gone / max(spent, 1e-9) * all_of_it
-        return max(all_of_it / workers, *rest.values())
-
     def line(self) -> str:
-        kinds = {kind: [n for n in self.total if n.endswith(kind)] for kind in (".ipynb", ".py")}
-        books, files = kinds[".ipynb"], kinds[".py"]
-        ready = sum(self.done[n] == self.total[n] for n in books)
-        tests, of = sum(self.done[n] for n in files), sum(self.total[n] for n in files)
+        "`7 of 103 notebooks · 24 of 912 tests · about 12 min left · now 02_dcgan, test_gan`."
+        total, done = self.forecast.total, self.forecast.done
+        books = [name for name in total if name.endswith(".ipynb")]
+        files = [name for name in total if name not in books]
+        ready = sum(done[n] == total[n] for n in books)
         parts = [f"{ready} of {len(books)} notebooks"] * bool(books)
-        parts += [f"{tests} of {of} tests"] * bool(files)
-        parts += [f"{len(self.failed)} failed"] * bool(self.failed)
-        gone = time.monotonic() - self.began
-        if self.measured or gone > 60:
-            parts.append(f"about {duration(self.left())} left")
-        else:
-            parts.append(duration(gone))
-        if self.now:
-            parts.append("now " + ", ".join(Path(name).stem for name in list(self.now)))
+        tests = f"{sum(done[n] for n in files)} of {sum(total[n] for n in files)} tests"
+        parts += [tests] * bool(files)
+        failures = list(self.outcomes.values()).count("failed")
+        parts += [f"{failures} failed"] * bool(failures)
+        gone, now = time.monotonic() - self.began, dict(self.now)
+        if self.forecast.measured or gone > 60:
+            parts.append(f"about {duration(self.forecast.left(gone, now))} left")
+        if now:
+            parts.append("now " + ", ".join(Path(name).stem for name in now))
         return " · ".join(parts)
 
     def say(self, text: str):
         "A line that stays."
-        start = "\r\x1b[K" if self.on_terminal() else ""
-        self.terminal.write(f"{start}{text}\n", flush=True)
+        self.terminal.write(CLEARED * self.on_terminal() + text + "\n", flush=True)
 
     def tell(self):
         "Write the line, each second in place or each minute anew, until the tests have ended."
         while not self.ended.wait(1 if self.on_terminal() else self.every):
-            if self.on_terminal():
-                width = shutil.get_terminal_size().columns
-                self.terminal.write(f"\r\x1b[K{fitted(self.line(), width)}", flush=True)
-            else:
+            if not self.on_terminal():
                 self.say(self.line())
+                continue
+            line, width = self.line(), shutil.get_terminal_size().columns
+            line = line if len(line) < width else f"{line[: max(width - 2, 0)]}…"
+            self.terminal.write(CLEARED + line, flush=True)
 
-    # -- the end
+    # what is kept and said at the end
 
-    def command(self, nodeid: str) -> str:
-        "What repeats one test alone."
-        here = Path(sys.executable).parent
-        here = here.relative_to(ROOT) if here.is_relative_to(ROOT) else here
-        name = nodeid.split("::")[0]
-        if name.endswith(".ipynb"):
-            return f"{here}/nbdev_test --path {name}"
-        return f"{here}/python -m pytest '{nodeid}'"
+    def note(self):
+        "The record, if there is one: outcomes of this start and of those before."
+        if self.record:
+            seconds = self.before.get("seconds", 0) + time.monotonic() - self.began
+            tests = self.before.get("tests", {}) | self.outcomes
+            of = json.loads(os.environ.get("RECORD_OF", "null"))
+            write(self.record, {"of": of, "seconds": round(seconds), "tests": tests})
 
-    def keep_times(self):
-        "For the order and the forecast of the next time; only of files that ran as a whole."
-        known = json.loads(TIMES.read_text()) if TIMES.is_file() else {}
-        whole = {n for n in self.total if self.done[n] == self.total[n]}
-        known |= {name: round(self.took[name], 1) for name in whole}
-        TIMES.parent.mkdir(parents=True, exist_ok=True)
-        TIMES.write_text(json.dumps(known, indent=1, sort_keys=True))
-
-    def end(self):
+    def end(self, status: int):
         "The failures with their commands, and a last line for machines."
-        self.keep_times()
-        print(f"\n{self.counts['skipped']} skipped, {duration(time.monotonic() - self.began)}")
-        if self.failed:
-            print("what failed, each alone:")
-            print("\n".join(f"  {self.command(nodeid)}" for nodeid in self.failed))
-        print(f"{self.counts['passed']} passed, {len(self.failed)} failed", flush=True)
+        self.note()
+        if self.forecast:
+            whole = {n for n, of in self.forecast.total.items() if self.forecast.done[n] == of}
+            write(SECONDS, read(SECONDS) | {name: round(self.took[name], 1) for name in whole})
+        count = Counter(self.outcomes.values())
+        if count["failed"]:
+            print("\nEach failure alone:")
+            print(*(f"  {command(n)}" for n, how in self.outcomes.items() if how == "failed"),
+                  sep="\n")  # fmt: skip
+        print(f"\n{duration(time.monotonic() - self.began)}, {count['skipped']} skipped")
+        if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            print(f"{count['passed']} passed, {count['failed']} failed", flush=True)
 
 
 def how_many() -> int:
@@ -183,22 +207,26 @@ def how_many() -> int:
     return max(1, min(cores, psutil.virtual_memory().total // 4_000_000_000, 8))
 
 
-def arguments(workers: int, given: list[str]) -> list[str]:
-    "What pytest gets: files to processes, the longest first."
-    paths = [] if any(Path(one.split("::")[0]).exists() for one in given) else ["nbs", "tests"]
+def arguments(workers: int, record: Path | None, given: list[str]) -> list[str]:
+    "What pytest gets. A file's tests stay together: they share a browser or a trained network."
+    paths = [] if any(Path(word.split("::")[0]).exists() for word in given) else ["nbs", "tests"]
     share = ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
-    return [*share, "-q", "--first", str(TIMES), "-p", "no:cacheprovider", *given, *paths]
+    own = [f"--rootdir={ROOT}", f"--first={SECONDS}", *([f"--done={record}"] if record else [])]
+    return [*share, *own, "-q", "-p", "no:cacheprovider", *given, *paths]
 
 
 def main(given: list[str]) -> int:
     os.chdir(ROOT)
-    workers = int(os.environ.setdefault("WORKERS", str(how_many())))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each process keeps one core busy
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    progress = Progress(Path(os.environ["RECORD"]) if "RECORD" in os.environ else None)
-    status = pytest.main(arguments(workers, given), plugins=[progress])
-    progress.end()
+    workers = int(os.environ.get("WORKERS") or how_many())
+    record = Path(os.environ["RECORD"]) if "RECORD" in os.environ else None
+    progress = Progress(workers, record)
+    status = pytest.main(arguments(workers, record, given), plugins=[progress])
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED and progress.before:
+        status = pytest.ExitCode.OK  # all of them are in the record
+    progress.end(status)
     return int(status)
 
 
