@@ -82,7 +82,10 @@ def test_the_wheel_holds_library_notebooks_and_weights(built, installed):
     assert {f"synth_nb/diffusion/weights/tried.{end}" for end in ("safetensors", "json")} <= names
     project = {f"synth_nb/{program.PACKED}/{p.as_posix()}" for p in program.project_files(ROOT)}
     assert project <= names
-    rest = {name for name in names - modules - project if "/weights/" not in name}
+    data = {p.relative_to(ROOT).as_posix() for end in ("safetensors", "json")
+            for p in (ROOT / "synth_nb").rglob(f"*.{end}")}  # fmt: skip
+    assert data <= names
+    rest = {name for name in names - modules - project - data if "/weights/tried." not in name}
     assert {name.split("/")[0] for name in rest} == {f"synth_nb-{settings()['version']}.dist-info"}
     assert next(built.glob("*.whl")).stat().st_size < 20e6
 
