@@ -19,7 +19,7 @@ PROGRAM = "import sys, {name}; print(*[m for m in {heavy} if m in sys.modules])"
 
 HOME = Path(__file__).parent.parent / "synth_nb"
 FLOORS = [
-    {"runs", "processes", "metrics", "plots", "diagrams", "pages", "grid", "engine",
+    {"runs", "progress", "processes", "metrics", "plots", "diagrams", "pages", "grid", "engine",
      "testing"},
     {"data", "training", "embedders"}, {"evaluation"}]
 
