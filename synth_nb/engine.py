@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['quiet_libraries', 'Watch', 'Client', 'passed_on', 'said_of_stop', 'SynthEngine']
 
-# %% ../nbs/00_engine.ipynb #9f8ed3ff
+# %% ../nbs/00_engine.ipynb #44795844
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from .grid import declared_parameters
 from .progress import Drawing, Terminal, duration, read_feed
 from .runs import ParameterError, check_names
 
-# %% ../nbs/00_engine.ipynb #ab6cb0aa
+# %% ../nbs/00_engine.ipynb #892987db
 class Watch:
     "What a notebook does, in phrases, and what it said that stays."
 
@@ -43,8 +44,9 @@ class Watch:
         "The heading above the running cell."
         heading = "starting"
         for cell in self.nb.cells:
-            if cell.cell_type == "markdown" and cell.source.startswith("##"):
-                heading = cell.source.partition("\n")[0].strip("#? ")
+            if cell.cell_type == "markdown":
+                headings = re.findall(r"^##+ (.+)$", cell.source, re.MULTILINE)
+                heading = headings[-1].strip("? ") if headings else heading
             if cell.metadata.get("papermill", {}).get("status") == "running":
                 return heading
         return self.heading
@@ -59,7 +61,7 @@ class Watch:
         self.heard = len(told["said"])
         return told["line"] or [self.heading, duration(time.monotonic() - self.since)]
 
-# %% ../nbs/00_engine.ipynb #ca2a4a2c
+# %% ../nbs/00_engine.ipynb #964477e9
 class Client(PapermillNotebookClient):
     "Runs cell after cell until a signal came."
     stopped = ()  # numbers of the signals that came
@@ -76,9 +78,12 @@ def passed_on(
     drawing: Drawing | None,
 ):
     "Let SIGINT and SIGTERM interrupt the kernel; the second one ends at once."
-    client.stopped = []
+    client.stopped, first = [], []
 
     def handle(number, frame):
+        if client.stopped and time.monotonic() - first[0] < 1:  # passed on by a parent too
+            return
+        first.append(time.monotonic())
         client.stopped.append(number)
         kernel = getattr(getattr(client.km, "provisioner", None), "pid", None)
         if kernel is None or len(client.stopped) > 1:

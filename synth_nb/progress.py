@@ -33,7 +33,7 @@ def duration(
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
-# %% ../nbs/00_progress.ipynb #acc11879
+# %% ../nbs/00_progress.ipynb #8121f859
 class Pace:
     "Seconds of a step: an exponential average over the last `window` seconds."
 
@@ -41,10 +41,10 @@ class Pace:
         self,
         done: int = 0,  # steps that an earlier start made
         window: float = 30.0,  # seconds
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,  # seconds; None: the system's
     ):
-        self.done, self.window, self.clock = done, window, clock
-        self.last, self.measured = clock(), 0
+        self.done, self.window, self.clock = done, window, clock or (lambda: time.monotonic())
+        self.last, self.measured = self.clock(), 0
         self.step: float | None = None  # seconds; None: no step was made
         self.interval = 0.0  # seconds from one update to the next
         self.pause = 0.0  # seconds of the last pause
@@ -306,7 +306,7 @@ def _fresh_board():  # a forked process has neither the thread nor, maybe, the l
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_fresh_board)
 
-# %% ../nbs/00_progress.ipynb #b692ce88
+# %% ../nbs/00_progress.ipynb #e9fc052b
 class Progress:
     "One stage: how far, how long still, and the latest figures."
 
@@ -359,8 +359,9 @@ class Progress:
         "The line as phrases."
         passed = duration(time.monotonic() - self.began)
         if not self.total:
-            return [self.what, passed, *filter(None, [self.text])]
-        return [f"{self.what} {self.done}/{self.total}", *filter(None, [self.left(), self.text])]
+            return [self.what, passed, *filter(None, self.text.split(", "))]
+        figures = [self.left(), *self.text.split(", ")]
+        return [f"{self.what} {self.done}/{self.total}", *filter(None, figures)]
 
     def result(self) -> str:
         "What is said of it in the end."

@@ -594,7 +594,8 @@ class Run:
     def _abandoned(self):  # at the end of the process
         there = read_manifest(self.folder)  # a later start in this process may have finished it
         if there.get("status") == "running" and there["starts"] == self.manifest["starts"]:
-            interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
+            last = getattr(sys, "last_value", None)  # an interrupt may hit a kernel beside its cell
+            interrupted = isinstance(last, KeyboardInterrupt) or (last is None and in_kernel())
             self.finish("stopped" if interrupted else "failed")
             if interrupted and in_kernel():
                 board.end(f"stopped; what was reached is kept in {self}, and the same command goes "

@@ -19,12 +19,12 @@ import yaml
 if __name__ == "__main__" and "__file__" in globals():  # a program, not a notebook
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a stop during the imports needs no traceback
 
-# %% ../nbs/00_story.ipynb #3cde71ad
-from .grid import Experiment, check_given, declared_parameters
-from .runs import ParameterError, digest, project_root, read_manifest, resolve, shown, whole
+# %% ../nbs/00_story.ipynb #8584d3e2
+from .grid import Experiment, check_given
+from .runs import ParameterError, project_root, read_manifest, resolve, shown, whole
 from .summary import ending
 
-# %% ../nbs/00_story.ipynb #50790e2b
+# %% ../nbs/00_story.ipynb #c609cc47
 def open_story(
     notebook: str,  # name without ending: "05_e2i"
 ) -> list[dict]:  # its cells
@@ -42,11 +42,7 @@ def run_state(
     "Hash of all that a notebook's tables and figures depend on. Raises `ParameterError`."
     cells = open_story(notebook)
     check_given(parameters, cells)
-    space = declared_parameters(cells)
-    every = {name: space[name] for name in space["__annotations__"]} | parameters
-    named = {name: v for name, v in every.items() if name not in ("outputs", "run_name")}
-    where = [str(every.get(name, "")) for name in ("outputs", "run_name")]
-    return digest(Experiment(notebook, "run", named).state, where)
+    return Experiment(notebook, "run", parameters).state
 
 # %% ../nbs/00_story.ipynb #3e65c888
 def is_done(
