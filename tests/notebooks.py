@@ -24,6 +24,14 @@ IMPORTED = ["nbdev.test", "execnb.shell", "matplotlib.pyplot", "synth_nb.diffusi
 SERVED = sys.platform == "linux"
 
 
+def file_of(nodeid: str) -> str:
+    return nodeid.split("::")[0]
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def pytest_addoption(parser):
     group = parser.getgroup("notebooks")
     group.addoption("--first", default="", help="seconds by file: the longest go first")
@@ -111,20 +119,12 @@ def leave_out(config, items: list, record: str):
     items[:] = [item for item in items if item.nodeid not in done]
 
 
-def file_of(nodeid: str) -> str:
-    return nodeid.split("::")[0]
-
-
 def longest_first(items: list, seconds: str):
     """Order files by how long they took: of several processes that take one after another none is
     left alone with a long one at the end."""
     if seconds:
         cost = expected({file_of(item.nodeid) for item in items}, Path(seconds))
         items.sort(key=lambda item: -cost[file_of(item.nodeid)])
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def expected(names: set[str], here: Path) -> dict[str, float]:

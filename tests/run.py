@@ -173,7 +173,11 @@ class Progress:
     # what is kept and said at the end
 
     def note(self):
-        "The record, if there is one: outcomes of this start and of those before."
+        "What files took, for the next time, and the record, if there is one."
+        whole = {n for n, of in self.forecast.total.items() if self.forecast.done[n] == of}
+        took = {n: round(self.took[n], 1) for n in whole if not n.startswith(".")}
+        if not self.before:  # else some of a file's tests may be left out
+            write(SECONDS, read(SECONDS) | took)
         if self.record:
             seconds = self.before.get("seconds", 0) + time.monotonic() - self.began
             tests = self.before.get("tests", {}) | self.outcomes
@@ -182,19 +186,15 @@ class Progress:
 
     def end(self, status: int):
         "The failures with their commands, and a last line for machines."
-        self.note()
-        if self.forecast:
-            whole = {n for n, of in self.forecast.total.items() if self.forecast.done[n] == of}
-            took = {n: round(self.took[n], 1) for n in whole if not n.startswith("..")}
-            write(SECONDS, read(SECONDS) | took)
+        failed = [nodeid for nodeid, how in self.outcomes.items() if how == "failed"]
         count = Counter(self.outcomes.values())
-        if count["failed"]:
-            print("\nEach failure alone:")
-            print(*(f"  {command(n)}" for n, how in self.outcomes.items() if how == "failed"),
-                  sep="\n")  # fmt: skip
+        if failed:
+            print("\nEach failure alone:", *(f"  {command(nodeid)}" for nodeid in failed), sep="\n")
         print(f"\n{duration(time.monotonic() - self.began)}, {count['skipped']} skipped")
         if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             print(f"{count['passed']} passed, {count['failed']} failed", flush=True)
+        else:
+            print(f"stopped before the end, after {count['passed']} tests that passed", flush=True)
 
 
 def how_many() -> int:
