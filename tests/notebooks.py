@@ -1,4 +1,6 @@
-"""How pytest tests a notebook: as `nbdev_test` does, in a process of its own.
+"""A plugin of pytest that tests notebooks as `nbdev_test` does, each in a process of its own.
+
+So one runner shares tests and notebooks among the cores, and one summary tells what failed.
 
 The processes are forks of one that has imported what notebooks import and has computed nothing:
 that saves each of them some seconds, and no notebook sees what another one left behind.
@@ -7,6 +9,7 @@ that saves each of them some seconds, and no notebook sees what another one left
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -14,10 +17,35 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ELSEWHERE = ROOT / "tests" / "seconds.json"
 IMPORTED = ["nbdev.test", "execnb.shell", "matplotlib.pyplot", "synth_nb.diffusion",
             "synth_nb.evaluation", "torchmetrics", "sklearn.linear_model"]  # fmt: skip
 # a fork of a process with threads may hang, and on a Mac a library's own threads start early
 SERVED = sys.platform == "linux"
+
+
+def file_of(nodeid: str) -> str:
+    return nodeid.split("::")[0]
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("notebooks")
+    group.addoption("--first", default="", help="seconds by file: the longest go first")
+    group.addoption("--done", default="", help="a record of what need not run again")
+
+
+def pytest_collect_file(file_path, parent):
+    if file_path.suffix == ".ipynb" and file_path.parent == ROOT / "nbs":
+        return NotebookFile.from_parent(parent, path=file_path)
+
+
+def pytest_collection_modifyitems(config, items):
+    leave_out(config, items, config.getoption("--done"))
+    longest_first(items, config.getoption("--first"))
 
 
 def cells(path: Path, environment: dict[str, str], output: Path):
@@ -53,20 +81,26 @@ class NotebookFailed(Exception):
     "What the notebook wrote, its traceback at the end."
 
 
+def run_notebook(path: Path) -> tuple[int, str]:
+    "Exit code and output of a notebook's cells."
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "output")
+        process = processes().Process(target=cells, args=(path, dict(os.environ), output))
+        process.start()
+        try:
+            process.join()
+        finally:
+            if process.is_alive():
+                process.kill()
+        said = output.read_text(errors="replace") if output.exists() else ""
+        return process.exitcode, said
+
+
 class Notebook(pytest.Item):
     def runtest(self):
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder, "output")
-            process = processes().Process(target=cells, args=(self.path, dict(os.environ), output))
-            process.start()
-            try:
-                process.join()
-            finally:
-                if process.is_alive():
-                    process.kill()
-            if process.exitcode:
-                said = output.read_text(errors="replace") if output.exists() else ""
-                raise NotebookFailed(f"{said[-6000:]}\nexit code {process.exitcode}")
+        code, said = run_notebook(self.path)
+        if code:
+            raise NotebookFailed(f"{said[-6000:]}\nexit code {code}")
 
     def repr_failure(self, excinfo):
         if isinstance(excinfo.value, NotebookFailed):
@@ -79,39 +113,23 @@ class Notebook(pytest.Item):
 
 def leave_out(config, items: list, record: str):
     "Take the tests that passed or were skipped by a record out of those to run."
-    known = json.loads(Path(record).read_text()) if record and Path(record).is_file() else {}
-    done = {name for name, how in known.get("tests", {}).items() if how != "failed"}
+    known = read(Path(record)).get("tests", {}) if record else {}
+    done = {name for name, how in known.items() if how != "failed"}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
     items[:] = [item for item in items if item.nodeid not in done]
 
 
-def file_of(nodeid: str) -> str:
-    return nodeid.split("::")[0]
-
-
 def longest_first(items: list, seconds: str):
-    """Order files by how long they took, or, never run, by how much code they have: of several
-    processes that take one after another none is left alone with a long one at the end."""
-    if not seconds:
-        return
-    took = json.loads(Path(seconds).read_text()) if Path(seconds).is_file() else {}
-    files = {file_of(item.nodeid): item.path for item in items}
-    cost = expected(files, took)
-    items.sort(key=lambda item: -cost[file_of(item.nodeid)])
+    """Order files by how long they took: of several processes that take one after another none is
+    left alone with a long one at the end."""
+    if seconds:
+        cost = expected({file_of(item.nodeid) for item in items}, Path(seconds))
+        items.sort(key=lambda item: -cost[file_of(item.nodeid)])
 
 
-def expected(files: dict[str, Path], took: dict[str, float]) -> dict[str, float]:
-    "Seconds for every file: what it took, or its share of code at the pace of the others."
-    size = {name: len(code_of(path)) for name, path in files.items()}
-    known = [name for name in files if name in took]
-    pace = sum(took[name] for name in known) / sum(size[name] for name in known) if known else 1e-3
-    return {name: took.get(name, pace * size[name]) for name in files}
-
-
-def code_of(path: Path) -> str:
-    "What a notebook or a module executes."
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".ipynb":
-        return text
-    cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
-    return "".join("".join(cell["source"]) for cell in cells)
+def expected(names: set[str], here: Path) -> dict[str, float]:
+    """Seconds for every file: what it took here, or else on the two cores that `ELSEWHERE` tells
+    of; what neither knows is as long as most."""
+    known = read(ELSEWHERE) | read(here)
+    middle = statistics.median(known.values()) if known else 1.0
+    return {name: known.get(name, middle) for name in names}

@@ -25,16 +25,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from notebooks import expected, file_of  # noqa: E402 - it lies beside this file
+from notebooks import expected, file_of, read  # noqa: E402 - it lies beside this file
 
-SECONDS = ROOT / "outputs" / "cache" / "tests" / "seconds.json"
+SECONDS = ROOT / "outputs" / "cache" / "tests" / "seconds.json"  # what files took here
 CLEARED = "\r\x1b[K"  # the terminal's line, from its start
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TRANSFORMERS_VERBOSITY": "error",
          "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
-
-
-def read(path: Path | None) -> dict:
-    return json.loads(path.read_text()) if path and path.is_file() else {}
 
 
 def write(path: Path, values: dict):
@@ -59,13 +55,12 @@ def command(nodeid: str) -> str:
 
 
 class Forecast:
-    "How long the tests still take, by what every file took before, or by how much code it has."
+    "How long the tests still take, by what every file took before, here or elsewhere."
 
     def __init__(self, total: Counter, workers: int):
         self.total, self.workers, self.done = total, workers, Counter()
-        known = read(SECONDS)
-        self.measured = all(name in known for name in total)
-        self.cost = expected({name: ROOT / name for name in total}, known)
+        self.measured = total.keys() <= read(SECONDS).keys()
+        self.cost = expected(set(total), SECONDS)
 
     def left(self, gone: float, now: dict[str, float]) -> float:
         "Seconds; `gone` since the start, `now` what runs and since when."
@@ -84,7 +79,7 @@ class Progress:
 
     def __init__(self, workers: int, record: Path | None = None, every: float = 60):
         self.workers, self.record, self.every = workers, record, every
-        self.before = read(record)
+        self.before = read(record) if record else {}
         self.outcomes, self.took, self.now = {}, Counter(), {}
         self.forecast, self.ended = None, threading.Event()
         self.began = time.monotonic()
@@ -178,7 +173,11 @@ class Progress:
     # what is kept and said at the end
 
     def note(self):
-        "The record, if there is one: outcomes of this start and of those before."
+        "What files took, for the next time, and the record, if there is one."
+        whole = {n for n, of in self.forecast.total.items() if self.forecast.done[n] == of}
+        took = {n: round(self.took[n], 1) for n in whole if not n.startswith(".")}
+        if not self.before:  # else some of a file's tests may be left out
+            write(SECONDS, read(SECONDS) | took)
         if self.record:
             seconds = self.before.get("seconds", 0) + time.monotonic() - self.began
             tests = self.before.get("tests", {}) | self.outcomes
@@ -187,18 +186,15 @@ class Progress:
 
     def end(self, status: int):
         "The failures with their commands, and a last line for machines."
-        self.note()
-        if self.forecast:
-            whole = {n for n, of in self.forecast.total.items() if self.forecast.done[n] == of}
-            write(SECONDS, read(SECONDS) | {name: round(self.took[name], 1) for name in whole})
+        failed = [nodeid for nodeid, how in self.outcomes.items() if how == "failed"]
         count = Counter(self.outcomes.values())
-        if count["failed"]:
-            print("\nEach failure alone:")
-            print(*(f"  {command(n)}" for n, how in self.outcomes.items() if how == "failed"),
-                  sep="\n")  # fmt: skip
+        if failed:
+            print("\nEach failure alone:", *(f"  {command(nodeid)}" for nodeid in failed), sep="\n")
         print(f"\n{duration(time.monotonic() - self.began)}, {count['skipped']} skipped")
         if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             print(f"{count['passed']} passed, {count['failed']} failed", flush=True)
+        else:
+            print(f"stopped before the end, after {count['passed']} tests that passed", flush=True)
 
 
 def how_many() -> int:
@@ -212,7 +208,7 @@ def arguments(workers: int, record: Path | None, given: list[str]) -> list[str]:
     paths = [] if any(Path(word.split("::")[0]).exists() for word in given) else ["nbs", "tests"]
     share = ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
     own = [f"--rootdir={ROOT}", f"--first={SECONDS}", *([f"--done={record}"] if record else [])]
-    return [*share, *own, "-q", "-p", "no:cacheprovider", *given, *paths]
+    return [*share, *own, "-q", "-p", "notebooks", "-p", "no:cacheprovider", *given, *paths]
 
 
 def main(given: list[str]) -> int:
