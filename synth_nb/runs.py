@@ -204,7 +204,7 @@ choices = {
     "upsampling": ("resize", "transposed"),
     "norm": ("batch", "spectral", "none"),
     "loss": ("logistic", "hinge"),
-    "unet_size": ("tiny", "small", "sd15"),
+    "unet_size": ("mini", "tiny", "small", "sd15"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
