@@ -317,6 +317,7 @@ def snakemake_command(
     program = str(Path(sys.executable).with_name("snakemake"))
     where = ["--executor", executor, "--jobs", str(cores)] if executor else ["--cores", str(cores)]
     options = ["--keep-going", "--rerun-incomplete", "--quiet", "progress", "rules"]
+    options += ["--nolock"]  # a report has a lock of its own, which a killed one does not leave
     gpu = int(profile != "smoke" and (bool(executor) or torch.cuda.device_count() > 0))
     if gpu and not executor:  # runs share a GPU by turns
         where += ["--resources", "gpu=1"]
@@ -374,7 +375,8 @@ def report_line(
     for one in there:
         feed = feed_of(folder / f"{one.notebook}.ipynb")
         if feed.is_file():
-            running.append(f"{one.notebook}: {' '.join(read_feed(feed)['line'][:2])}")
+            line = " ".join(read_feed(feed)["line"][:2])
+            running.append(f"{one.notebook}: {line or 'starting'}")
         else:
             done += read_mark(folder, one.notebook).get("state") == states[one.notebook]
     if done == len(there):

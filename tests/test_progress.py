@@ -27,7 +27,9 @@ KEPT = ROOT / "outputs/05_e2i/readme"
 
 def clean_environment(**more) -> dict:
     "The environment of a person who starts a program from a terminal."
-    env = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "SYNTH_NB_PROGRESS")}
+    # ipykernel leaves its error stream alone where it sees pytest
+    without = ("IN_TEST", "SYNTH_NB_PROGRESS", "PYTEST_CURRENT_TEST")
+    env = {k: v for k, v in os.environ.items() if k not in without}
     path = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     return env | dict(PYTHONPATH=path, TERM="xterm") | more
 
@@ -36,6 +38,7 @@ def on_terminal(command: list, columns: int = 80, stop: str = "", **env) -> tupl
     "What a program writes to a terminal, and its exit code; Ctrl-C once a text has appeared."
     pid, screen = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
         os.execvpe(command[0], [str(word) for word in command], clean_environment(**env))
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     seen, end = "", time.monotonic() + 120
