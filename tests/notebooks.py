@@ -38,6 +38,11 @@ def pytest_addoption(parser):
     group.addoption("--done", default="", help="a record of what need not run again")
 
 
+def pytest_configure(config):
+    said = "loads_tensorflow: comes last, since beside TensorFlow no other processes are started"
+    config.addinivalue_line("markers", said)
+
+
 def pytest_collect_file(file_path, parent):
     if file_path.suffix == ".ipynb" and file_path.parent == ROOT / "nbs":
         return NotebookFile.from_parent(parent, path=file_path)
@@ -46,6 +51,7 @@ def pytest_collect_file(file_path, parent):
 def pytest_collection_modifyitems(config, items):
     leave_out(config, items, config.getoption("--done"))
     longest_first(items, config.getoption("--first"))
+    items.sort(key=lambda item: item.get_closest_marker("loads_tensorflow") is not None)
 
 
 def cells(path: Path, environment: dict[str, str], output: Path):

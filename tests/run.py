@@ -92,10 +92,11 @@ class Progress:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report):
-        "No dots: the line counts. Failures are pytest's own business."
+        "No dots: the line counts."
         if report.passed:
             return "passed" if report.when == "call" else "", "", ""
-        return ("skipped", "", "") if report.skipped else None
+        broken = report.failed and report.when != "call"  # before or after the test itself
+        return "error" if broken else report.outcome, "", ""
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node, ids):
@@ -208,7 +209,8 @@ def arguments(workers: int, record: Path | None, given: list[str]) -> list[str]:
     paths = [] if any(Path(word.split("::")[0]).exists() for word in given) else ["nbs", "tests"]
     share = ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
     own = [f"--rootdir={ROOT}", f"--first={SECONDS}", *([f"--done={record}"] if record else [])]
-    return [*share, *own, "-q", "-p", "notebooks", "-p", "no:cacheprovider", *given, *paths]
+    quiet = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    return [*share, *own, *quiet, "-p", "notebooks", *given, *paths]
 
 
 def main(given: list[str]) -> int:

@@ -20,6 +20,7 @@ from synth_nb.embedders.images import cache_folder
 from synth_nb.embedders.savedmodel import SavedModel, start_tensorflow
 from synth_nb.testing import assert_near
 
+pytestmark = pytest.mark.loads_tensorflow
 if importlib.util.find_spec("tensorflow") is None:
     pytest.skip("TensorFlow is not installed", allow_module_level=True)
 
