@@ -225,8 +225,8 @@ def nearest_pairs(
 ) -> dict[str, Tensor]:  # rows for `strips`: (n, C, H, W) uint8
     "The most suspicious synthetic images, and the training images that they look like."
     worst = audit.table.sort_values("nearness", kind="stable").head(n)
-    mine = torch.as_tensor(np.array(fake.images[worst.index.to_numpy()]))
-    theirs = torch.as_tensor(np.array(train.images[worst["train_row"].to_numpy()]))
+    mine = torch.as_tensor(np.array(fake.images[worst.index.tolist()]))
+    theirs = torch.as_tensor(np.array(train.images[worst["train_row"].tolist()]))
     turned = [view(x, v) for x, v in zip(theirs, worst["view"], strict=True)]
     return {fake.title: mine, "nearest in training": torch.stack(turned)}
 
