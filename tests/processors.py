@@ -52,6 +52,8 @@ def run(setting: str, given: list[str]) -> dict:
     options = {"RECORD": str(record), "RECORD_OF": json.dumps([fingerprint(), given])}
     subprocess.run([sys.executable, ROOT / "tests" / "run.py", *given],
                    env=environment(setting) | options)  # fmt: skip
+    if not record.is_file():
+        sys.exit(f"{setting}: no test was run")
     return json.loads(record.read_text())
 
 
