@@ -30,7 +30,8 @@ def environment(setting: str) -> dict[str, str]:
     name, threads = setting.split("-")
     others = {key for values in INSTRUCTIONS.values() for key in values}
     kept = {key: value for key, value in os.environ.items() if key not in others}
-    return kept | INSTRUCTIONS[name] | {"OMP_NUM_THREADS": threads}
+    cache = {"SYNTH_NB_CACHE": str(FOLDER / f"{setting}-cache")}  # nothing comes from another one
+    return kept | INSTRUCTIONS[name] | cache | {"OMP_NUM_THREADS": threads}
 
 
 def fingerprint() -> str:
