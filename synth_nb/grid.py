@@ -31,6 +31,7 @@ from synth_nb.runs import (
     check_names,
     digest,
     library_hash,
+    notebook_path,
     notebook_sources,
     project_root,
     read_manifest,
@@ -97,7 +98,7 @@ def defaults(
     notebook: str,  # name without ending
 ) -> dict:  # name → value of its parameters cell; empty for a notebook that is not there
     "What a notebook does where nothing else is given."
-    path = project_root() / "nbs" / f"{notebook}.ipynb"
+    path = notebook_path(notebook)
     if not path.is_file():
         return {}
     space = declared_parameters(json.loads(path.read_text(encoding="utf-8"))["cells"])
@@ -174,14 +175,13 @@ def ready(profile: str, folder: str | Path = "nbs/params") -> list[Experiment]:
 # %% ../nbs/library/grid.ipynb #41647ab3
 def _named_runs(one: Experiment) -> list[str]:
     "Notebooks whose runs an experiment takes: names in `runs`, where others give folders."
-    there = project_root() / "nbs"
-    return [w for w in one.parameters.get("runs", []) if (there / f"{w}.ipynb").is_file()]
+    return [w for w in one.parameters.get("runs", []) if notebook_path(w).is_file()]
 
 # %% ../nbs/library/grid.ipynb #7366a8c1
 def _experiment(file: Path, profile: str) -> Experiment:
     "One parameter file, checked against its notebook."
     notebook = file.name.split(".")[0]
-    path = project_root() / "nbs" / f"{notebook}.ipynb"
+    path = notebook_path(notebook)
     if not path.is_file():
         raise ParameterError(f"{shown(file)} is for a notebook that is not there: {shown(path)}")
     parameters = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -211,7 +211,7 @@ def run_notebook(
     and `KeyboardInterrupt` after a stop.
     """
     copy.parent.mkdir(parents=True, exist_ok=True)
-    source = project_root() / "nbs" / f"{experiment.notebook}.ipynb"
+    source = notebook_path(experiment.notebook)
     command = [sys.executable, "-m", "papermill", "--engine", "synth_nb", "--no-progress-bar"]
     command += [source, copy, "-y", yaml.safe_dump(experiment.parameters | extra)]
     code, said = _watched(command, feed_of(copy))

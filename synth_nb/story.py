@@ -21,7 +21,7 @@ if __name__ == "__main__" and "__file__" in globals():  # a program, not a noteb
 
 # %% ../nbs/library/story.ipynb #8584d3e2
 from .grid import Experiment, check_given
-from .runs import ParameterError, project_root, read_manifest, resolve, shown, whole
+from .runs import ParameterError, notebook_path, read_manifest, resolve, shown, whole
 from .summary import ending
 
 # %% ../nbs/library/story.ipynb #c609cc47
@@ -29,7 +29,7 @@ def open_story(
     notebook: str,  # name without ending: "05_e2i"
 ) -> list[dict]:  # its cells
     "A notebook of this project. Raises `ParameterError` for one that is not there."
-    path = project_root() / "nbs" / f"{notebook}.ipynb"
+    path = notebook_path(notebook)
     if not path.is_file():
         raise ParameterError(f"there is no notebook {shown(path)}")
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -82,8 +82,8 @@ def execute(
     folder.mkdir(parents=True, exist_ok=True)
     now = folder / ".running.ipynb"
     try:
-        execute_notebook(project_root() / "nbs" / f"{notebook}.ipynb", now, parameters,
-                         engine_name="synth_nb", progress_bar=False)
+        execute_notebook(notebook_path(notebook), now, parameters, engine_name="synth_nb",
+                         progress_bar=False)
         os.replace(now, folder / "notebook.ipynb")
         (folder / "failed.ipynb").unlink(missing_ok=True)
     except PapermillExecutionError as error:
