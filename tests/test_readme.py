@@ -160,7 +160,7 @@ def said_of_metrics() -> list[str]:
 def test_the_page_about_metrics_says_what_the_run_says():
     page = text_of("nbs/guides/reading_metrics.md")
     lost = [words for words in said_of_metrics() if words not in page]
-    assert lost == [], "nbs/guides/reading_metrics.md does not say what outputs/03_embedding_gan says"
+    assert lost == [], "reading_metrics.md does not say what outputs/03_embedding_gan says"
     report = (ROOT / "outputs/03_embedding_gan/readme/report.md").read_text(encoding="utf-8")
     flagged = re.search(r"(\d+ of \d+) images of `synthetic` lie nearer", report)
     assert f"{flagged[1]} flagged" in page

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['words', 'ends', 'TEXT_VERSION', 'cut_words', 'learn_pieces', 'joined', 'new_tokenizer', 'token_ids', 'new_text_model',
            'contrastive_loss', 'Agreement', 'contrast', 'train_text_model', 'fit_text_model', 'read_text_model',
-           'load_text_model', 'TextConditioner']
+           'load_text_model', 'TextConditioner', 'text_conditions']
 
 # %% ../../nbs/library/diffusion/text.ipynb #e0a19a9c
 import json
@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging
 
 # %% ../../nbs/library/diffusion/text.ipynb #72e3f802
-from ..data import DataError
+from ..data import DataError, ImageDataset
 from .conditions import directions
 from ..embedders import Embedder, embed_images
 from ..embedders.hub import model_folder
@@ -308,3 +308,24 @@ class TextConditioner:
             texts = self.space.of_texts(self.encoder(ids).pooler_output.float().cpu())
         seen = self.space.of_images(embed_images(eye, images, cache=False))
         return 1 - (texts * seen).sum(1)
+
+# %% ../../nbs/library/diffusion/text.ipynb #bd73aa0e
+def text_conditions(
+    train: ImageDataset,  # M images
+    held_out: ImageDataset,  # N images
+    captions: dict[str, str],  # by key, from `open_captions`
+    eye: Embedder,  # whose image embeddings a text model learns from
+    text_encoder: str = "",  # a CLIP by name; empty: train one
+    components: int = 64,  # numbers of a token, if it is trained
+) -> tuple[TextConditioner, Tensor, list[str]]:  # also (1, M, 77, D), N captions
+    "What to ask a model for with words: the conditioner, what is learnt, what is asked for."
+    said, asked = ([captions[key] for key in part.keys] for part in (train, held_out))
+    if text_encoder:
+        parts, embedder = load_text_model(text_encoder), f"hf:{text_encoder}"
+    else:
+        parts, embedder = fit_text_model(said, embed_images(eye, train.images), components), eye.id
+    conditioner = TextConditioner(*parts, embedder)
+    kinds = sorted(set(said))
+    place = {text: i for i, text in enumerate(kinds)}
+    learnt = conditioner.tokens(kinds)[[place[text] for text in said]]
+    return conditioner, learnt[None], asked
