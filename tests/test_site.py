@@ -102,7 +102,8 @@ def test_the_checks_notice(tmp_path):
     assert dead_links(pages) == [f"page.html → {link}" for link in expected]
     assert without_words(pages) == ["page.html: other.html"] * 2
     wrong = [f"{BLOB}/gone.py", f"{BLOB}/setup.py#L1", f"{REPOSITORY}/tree/other/setup.py"]
-    assert wrong_lines([f"{BLOB}/setup.py", f"{BLOB}/nbs/api.md?plain=true", *wrong]) == wrong
+    right = [f"{BLOB}/setup.py", f"{BLOB}/nbs/guides/api.md?plain=true"]
+    assert wrong_lines([*right, *wrong]) == wrong
 
 
 def test_quarto_is_told_of_pages_that_are_there():
