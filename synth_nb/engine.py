@@ -121,7 +121,7 @@ def said_of_stop(
                 "and the same command goes on from there.")
     return f"Stopped at \"{heading}\", before the run began: the same command starts it again."
 
-# %% ../nbs/library/engine.ipynb #55a7f3e1
+# %% ../nbs/library/engine.ipynb #366bac37
 quiet_libraries = dict(TF_CPP_MIN_LOG_LEVEL="2", TRANSFORMERS_VERBOSITY="error",
                        HF_HUB_DISABLE_PROGRESS_BARS="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
 
@@ -148,6 +148,7 @@ class SynthEngine(NBClientEngine):
             config = Config()
             config.KernelManager.transport = "ipc"
             config.KernelManager.ip = f"{folder}/socket"
+            config.KernelManager.shutdown_wait_time = 60.0  # seconds to write what a stop leaves
             return _watched(Client(nb_man, config=config, **options), Path(folder), wanted)
 
 

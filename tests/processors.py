@@ -30,7 +30,8 @@ def environment(setting: str) -> dict[str, str]:
     name, threads = setting.split("-")
     others = {key for values in INSTRUCTIONS.values() for key in values}
     kept = {key: value for key, value in os.environ.items() if key not in others}
-    return kept | INSTRUCTIONS[name] | {"OMP_NUM_THREADS": threads}
+    cache = {"SYNTH_NB_CACHE": str(FOLDER / f"{setting}-cache")}  # nothing comes from another one
+    return kept | INSTRUCTIONS[name] | cache | {"OMP_NUM_THREADS": threads}
 
 
 def fingerprint() -> str:
@@ -52,6 +53,8 @@ def run(setting: str, given: list[str]) -> dict:
     options = {"RECORD": str(record), "RECORD_OF": json.dumps([fingerprint(), given])}
     subprocess.run([sys.executable, ROOT / "tests" / "run.py", *given],
                    env=environment(setting) | options)  # fmt: skip
+    if not record.is_file():
+        sys.exit(f"{setting}: no test was run")
     return json.loads(record.read_text())
 
 

@@ -109,7 +109,7 @@ def test_two_machines_train_one_model_and_each_keeps_it(tmp_path, alone, monkeyp
         machines.append(fresh.Process(target=trained_gan, args=(tmp_path / str(n), 1, 2)))
         machines[-1].start()
     for n, machine in enumerate(machines):
-        machine.join(300)
+        machine.join(900)  # a guard against waiting for ever, not a limit
         assert machine.exitcode == 0
         assert largest_difference(alone, tmp_path / str(n)) < 0.01
 
