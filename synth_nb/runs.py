@@ -80,11 +80,11 @@ def notebook_path(
     home, (library, *parts) = project_root() / "nbs", name.split(".")
     if library != "synth_nb":
         return home / f"{name}.ipynb"
-    place = home.joinpath("library", *parts)
-    if place.is_dir():
-        return place / "index.ipynb"
+    path = home.joinpath("library", *parts)
+    if path.is_dir():
+        return path / "index.ipynb"
     renamed = {"__init__": "index", "__main__": "main"}
-    return place.with_name(f"{renamed.get(place.name, place.name)}.ipynb")
+    return path.with_name(f"{renamed.get(path.name, path.name)}.ipynb")
 
 # %% ../nbs/library/runs.ipynb #0fde1340
 def cache_root() -> Path:  # exists

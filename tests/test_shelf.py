@@ -36,13 +36,13 @@ def test_the_path_of_a_module_gives_its_notebook():
         assert notebook_path(OWN.get(name, name)) == (file.parent / said).resolve(), name
 
 
-@pytest.mark.parametrize("name, place", [
+@pytest.mark.parametrize("name, path", [
     ("synth_nb.data.archives", "library/data/archives"), ("synth_nb.data", "library/data/index"),
     ("synth_nb.data.__init__", "library/data/index"), ("synth_nb.runs", "library/runs"),
     ("synth_nb.__main__", "library/main"), ("05_e2i", "05_e2i"), ("gone", "gone"),
 ])  # fmt: skip
-def test_from_a_name_to_its_notebook(name, place):
-    assert notebook_path(name) == ROOT / "nbs" / f"{place}.ipynb"
+def test_from_a_name_to_its_notebook(name, path):
+    assert notebook_path(name) == ROOT / "nbs" / f"{path}.ipynb"
 
 
 def test_every_notebook_of_the_library_exports_its_module():

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from posixpath import dirname
 
-from synth_nb.pages import library, plain, repository, way
+from synth_nb.pages import library, link_to, plain, repository
 
 START = ["guides/learning_path", "guides/reading_metrics"]
 HOW_FIRST = ["guides/how_own_data", "guides/how_gpu_machine"]
@@ -89,10 +89,10 @@ def names() -> str:
         if not module.defined:
             continue
         rows = [
-            f"| [`{name}`]({way(module.notebook, NAMES)}#{name.lower()}) | {_first(one.text)} "
+            f"| [`{name}`]({link_to(module.notebook, NAMES)}#{name.lower()}) | {_first(one.text)} "
             f"| [source]({repository(module.file, one.line)}) |"
             for name, one in module.defined.items()]
-        origin = f"From [{module.title}]({way(module.notebook, NAMES)})."
+        origin = f"From [{module.title}]({link_to(module.notebook, NAMES)})."
         found += [f"## `{dotted(module)}`", "", origin, "",
                    "| name | what it is | |", "| --- | --- | --- |", *rows, ""]
     return "\n".join(found)
