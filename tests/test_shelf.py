@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from synth_nb.runs import RENAMED_LOADERS, notebook_path
+from synth_nb.runs import RENAMED_LOADERS, load_model, notebook_path
 
 ROOT = Path(__file__).parent.parent
 OWN = {  # what a story alone needs, it exports itself
@@ -69,3 +69,11 @@ def test_loaders_of_kept_runs_are_there():
     for loader in filter(None, named | set(RENAMED_LOADERS.values())):
         module, _, function = RENAMED_LOADERS.get(loader, loader).partition(":")
         assert callable(getattr(importlib.import_module(module), function)), loader
+
+
+@pytest.mark.parametrize("loader", RENAMED_LOADERS)
+def test_a_run_that_names_an_older_loader_is_loaded(loader, tmp_path, monkeypatch):
+    (tmp_path / "manifest.json").write_text(json.dumps(dict(loader=loader)))
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr("synth_nb.diffusion.experiment.load", lambda folder, device: folder)
+    assert load_model(tmp_path, "cpu") == tmp_path / "model"
