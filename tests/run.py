@@ -68,10 +68,12 @@ class Forecast:
         for name, start in now.items():  # a notebook is one test
             if self.total[name] == 1:
                 rest[name] = max(rest[name] - (time.monotonic() - start), 0.05 * rest[name])
-        if self.measured:
-            return max(sum(rest.values()) / self.workers, *rest.values())
-        over = sum(self.cost.values()) - sum(rest.values())
-        return gone * sum(rest.values()) / max(over, 1e-9)
+        whole = sum(self.cost.values())
+        over = whole - sum(rest.values())
+        # how much slower this time is than that one; at the start nobody knows
+        early = self.measured and over < 0.1 * whole
+        pace = 1.0 if early else gone * self.workers / max(over, 1e-9)
+        return pace * max(sum(rest.values()) / self.workers, *rest.values())
 
 
 class Progress:
@@ -187,6 +189,8 @@ class Progress:
 
     def end(self, status: int):
         "The failures with their commands, and a last line for machines."
+        if self.forecast:
+            self.note()
         failed = [nodeid for nodeid, how in self.outcomes.items() if how == "failed"]
         count = Counter(self.outcomes.values())
         if failed:

@@ -80,9 +80,10 @@ def test_the_forecast_is_what_files_took(monkeypatch, tmp_path):
     forecast = run.Forecast(Counter({"tests/test_run.py": 6, "tests/test_gan.py": 10}), 2)
     assert forecast.measured and forecast.left(0, {}) == 100  # two processes, the longer one
     forecast.done.update({"tests/test_gan.py": 5, "tests/test_run.py": 3})
-    assert forecast.left(0, {}) == 50
+    assert forecast.left(40, {}) == 50
+    assert forecast.left(80, {}) == 100  # half as fast as then
     forecast.workers = 1
-    assert forecast.left(0, {}) == 80
+    assert forecast.left(80, {}) == 80
 
 
 def test_a_setting_is_its_variables_and_a_row(monkeypatch):

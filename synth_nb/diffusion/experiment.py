@@ -170,9 +170,10 @@ def draws(
         raise ParameterError("parameter `negative_prompt` is for models that take texts")
     negative = self.conditioner.tokens([away])[0] if away else self.conditioner.empty()[0]
     conditions = self.conditioner.tokens(asked)
-    for i in range(options.pop("candidates", 1)):
+    for i in range(count := options.pop("candidates", 1)):
+        what = f"sampling, draw {i + 1} of {count}" if count > 1 else "sampling"
         yield generate(self.pipeline, conditions, stream(seed, i) if i else seed,
-                       negative=negative, **options)
+                       negative=negative, what=what, **options)
 
 
 @patch

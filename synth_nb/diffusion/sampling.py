@@ -17,7 +17,7 @@ from torch import Tensor
 from .autoencoder import encode
 from .objective import with_sampler
 from .pretrained import condition_width
-from ..runs import ParameterError, check_value, generators, pick_precision
+from ..runs import ParameterError, check_value, generators, pick_precision, watched
 
 # %% ../../nbs/library/diffusion/sampling.ipynb #abd4d866
 def noise_for(
@@ -101,6 +101,7 @@ class Request:
     first: int = 0  # number of the first image in the set of this seed
     batch_size: int = 64
     precision: str = "fp32"  # auto, fp32, bf16 or fp16
+    what: str = "sampling"  # for the line of progress
 
     def __post_init__(self):
         if self.start is not None:
@@ -193,8 +194,8 @@ def generate(
     scheduler = with_sampler(pipeline.scheduler, ask.sampler)
     negative, side = _rows(ask.negative, conditions), pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, *(length // side for length in ask.image_size))
-    images = []
-    for i in range(0, len(conditions), ask.batch_size):
+    images, n, starts = [], len(conditions), range(0, len(conditions), ask.batch_size)
+    for i in watched(starts, n, ask.what, lambda i: min(ask.batch_size, n - i)):
         rows = slice(i, i + ask.batch_size)
         noise = noise_for(seed, ask.first + i, len(conditions[rows]), shape)
         start = None if ask.start is None else ask.start[rows]
