@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(nbglob(ROOT / "nbs", as_path=True))
 SUFFIX = "_requirements"
 # modules for which an extra is installed: what they import at their top may be the extra's
-ITS_EXTRA = {"engine": "notebooks", "grid": "grid", "pages": "docs"}
+ITS_EXTRA = {"engine": "notebooks", "story": "notebooks", "grid": "grid", "pages": "docs"}
 NOT_INSTALLED = {"umap": "umap-learn"}  # by the extra dev, so nothing here knows whose it is
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from synth_nb.runs import seed_everything
+from synth_nb.runs import seed_everything, shown
 from synth_nb.training import Phase, Plan, Trainer, read_metrics
 
 fresh = multiprocessing.get_context("spawn")  # a fork may wait for threads it does not have
@@ -134,8 +134,8 @@ def test_a_stop_from_outside_leaves_a_checkpoint(tmp_path, number):
     reached = torch.load(tmp_path / "checkpoints" / "newest.pt", weights_only=True)
     step = reached["position"]["step"]
     assert 0 < step <= 10_000
-    said = f"{step}: stopped at step {step}; start again to go on"
-    assert (tmp_path / "said").read_text() == said
+    said = f"stopped at step {step} of 10000, kept in {shown(tmp_path)}; start again to go on"
+    assert (tmp_path / "said").read_text() == f"{step}: {said}"
 
 
 class Faces:

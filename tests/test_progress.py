@@ -19,7 +19,13 @@ import nbformat
 import pytest
 
 from synth_nb.progress import Pace, Progress, Terminal, board, fitted, read_feed, stage, watched
-from synth_nb.summary import drawn_table, ending, said_of_copying, said_of_nearness
+from synth_nb.summary import (
+    drawn_table,
+    ending,
+    read_rows,
+    said_of_copying,
+    said_of_nearness,
+)
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "outputs/05_e2i/readme"
@@ -260,11 +266,23 @@ def test_the_ending_fits_every_screen():
 
 def test_the_ending_says_what_the_files_say():
     words = " ".join(ending(KEPT).split())
-    assert "is 885 at 49 images" in words and "untrained 1351: 34 % of the way" in words
-    assert "15.5 % (26.6 times chance, efficientnet_lite2)" in words
-    assert "11.5 % (19.7 times chance, efficientnet_lite1)" in words
+    kernel = {row["set"]: row for row in read_rows(KEPT / "evaluation.csv")
+              if row["metric"] == "kernel" and row["extractor"].startswith("efficientnet_lite2")}
+    made, first, floor = (kernel["synthetic"]["at_count"], kernel["untrained"]["at_count"],
+                          kernel["synthetic"]["floor"])
+    share = 100 * (first - made) / (first - floor)
+    assert f"is {made:.0f} at 49 images" in words
+    assert f"untrained {first:.0f}: {share:.0f} % of the way" in words
+    found = {row["extractor"].partition("@")[0]: row
+             for row in read_rows(KEPT / "fidelity.csv") if row["set"] == "synthetic"}
+    for name in ("efficientnet_lite2", "efficientnet_lite1"):
+        times = f"{found[name]['times_chance']:.1f} times chance, {name}"
+        assert f"{100 * found[name]['top1']:.1f} % ({times})" in words
     assert "lite0" not in words  # it conditions: it flatters
-    assert "10 of 128 lie nearer" in words and "2.6, is what chance explains: look" in words
+    copies = json.loads((KEPT / "evaluation.json").read_text(encoding="utf-8"))["copies"][0]
+    flagged, usual = copies["flagged"] * 128, copies["false_alarms"] * 128
+    assert f"{flagged:.0f} of 128 lie nearer" in words
+    assert f"{usual:.1f}, is what chance explains: look" in words
 
 
 def test_the_ending_does_not_fail_for_what_is_missing(tmp_path):
