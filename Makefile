@@ -18,7 +18,7 @@ OUT = outputs/05_e2i/$(RUN)
 BIN = .venv/bin
 # Ctrl-C while pip works
 STOPPABLE = trap 'echo "Stopped while installing; the same command goes on, and downloads nothing twice."; exit 130' INT
-SOURCES = $(wildcard nbs/*.ipynb nbs/*.md nbs/_site/*.py nbs/params/*.yaml synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml README*.md) Makefile
+SOURCES = $(wildcard nbs/*.ipynb nbs/library/*.ipynb nbs/library/*/*.ipynb nbs/*.md nbs/guides/*.md nbs/_site/*.py nbs/params/*.yaml synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml README*.md) Makefile
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 17

@@ -18,7 +18,7 @@ import yaml
 from common import machine
 
 from synth_nb.data import open_dataset, to_uint8
-from synth_nb.diffusion import decode_all, encode_all, t2i
+from synth_nb.diffusion import decode_all, encode_all
 from synth_nb.diffusion.captions import open_captions
 from synth_nb.diffusion.conditions import image_conditions
 from synth_nb.diffusion.experiment import (
@@ -31,6 +31,7 @@ from synth_nb.diffusion.experiment import (
     save,
 )
 from synth_nb.diffusion.fidelity import judge_experiment, open_judges
+from synth_nb.diffusion.text import text_conditions
 from synth_nb.embedders import load_embedder
 from synth_nb.plots import save as save_figure
 from synth_nb.plots import sheet
@@ -66,7 +67,7 @@ def study_of(room: str, given: dict, data) -> Study:
     eye = load_embedder(given["embedder"], given["device"])
     if room == "t2i":
         said = open_captions(given["captions"], data, given["dataset"])
-        made = t2i.conditions(train, held_out, said, eye)
+        made = text_conditions(train, held_out, said, eye)
     else:
         chosen = given["head"], given["components"], given["views"]
         made = image_conditions(train, held_out, eye, *chosen)

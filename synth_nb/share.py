@@ -21,7 +21,15 @@ from .data.export import markdown_table
 from .diffusion.sets import sample_dataset
 from .evaluation.report import better_low
 from .evaluation.scores import digits, heads
-from .runs import ParameterError, read_manifest, resolve, shown, whole, whole_folder
+from synth_nb.runs import (
+    ParameterError,
+    notebook_path,
+    read_manifest,
+    resolve,
+    shown,
+    whole,
+    whole_folder,
+)
 
 # %% ../nbs/08_share.ipynb #8ce68e75
 @dataclass
@@ -126,7 +134,7 @@ def reproduce_text(facts: Facts) -> str:
     packages = ", ".join(f"{k} {v}" for k, v in place.get("packages", {}).items())
     return (f"Code of commit {code.get('commit', 'unknown')}{changed}; {packages}; Python "
             f"{place.get('python', 'unknown')}. From its root, with this as `parameters.yaml`:"
-            f"\n\n```sh\npapermill nbs/{facts.manifest['notebook']}.ipynb out.ipynb "
+            f"\n\n```sh\npapermill {shown(notebook_path(facts.manifest['notebook']))} out.ipynb "
             f"-f parameters.yaml\n```\n\n```yaml\n{parameters_text(facts)}```\n")
 
 

@@ -12,6 +12,7 @@ import os
 import statistics
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,16 @@ def pytest_configure(config):
     config.addinivalue_line("markers", said)
 
 
+@cache
+def notebooks() -> set[Path]:
+    "Those that nbdev knows."
+    from nbdev.doclinks import nbglob
+
+    return set(nbglob(ROOT / "nbs", as_path=True))
+
+
 def pytest_collect_file(file_path, parent):
-    if file_path.suffix == ".ipynb" and file_path.parent == ROOT / "nbs":
+    if file_path.suffix == ".ipynb" and file_path in notebooks():
         return NotebookFile.from_parent(parent, path=file_path)
 
 
@@ -114,7 +123,7 @@ class Notebook(pytest.Item):
         return super().repr_failure(excinfo)
 
     def reportinfo(self):
-        return self.path, 0, self.path.name
+        return self.path, 0, self.path.relative_to(ROOT / "nbs").as_posix()
 
 
 def leave_out(config, items: list, record: str):

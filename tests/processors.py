@@ -37,8 +37,9 @@ def environment(setting: str) -> dict[str, str]:
 def fingerprint() -> str:
     "Of everything that decides what a test does."
     found = hashlib.sha256()
-    files = [*ROOT.glob("nbs/*.ipynb"), *ROOT.glob("nbs/params/*"), *ROOT.glob("synth_nb/**/*.py"),
-             *ROOT.glob("tests/*.py"), ROOT / "conftest.py", ROOT / "settings.ini"]  # fmt: skip
+    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("nbs/params/*"),
+             *ROOT.glob("synth_nb/**/*.py"), *ROOT.glob("tests/*.py"),
+             ROOT / "conftest.py", ROOT / "settings.ini"]  # fmt: skip
     for path in sorted(files):
         found.update(path.read_bytes())
     return found.hexdigest()[:12]

@@ -77,7 +77,7 @@ def test_an_empty_folder_and_a_missing_one(tmp_path):
 
 
 def test_a_run_without_a_model(tmp_path):
-    manifest = dict(loader="synth_nb.diffusion.e2i:load", parameters=dict(dataset="demo"))
+    manifest = dict(loader="synth_nb.diffusion.experiment:load", parameters=dict(dataset="demo"))
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(FileNotFoundError, match="only its tables were kept"):
         open_question("", str(tmp_path))

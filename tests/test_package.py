@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from nbdev.doclinks import nbglob
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -23,7 +24,7 @@ from synth_nb import __main__ as program
 from synth_nb.grid import declared_parameters
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "nbs").rglob("[0-9]*.ipynb"))
+NOTEBOOKS = sorted(nbglob(ROOT / "nbs", as_path=True))
 SUFFIX = "_requirements"
 # modules for which an extra is installed: what they import at their top may be the extra's
 ITS_EXTRA = {"engine": "notebooks", "story": "notebooks", "grid": "grid", "pages": "docs"}
@@ -287,7 +288,7 @@ def test_what_is_not_asked_for_is_seen(owners):
 
 def test_extras_that_are_named_are_there():
     "In commands of the library, the pages and the Makefile."
-    pages = [*ROOT.glob("*.md"), *(ROOT / "nbs").glob("*.md"), ROOT / "Makefile", *NOTEBOOKS]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "nbs").rglob("*.md"), ROOT / "Makefile", *NOTEBOOKS]
     named = {}
     for file in [*pages, *(ROOT / "synth_nb").rglob("*.py")]:
         text = file.read_text(encoding="utf-8")
@@ -303,7 +304,7 @@ COMMAND = re.compile(r"papermill (?:--?[\w-]+ )*(nbs/\S+\.ipynb)([^\n`]*)")
 
 
 def test_commands_of_the_pages_name_parameters_that_are_there():
-    pages = [*ROOT.glob("README*.md"), *(ROOT / "nbs").glob("*.md"), ROOT / "benchmarks/README.md"]
+    pages = [*ROOT.glob("README*.md"), *(ROOT / "nbs").rglob("*.md"), ROOT / "benchmarks/README.md"]
     commands = [(page.name, *match.groups()) for page in pages for match in COMMAND.finditer(
         page.read_text(encoding="utf-8").replace("\\\n", " "))]
     assert len(commands) > 30

@@ -158,9 +158,9 @@ def said_of_metrics() -> list[str]:
 
 
 def test_the_page_about_metrics_says_what_the_run_says():
-    page = text_of("nbs/reading_metrics.md")
+    page = text_of("nbs/guides/reading_metrics.md")
     lost = [words for words in said_of_metrics() if words not in page]
-    assert lost == [], "nbs/reading_metrics.md does not say what outputs/03_embedding_gan says"
+    assert lost == [], "reading_metrics.md does not say what outputs/03_embedding_gan says"
     report = (ROOT / "outputs/03_embedding_gan/readme/report.md").read_text(encoding="utf-8")
     flagged = re.search(r"(\d+ of \d+) images of `synthetic` lie nearer", report)
     assert f"{flagged[1]} flagged" in page
@@ -173,7 +173,7 @@ def test_the_page_about_metrics_says_what_the_demo_says():
     rows = list(csv.DictReader(table.with_name("fidelity.csv").open(encoding="utf-8")))
     kept = {row["set"]: row for row in rows if row["extractor"] == judge}
     made = kept["synthetic"]
-    page = text_of("nbs/reading_metrics.md")
+    page = text_of("nbs/guides/reading_metrics.md")
     times = float(made["top1"]) / float(made["top1_chance"])
     expected = [
         f"{number(made['top1'], 3)} of {made['images']} is {number(times)} times chance",

@@ -23,9 +23,13 @@ BLOB = f"{REPOSITORY}/blob/{get_config().branch}"
 FILE = re.compile(rf"{BLOB}/([^?#]+)(?:[?]plain=true)?(?:#L(\d+))?")
 DESKTOP, PHONE = dict(width=1400, height=900), dict(width=390, height=844)
 # every page that is no notebook, and notebooks with all that a page can hold
-SHOWN = [path.stem for path in sorted((ROOT / "nbs").glob("*.md"))]
+SOURCES = {  # page → its file
+    path.relative_to(ROOT / "nbs").with_suffix("").as_posix(): path
+    for ending in ("md", "ipynb") for path in sorted((ROOT / "nbs").rglob(f"*.{ending}"))
+    if ".ipynb_checkpoints" not in path.parts}  # fmt: skip
+SHOWN = [name for name, path in SOURCES.items() if path.suffix == ".md"]
 SHOWN += ["02_dcgan", "03_embedding_gan", "05_e2i", "06_em_segmentation", "08_evaluation",
-          "08_metrics", "08_metrics_distances", "00_pages"]  # fmt: skip
+          "library/metrics/index", "library/metrics/distances", "library/pages"]  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -98,7 +102,8 @@ def test_the_checks_notice(tmp_path):
     assert dead_links(pages) == [f"page.html → {link}" for link in expected]
     assert without_words(pages) == ["page.html: other.html"] * 2
     wrong = [f"{BLOB}/gone.py", f"{BLOB}/setup.py#L1", f"{REPOSITORY}/tree/other/setup.py"]
-    assert wrong_lines([f"{BLOB}/setup.py", f"{BLOB}/nbs/api.md?plain=true", *wrong]) == wrong
+    right = [f"{BLOB}/setup.py", f"{BLOB}/nbs/guides/api.md?plain=true"]
+    assert wrong_lines([*right, *wrong]) == wrong
 
 
 def test_quarto_is_told_of_pages_that_are_there():
@@ -124,9 +129,9 @@ def pages(site) -> dict[Path, Page]:
     return read(site)
 
 
-def test_every_source_has_a_page(pages):
-    sources = [p.stem for ending in ("md", "ipynb") for p in (ROOT / "nbs").glob(f"*.{ending}")]
-    assert sources and set(sources) <= {file.stem for file in pages}
+def test_every_source_has_a_page(site, pages):
+    made = {file.relative_to(site).with_suffix("").as_posix() for file in pages}
+    assert len(SOURCES) > 100 and SOURCES.keys() <= made
 
 
 def test_links_lead_somewhere(pages):
@@ -145,7 +150,7 @@ def test_pictures_have_words(pages):
 
 def test_every_name_leads_to_its_definition(site):
     "In the list of names."
-    rows = re.findall(r"<tr.*?</tr>", (site / "api.html").read_text(encoding="utf-8"), re.S)
+    rows = re.findall(r"<tr.*?</tr>", (site / "guides/api.html").read_text(encoding="utf-8"), re.S)
     found = 0
     for row in rows:
         name, source = re.search(r"<code[^>]*>(.*?)</code>", row), FILE.search(row)
@@ -208,12 +213,14 @@ def test_a_phone_needs_no_sideways_scrolling(tab):
     tab.locator(".nav-overlay-icon:visible").first.click()
     menu = tab.get_by_role("link", name="Learning path").first
     menu.click()
-    tab.wait_for_url("**/learning_path.html")
+    tab.wait_for_url("**/guides/learning_path.html")
 
 
 @pytest.mark.parametrize("asked, expected", [
-    ("frechet", "08_metrics_distances.html"), ("Fréchet distance", "reading_metrics.html"),
-    ("08_metrics", "08_metrics.html"), ("open_dataset", "01_data_dataset.html"),
+    ("frechet", "library/metrics/distances.html"),
+    ("Fréchet distance", "guides/reading_metrics.html"),
+    ("distances.ipynb", "library/metrics/distances.html"),
+    ("open_dataset", "library/data/dataset.html"),
 ])  # fmt: skip
 def test_search_finds(tab, asked, expected):
     tab.goto("/index.html")
@@ -238,7 +245,7 @@ def test_dark_mode(tab, size):
     for _ in range(3):
         tab.locator("button.theme-toggle:visible").click()
         theme = tab.evaluate("document.body.dataset.theme")
-        tab.goto("/learning_path.html")
+        tab.goto("/guides/learning_path.html")
         assert tab.evaluate("document.body.dataset.theme") == theme
         color = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         seen[theme] = max(map(int, re.findall(r"\d+", color)[:3]))

@@ -50,10 +50,11 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         for notebook in (root / "nbs").rglob("*.ipynb"):
             if ".ipynb_checkpoints" not in notebook.parts:
-                script = Path(folder, f"{notebook.stem}.py")
+                name = "-".join(notebook.relative_to(root / "nbs").with_suffix("").parts)
+                script = Path(folder, f"{name}.py")
                 script.write_text(as_script(notebook), encoding="utf-8")
                 for name in overwritten(notebook):
-                    print(f"{notebook.name}: a definition overwrites the parameter {name}")
+                    print(f"{notebook}: a definition overwrites the parameter {name}")
                     wrong = 1
         ruff = [Path(sys.executable).with_name("ruff"), "check", "--isolated", "--quiet"]
         ruff += ["--select", "F821", "--output-format", "concise", "."]

@@ -3,26 +3,32 @@
 import json
 import re
 from pathlib import Path
+from posixpath import dirname
 
-from synth_nb.pages import library, plain, repository
+from synth_nb.pages import library, link_to, plain, repository
 
-FRONTS = {"01_data": "01_data_prep"}  # whose parts are not named after it
-ROOMS = {"Foundations": "00 01", "Models": "02 03 04 05 06 07", "Evaluation": "08"}
-START = ["learning_path", "reading_metrics"]
-HOW_FIRST = ["how_own_data", "how_gpu_machine"]
+START = ["guides/learning_path", "guides/reading_metrics"]
+HOW_FIRST = ["guides/how_own_data", "guides/how_gpu_machine"]
+NAMES = "guides/api"  # the page with all of them
 PICTURE = re.compile(r"^!\[([^]]+)\]\((\.\./outputs/([^)]+)/[^/)]+)\)", re.M)
 
 
-def front(name: str, names: set[str]) -> str:
-    "The notebook that a notebook is a part of, or nothing."
-    stems = [name.rsplit("_", count)[0] for count in range(1, name.count("_") + 1)]
-    owners = [FRONTS.get(stem, stem) for stem in stems if stem.count("_")]
-    return next((owner for owner in owners if owner in names and owner != name), "")
+def stories() -> list[str]:
+    "The notebooks that are read and run, in order."
+    return [name for name in library() if "/" not in name]
 
 
-def parts(name: str, names: set[str]) -> list[str]:
-    "The notebooks that are parts of one, in order."
-    return sorted(other for other in names if front(other, names) == name)
+def shelf() -> list[str]:
+    "The library's packages, each by its own notebook, then its single modules."
+    names = [name for name in library() if name not in stories()]
+    packages = [name for name in names if name.endswith("/index")]
+    return [*packages, *(name for name in names if dirname(name) == "library")]
+
+
+def parts(name: str) -> list[str]:
+    "The modules of a package, by the package's own notebook."
+    others = (other for other in library() if dirname(other) == dirname(name) != "library")
+    return [f"/{other}" for other in others if name.endswith("/index") and other != name]
 
 
 def toctree(names: list[str], caption: str = "", hidden: bool = True) -> str:
@@ -31,22 +37,12 @@ def toctree(names: list[str], caption: str = "", hidden: bool = True) -> str:
     return "\n".join(["", "```{toctree}", *options, "", *names, "```", ""]) if names else ""
 
 
-def rooms(names: set[str]) -> dict[str, list[str]]:
-    "Caption → notebooks that are no part of another; a number without a room is a model."
-    number = {number: room for room, numbers in ROOMS.items() for number in numbers.split()}
-    found = {room: [] for room in ROOMS}
-    for name in sorted(names):
-        if not front(name, names):
-            found[number.get(name[:2], "Models")].append(name)
-    return found
-
-
 def menus(folder: Path) -> str:
     "The menus of the whole site."
-    names = {path.stem for path in folder.glob("[0-9]*.ipynb")}
-    how = sorted(path.stem for path in folder.glob("how_*.md"))
+    how = sorted(f"guides/{path.stem}" for path in folder.glob("guides/how_*.md"))
     how = [*HOW_FIRST, *(name for name in how if name not in HOW_FIRST)]
-    menus = {"Start here": START, "How to": how, **rooms(names), "Reference": ["api"]}
+    menus = {"Start here": START, "Stories": stories(), "How to": how,
+             "Library": [NAMES, *shelf()]}  # fmt: skip
     return "".join(toctree(pages, caption) for caption, pages in menus.items())
 
 
@@ -64,8 +60,8 @@ def card(path: Path) -> str:
 
 
 def gallery(folder: Path) -> str:
-    "Every notebook that has a picture from a kept run."
-    cards = [card(path) for path in sorted(folder.glob("[0-9]*.ipynb"))]
+    "Every story that has a picture from a kept run."
+    cards = [card(folder / f"{name}.ipynb") for name in stories()]
     return "\n".join(["::::{container} gallery", "", *cards, "::::", ""])
 
 
@@ -93,22 +89,23 @@ def names() -> str:
         if not module.defined:
             continue
         rows = [
-            f"| [`{name}`]({module.notebook}.ipynb#{name.lower()}) | {_first(one.text)} "
+            f"| [`{name}`]({link_to(module.notebook, NAMES)}#{name.lower()}) | {_first(one.text)} "
             f"| [source]({repository(module.file, one.line)}) |"
             for name, one in module.defined.items()]
-        found += [f"## `{dotted(module)}`", "", f"From [{module.title}]({module.notebook}.ipynb).",
-                  "", "| name | what it is | |", "| --- | --- | --- |", *rows, ""]
+        origin = f"From [{module.title}]({link_to(module.notebook, NAMES)})."
+        found += [f"## `{dotted(module)}`", "", origin, "",
+                   "| name | what it is | |", "| --- | --- | --- |", *rows, ""]
     return "\n".join(found)
 
 
 def missing(folder: Path, text: str) -> list[str]:
-    "Notebooks that a page links to and that are not there."
-    named = dict.fromkeys(re.findall(r"\]\((\w+)\.ipynb\)", text))
+    "Notebooks that a page of a folder links to and that are not there."
+    named = dict.fromkeys(re.findall(r"\]\(([\w./]+)\.ipynb\)", text))
     return [name for name in named if not (folder / f"{name}.ipynb").is_file()]
 
 
 def without_missing(folder: Path, text: str) -> str:
     "A page whose links to notebooks that are not there yet say so instead."
     for name in missing(folder, text):
-        text = re.sub(rf"\[([^]]+)\]\({name}\.ipynb\)", r"\1 (not there yet)", text)
+        text = re.sub(rf"\[([^]]+)\]\({re.escape(name)}\.ipynb\)", r"\1 (not there yet)", text)
     return text

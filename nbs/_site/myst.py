@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from pathlib import Path
+from posixpath import dirname, join, normpath
 
 from contents import origin
 from execnb.nbio import dict2nb, nb2dict
@@ -24,7 +25,7 @@ def links(text: str) -> str:
         name = match[1].replace("_", "&#95;")
         return f'<a class="name" href="{match[2]}.html#{match[3]}"><code>{name}</code></a>'
 
-    return re.sub(r"\[`([\w.()]+)`\]\((\w+)\.ipynb#([\w.]+)\)", anchor, text)
+    return re.sub(r"\[`([\w.()]+)`\]\(([\w./]+)\.ipynb#([\w.]+)\)", anchor, text)
 
 
 def definition(text: str) -> str:
@@ -39,20 +40,28 @@ def with_summary(text: str) -> str:
     return re.sub(r"\A(# .+\n\n)> (.+)$", r"\1{.summary}\n\2", text, count=1, flags=re.M)
 
 
-def outside(text: str) -> str:
-    """Links to markdown files elsewhere in the project: a run's files are handed out with the
-    site, others are read in the repository."""
-    text = re.sub(r"\[([^]]+)\]\((\.\./outputs/[^)]+\.md)\)", r"{download}`\1 <\2>`", text)
-    elsewhere = rf"[\1]({repository('')}\2)"
-    return re.sub(r"\[([^]]+)\]\(\.\./(?!outputs/)([^)]+)\)", elsewhere, text)
+def outside(text: str, page: str) -> str:
+    """Links of a page (`library/runs`) to files elsewhere in the project: a run's files are handed
+    out with the site, others are read in the repository."""
+
+    def link(match):
+        words, target = match.groups()
+        file = normpath(join("nbs", dirname(page), target))  # from the project root
+        if file.startswith("nbs/"):
+            return match[0]
+        if file.startswith("outputs/"):
+            return f"{{download}}`{words} <{target}>`" if file.endswith(".md") else match[0]
+        return f"[{words}]({repository(file)})"
+
+    return re.sub(r"\[([^]]+)\]\((\.\./[^)]+)\)", link, text)
 
 
-def markdown(source: str) -> str:
-    "A markdown cell as MyST."
+def markdown(source: str, page: str) -> str:
+    "A markdown cell of a page as MyST."
     if front := TITLE.match(source):
         title, summary = map(ast.literal_eval, front.groups())
         return f"# {title}\n\n{{.summary}}\n{summary}"
-    return links(outside(definition(source)))
+    return links(outside(definition(source), page))
 
 
 def output(out: dict) -> dict | None:
@@ -80,7 +89,7 @@ def code(cell: dict) -> dict:
     return cell | dict(source=kept, outputs=outputs, execution_count=None)
 
 
-def cells(notebook: dict) -> list[dict]:
+def cells(notebook: dict, page: str) -> list[dict]:
     "The cells of a processed notebook as MyST-NB reads them."
     found = []
     for cell in notebook["cells"]:
@@ -88,18 +97,19 @@ def cells(notebook: dict) -> list[dict]:
         if cell["cell_type"] == "code":
             found.append(code(cell))
         elif not cell["source"].startswith("<!--"):
-            found.append(dict(cell_type="markdown", metadata={}, source=markdown(cell["source"])))
+            text = markdown(cell["source"], page)
+            found.append(dict(cell_type="markdown", metadata={}, source=text))
     return [cell for cell in found if cell["source"].strip() or cell.get("outputs")]
 
 
-def page(path: Path, text: str) -> dict:
+def page(path: Path, text: str, name: str) -> dict:
     "A notebook through nbdev's processors, as MyST-NB reads it."
     notebook = dict2nb(json.loads(text))
     notebook.path_ = path
     FilterDefaults()(notebook)
     found = nb2dict(notebook)
-    title, *others = cells(found)
-    title["source"] += f"\n\n{origin(path.stem)}"
+    title, *others = cells(found, name)
+    title["source"] += f"\n\n{origin(name)}"
     numbered = enumerate([title, *others])
     found["cells"] = [cell | {"id": f"cell-{number}"} for number, cell in numbered]
     found["metadata"].pop("widgets", None)

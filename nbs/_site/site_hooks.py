@@ -17,14 +17,13 @@ def read(app, docname: str, source: list[str]):
     folder = Path(app.srcdir)
     path = folder / f"{docname}.ipynb"
     if path.exists():
-        page = myst.page(path, source[0])
-        names = {other.stem for other in folder.glob("[0-9]*.ipynb")}
-        if menu := contents.toctree(contents.parts(docname, names)):
+        page = myst.page(path, source[0], docname)
+        if menu := contents.toctree(contents.parts(docname)):
             page["cells"].append(dict(cell_type="markdown", id="parts", metadata={}, source=menu))
         source[0] = json.dumps(page)
         return
-    text = contents.without_missing(folder, source[0])
-    text = myst.outside(myst.with_summary(text))
+    text = contents.without_missing(path.parent, source[0])
+    text = myst.outside(myst.with_summary(text), docname)
     text = text.replace("<!-- gallery -->", contents.gallery(folder))
     text = text.replace("<!-- names -->", myst.links(contents.names()))
     source[0] = text + (contents.menus(folder) if docname == app.config.root_doc else "")
@@ -32,7 +31,7 @@ def read(app, docname: str, source: list[str]):
 
 def made_from_all(app, env, added, changed, removed):
     "Pages that show what other pages hold are read again when any of those changed."
-    return ["index", "api", "learning_path"] if added | changed | removed else []
+    return ["index", contents.NAMES, *contents.START] if added | changed | removed else []
 
 
 def _code() -> str:
