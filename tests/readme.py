@@ -1,91 +1,101 @@
-"""The parts of both READMEs that kept runs decide: notebooks with a picture each, and results.
+"""The parts of both READMEs and of the results page that kept runs decide: stories and scores.
 
 `python tests/readme.py` writes them anew; `tests/test_readme.py` says when it is time to.
 """
 
 import csv
 import json
+import os
 import re
 from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PICTURE = re.compile(r"^!\[([^]]+)\]\(\.\./(outputs/[^)]+)\)", re.M)
+PICTURE = re.compile(r"^!\[[^]]+\]\(\.\./(outputs/[^)]+)\)", re.M)
 TITLE = re.compile(r"\A# (.+)\n+> (.+)")
+PAGES = {  # page → the parts it has
+    "README.md": ("pictures", "results"),
+    "README.tr.md": ("pictures", "results"),
+    "nbs/guides/results.md": ("results",),
+}
 HEADS = {
-    "README.md": "notebook, judge | images made / real | kernel ×1000 (95 %) | untrained "
-                 "| real, training | floor (95 %) | recall",
-    "README.tr.md": "defter, hakem | üretilen / gerçek | çekirdek ×1000 (%95) | eğitilmemiş "
-                    "| gerçek, eğitim | taban (%95) | duyarlılık",
+    "README.md": "story | images, synthetic/real | kernel distance ×1000 (95 %) | untrained "
+                 "| real vs real (95 %) | recall",
+    "README.tr.md": "defter | görüntü, sentetik/gerçek | çekirdek uzaklığı ×1000 (%95) "
+                    "| eğitilmemiş | gerçeğe karşı gerçek (%95) | duyarlılık",
+    "nbs/guides/results.md": "story | images, synthetic/real | kernel distance ×1000 (95 %) "
+                             "| untrained | real, training | real vs real (95 %) | recall",
 }  # fmt: skip
+ORDER = [  # in which the stories are read
+    "07_emnist", "01_data_prep", "02_dcgan", "03_embedding_gan", "04_stylegan2", "05_e2i",
+    "05_i2i", "05_t2i", "06_em_segmentation", "06_em_ddpm", "06_em_protocol"]  # fmt: skip
 TURKISH = {  # notebook → title and summary
     "01_data_prep": (
         "Veri",
-        "Görüntüleri nerede olurlarsa olsunlar açın, nelerinin bozuk olduğunu bulun, bir modelin "
-        "ne göreceğine bakın."),
+        "Görüntü veri kümelerini açın, bozuk ve yinelenen dosyaları bulun, bölün ve dışa aktarın."),
     "02_dcgan": (
         "DCGAN",
-        "İki ağ: biri resim yapar, öbürü yargılar; arada sentetik görüntüler oluşur."),
+        "Birbirine karşı eğitilen bir üreteç ve bir ayırt edici (DCGAN, Radford ve ark. 2016)."),
     "03_embedding_gan": (
         "Gömme GAN",
-        "Üreteç hiç görüntü görmez, ayırt edici de görmez: yalnızca dondurulmuş bir ağın görüntü "
-        "için söylediğini görür."),
+        "Ayırt edicisi pikseller yerine dondurulmuş bir görüntü kodlayıcısının özniteliklerini "
+        "gören bir GAN (Projected GANs izinde, Sauer ve ark. 2021)."),
     "04_stylegan2": (
         "StyleGAN2-ADA",
-        "Az sayıda görüntüden, stilli bir üreteç: ilk inandırıcı sentetik tıbbi görüntüleri yapan "
-        "ağ, eski programı olmadan."),
+        "Az görüntü için uyarlanır veri artırmalı, stil tabanlı bir GAN (StyleGAN2-ADA, Karras ve "
+        "ark. 2020), düz PyTorch ile."),
     "05_e2i": (
         "Gömmeden görüntüye",
-        "Bir ağa görüntü gösterin, yalnızca doku kodlayıcısının onun için söylediğini saklayın ve "
-        "aynı türden yeni görüntüler üretin."),
+        "Koşulu bir doku kodlayıcısının gömmesi olan gizil difüzyon (Rombach ve ark. 2022)."),
     "05_i2i": (
         "Görüntüden görüntüye",
-        "Bir ağa görüntü gösterin, genel bir görüntü kodlayıcısının onun için söylediğini saklayın "
-        "ve aynı türden yeni görüntüler üretin."),
+        "Koşulu genel bir görüntü kodlayıcısının gömmesi olan gizil difüzyon."),
     "05_t2i": (
         "Metinden görüntüye",
-        "Bir parçada ne olduğunu sözle anlatın, görüntülerini üretin."),
+        "Koşulu bir CLIP metin kodlayıcısından geçen açıklamalar olan gizil difüzyon."),
     "06_em_ddpm": (
         "Maskeleriyle elektron mikrografları, gürültüden",
-        "Bir görüntü ve ona ait maske; istenen sayıda, istenen nesne oranında."),
+        "Elektron mikrograflarını bölütleme maskeleriyle birlikte üreten gizil difüzyon."),
     "06_em_protocol": (
         "Sentetik çiftler ne işe yarar?",
-        "Aynı bölütleme ağı gerçek çiftlerle, sentetiklerle, ikisiyle ve bilinen yöntemlerle; "
-        "hiçbirinin görmediği doku bloklarında."),
+        "Karşılaştırmalı deney: gerçek, sentetik ve karışık çiftlerle eşit adımda eğitilen, ayrı "
+        "tutulan bloklarda sınanan bir bölütleme ağı."),
     "06_em_segmentation": (
         "Elektron mikrograflarının bölütlenmesi",
-        "Her kesitte mitokondriler nerede: her birinin yeri, büyüklüğü ve biçimi bir listede."),
+        "Elektron mikrograflarında mitokondrileri bölütleyen ve her nesneyi listeleyen artık "
+        "bağlantılı bir U-Net."),
     "07_emnist": (
         "Harfler: baştan difüzyon",
-        "Buradan başlayın: yalnızca gürültü gideren bir ağ nasıl harf yazar; her fikir denklemi, "
-        "bir resmi ve küçük bir testiyle."),
+        "Buradan başlayın: gürültü giderme difüzyonu (Ho ve ark. 2020) ve sınıflandırıcısız "
+        "yönlendirme, el yazısı rakam ve harflerde, fikir fikir."),
 }  # fmt: skip
 
 
-def pictured() -> dict[str, tuple[str, str, str, str]]:
-    "Notebook → title, summary, words for its picture and the picture, where it has one."
+def pictured() -> dict[str, tuple[str, str, str]]:
+    "Story → title, summary and picture, where it has one; in the order of reading."
     found = {}
     for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         cell = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         picture = PICTURE.search(cell)
-        if picture and (ROOT / picture[2]).is_file():  # the run is kept
-            found[path.stem] = (*TITLE.match(cell).groups(), *picture.groups())
-    return found
+        if picture and (ROOT / picture[1]).is_file():  # the run is kept
+            found[path.stem] = (*TITLE.match(cell).groups(), picture[1])
+    if lost := found.keys() - ORDER:
+        raise ValueError(f"tests/readme.py has no place in ORDER for {', '.join(sorted(lost))}")
+    return {name: found[name] for name in ORDER if name in found}
 
 
 def pictures(readme: str) -> str:
-    "A table of notebooks, one picture each, two in a row."
+    "A table of stories, one picture each, two in a row."
     cells = []
-    for name, (title, summary, words, file) in pictured().items():
+    for name, (title, summary, file) in pictured().items():
         if readme != "README.md":
             if name not in TURKISH:
                 raise ValueError(f"tests/readme.py has no Turkish words for nbs/{name}.ipynb")
             title, summary = TURKISH[name]
-            words = title
-        image = f'<img src="{file}" alt="{words}" width="420">'
+        image = f'<img src="{file}" alt="{title}" width="420">'
         cells.append(f"{image}<br>**[{title}](nbs/{name}.ipynb)** {summary}")
     pairs = zip_longest(cells[::2], cells[1::2], fillvalue="")
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {one} | {two} |" for one, two in pairs)])
+    return "\n".join(["| | |", "|---|---|", *(f"| {one} | {two} |" for one, two in pairs)])
 
 
 def rounded(text: str) -> str:
@@ -95,23 +105,25 @@ def rounded(text: str) -> str:
 
 def ranged(row: dict, name: str, low: str, high: str) -> str:
     "A value, with an interval where there is one."
-    ends = f" ({rounded(row[low])} … {rounded(row[high])})" if row.get(low) else ""
+    ends = f" ({rounded(row[low])}…{rounded(row[high])})" if row.get(low) else ""
     return rounded(row[name]) + ends
 
 
-def result(file: Path) -> str:
-    "One run's line, by its first judge; nothing for a run that was not judged like this."
+def result(file: Path, page: str) -> str:
+    "One run's line, by its first extractor; nothing for a run that was not evaluated like this."
     rows = list(csv.DictReader(file.open(encoding="utf-8")))
     if not {"extractor", "metric", "floor"} <= rows[0].keys():
         return ""
-    judge = rows[0]["extractor"]
-    mine = {(row["set"], row["metric"]): row for row in rows if row["extractor"] == judge}
+    extractor = rows[0]["extractor"]
+    mine = {(row["set"], row["metric"]): row for row in rows if row["extractor"] == extractor}
     made = mine["synthetic", "kernel"]
-    others = [mine.get((name, "kernel")) for name in ("untrained", "real, training")]
+    sets = ["untrained", "real, training"] if page.startswith("nbs/") else ["untrained"]
+    others = [mine.get((name, "kernel")) for name in sets]
     name, report = file.parent.parent.name, file.with_name("report.md")
-    link = (report if report.is_file() else file).relative_to(ROOT).as_posix()
+    target = report if report.is_file() else file
+    link = Path(os.path.relpath(target, (ROOT / page).parent)).as_posix()
     cells = [
-        f"[`{name}`]({link})<br>{judge}", f"{made['images']} / {made['real_images']}",
+        f"[`{name}`]({link})<br>{extractor}", f"{made['images']}/{made['real_images']}",
         ranged(made, "value", "low", "high"),
         *(rounded(other["value"]) if other else "" for other in others),
         ranged(made, "floor", "floor_low", "floor_high"),
@@ -120,25 +132,26 @@ def result(file: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def results(readme: str) -> str:
-    "The table of all kept runs that have been judged."
-    head = HEADS[readme]
-    lines = map(result, sorted(ROOT.glob("outputs/*/readme/evaluation.csv")))
-    return "\n".join([f"| {head} |", "|" + " --- |" * len(head.split("|")), *filter(None, lines)])
+def results(page: str) -> str:
+    "The table of all kept runs that have been evaluated."
+    head, files = HEADS[page], sorted(ROOT.glob("outputs/*/readme/evaluation.csv"))
+    lines = [result(file, page) for file in files]
+    return "\n".join([f"| {head} |", "|" + "---|" * len(head.split("|")), *filter(None, lines)])
 
 
-def written(readme: str) -> str:
-    "A README with these parts as the kept runs have them."
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    for name, part in {"pictures": pictures, "results": results}.items():
+def written(page: str) -> str:
+    "A page with these parts as the kept runs have them."
+    text = (ROOT / page).read_text(encoding="utf-8")
+    parts = dict(pictures=pictures, results=results)
+    for name in PAGES[page]:
         begin, end = f"<!-- {name}: python tests/readme.py -->", f"<!-- end of {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"{readme} has no place for {name}: {begin} … {end}")
+            raise ValueError(f"{page} has no place for {name}: {begin} … {end}")
         before, after = text.split(begin)[0], text.split(end)[1]
-        text = f"{before}{begin}\n{part(readme)}\n{end}{after}"
+        text = f"{before}{begin}\n{parts[name](page)}\n{end}{after}"
     return text
 
 
 if __name__ == "__main__":
-    for readme in HEADS:
-        (ROOT / readme).write_text(written(readme), encoding="utf-8")
+    for page in PAGES:
+        (ROOT / page).write_text(written(page), encoding="utf-8")

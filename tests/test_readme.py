@@ -1,5 +1,5 @@
-"""README.md, its Turkish twin and the page about metrics say the same as each other and as the
-runs that are kept. Every message names the place and what is missing there."""
+"""README.md, its Turkish twin and the pages about results and metrics agree with each other and
+with the runs that are kept. Every message names the page and what is missing there."""
 
 import csv
 import json
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import readme
+import torch
 
 ROOT = Path(__file__).parent.parent
 TWINS = ["README.md", "README.tr.md"]
+RESULTS, STATUS = "nbs/guides/results.md", "nbs/guides/status.md"
 FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"!\[[^]]*\]\(([^)]+)\)|<img src=\"([^\"]+)\"")
@@ -86,7 +88,7 @@ def test_the_twins_say_the_same():
     assert "\n".join(differences(one, other)) == ""
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", readme.PAGES)
 def test_pictures_and_results_are_those_of_the_runs(name):
     "`python tests/readme.py` writes them."
     text = (ROOT / name).read_text(encoding="utf-8")
@@ -95,12 +97,13 @@ def test_pictures_and_results_are_those_of_the_runs(name):
     assert stale == [], f"{name} is older than the runs: python tests/readme.py"
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", [*TWINS, RESULTS, STATUS])
 def test_links_lead_to_files(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     named = LINK.findall(FENCE.sub("", text)) + [b for _, b in IMAGE.findall(text) if b]
     local = [link for link in named if not link.startswith(("http", "#"))]
-    assert [link for link in local if not (ROOT / link.split("#")[0]).exists()] == []
+    home = (ROOT / name).parent
+    assert [link for link in local if not (home / link.split("#")[0]).exists()] == []
 
 
 def table_of(run: str, name: str) -> list[dict]:
@@ -189,7 +192,7 @@ def flagged(run: str) -> tuple[int, int, bool]:
 
 
 def said_of_gans() -> list[str]:
-    "What README says of the two GANs, as their kept runs have it."
+    "The numbers of the two GANs, as their kept runs have them."
     said = []
     for run in ("02_dcgan", "03_embedding_gan"):
         manifest, kept, copies = kept_json(run, "manifest.json"), values(run), flagged(run)
@@ -205,7 +208,7 @@ def said_of_gans() -> list[str]:
         ends = number(kernel["floor_high"])
         said.append(f"upper end at {kernel['count']} images | {ends} |")
     (dcgan, *_, sure), (other, *_, also) = flagged("02_dcgan"), flagged("03_embedding_gan")
-    assert sure and not also, "which of the GANs copies: README says that the DCGAN does"
+    assert sure and not also, "which of the GANs copies: the page names the DCGAN"
     return [*said, f"The {dcgan} images flagged for the DCGAN are more than chance explains",
             f"the {other} of the embedding GAN are not"]  # fmt: skip
 
@@ -220,13 +223,14 @@ def said_of_stylegan() -> dict[str, str]:
     late = sum(course[-3:]) / 3
     spoken = (
         f"after {kimg} thousand images of {manifest['parameters']['image_size']} pixels, truncated "
-        f"to 0.7. By {made['extractor']}, {made['images']} images against {made['real_images']} "
+        f"to 0.7. With {made['extractor']}, {made['images']} images against {made['real_images']} "
         "held-out ones, its kernel distance ×1000 is {} (95 % interval {} to {}; untruncated), "
-        "that of the untrained network {}, and the floor ends at {} (with {} images)"
+        "that of the untrained network {}, and the real-vs-real interval ends at {} "
+        "(with {} images)"
     ).format(*(number(made[key]) for key in ("value", "low", "high")), number(start["value"]),
              number(made["floor_high"]), made["count"])  # fmt: skip
     return {
-        "README.md": spoken,
+        RESULTS: spoken,
         "nbs/04_stylegan2.ipynb": f"after {kimg} kimg",
         "benchmarks/README.md": f"goes from {course[0]:.2f} at its first evaluation to {late:.2f} "
                                 f"on average over its last three, at {kimg} kimg: "
@@ -235,34 +239,121 @@ def said_of_stylegan() -> dict[str, str]:
 
 
 def said_of_the_demo() -> list[str]:
-    "What README says of the demo, as its kept run has it."
+    "The numbers of the demo, as its kept run has them."
     kept, rows = values("05_e2i"), table_of("05_e2i", "fidelity.csv")
     found = {(row["extractor"], row["set"]): row for row in rows}
     judges = list(dict.fromkeys(row["extractor"] for row in rows))[:2]
     made, said = [found[judge, "synthetic"] for judge in judges], []
+    titles = {"first draws": "first samples", "real, asking half": "real, conditioning half"}
     for name in ("synthetic", "first draws", "untrained", "reconstructions", "real, training",
                  "real, asking half"):  # fmt: skip
         one = kept[name, "kernel"]
-        cells = [name, f"{one['images']} / {one['real_images']}", number(one["value"])]
+        cells = [titles.get(name, name), f"{one['images']} / {one['real_images']}"]
+        cells.append(number(one["value"]))
         for row in (found.get((judge, name)) for judge in judges):
             cells += [number(row["top1"], 3), number(row["times_chance"], 1)] if row else ["", ""]
         said.append(" ".join(f"| {' | '.join(cells)} |".split()))
     ends = " and ".join(f"{number(row['top1_low'], 3)} to {number(row['top1_high'], 3)}"
                         for row in made)  # fmt: skip
     count, images, sure = flagged("05_e2i")
-    assert sure, "README says that chance does not explain the demo's copies"
+    assert sure, "the page says that chance does not explain the demo's copies"
     return [*said, f"chance is {number(made[0]['top1_chance'], 4)}",
             f"intervals of the synthetic row are {ends}",
             f"{count} of {images} synthetic patches lie nearer to a training patch"]  # fmt: skip
 
 
-def test_readme_says_what_its_runs_say():
-    "The Turkish twin has the same numbers."
-    page = text_of("README.md")
-    lost = [words for words in said_of_gans() + said_of_the_demo() if words not in page]
-    assert lost == [], "README.md does not say what the kept runs say"
+def said_of_pairs() -> list[str]:
+    "The protocol's numbers: real pairs alone and with synthetic ones, by share of the labels."
+    rows = {(row["labels"], row["arm"], row["against"]): row
+            for row in table_of("06_em_protocol", "protocol.csv")}  # fmt: skip
+    said = []
+    for share in dict.fromkeys(labels for labels, *_ in rows):
+        real, both = rows[share, "R", "R"], rows[share, "R+S", "R"]
+        difference, low, high = (f"{float(both[k]):+.3f}" for k in ("difference", "low", "high"))
+        scores = f"{float(real['score']):.3f} | {float(both['score']):.3f}"
+        said.append(f"| {100 * float(share):.0f} % | {scores} | {difference} ({low} to {high}) | "
+                    f"{both['verdict']} |")  # fmt: skip
+    return said
+
+
+def said_of_letters() -> list[str]:
+    "What synthetic digits add to a small network."
+    rows = {(row["real_per_class"], row["trained_on"]): row
+            for row in table_of("07_emnist", "usefulness.csv")}  # fmt: skip
+    said = []
+    for few in dict.fromkeys(few for few, _ in rows):
+        made = rows[few, "real and synthetic" if int(few) else "synthetic"]
+        real = f"{float(rows[few, 'real']['accuracy']):.3f} |" if int(few) else "|"
+        title = few if int(few) else "none"
+        keys = ("difference", "diff_low", "diff_high")
+        change, low, high = (f"{float(made[key]):+.3f}" for key in keys)
+        said.append(f"| {title} | {real} {float(made['accuracy']):.3f} | "
+                    f"{change} ({low} to {high})")  # fmt: skip
+    return said
+
+
+def said_of_conditions() -> list[str]:
+    "The three conditions by the first extractor, from the kept comparison."
+    text = (ROOT / "outputs/05_comparison/readme/comparison.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.split("\n\n")[0].splitlines()[2:5]]
+    said = []
+    for title, _, kernel, ends, _, times, _, copies, *_ in rows:
+        mean, low, high = map(float, re.findall(r"[\d.]+", times))
+        times = f"{mean} ({low:.0f} to {high:.0f})"
+        share = f"{float(copies.split()[0]):.1f}".removesuffix(".0")
+        said.append(f"| {title} | {kernel} | {ends} | {times} | {share} % |")
+    return said
+
+
+def test_the_results_are_those_of_the_runs():
+    page = text_of(RESULTS)
+    said = [said_of_gans(), said_of_the_demo(), said_of_pairs(), said_of_letters(),
+            said_of_conditions()]  # fmt: skip
+    lost = [words for part in said for words in part if words not in page]
+    assert lost == [], f"{RESULTS} and the kept runs differ"
 
 
 def test_pages_say_what_the_run_of_stylegan_says():
     said = said_of_stylegan()
     assert {page: words for page, words in said.items() if words not in text_of(page)} == {}
+
+
+def test_readme_counts_the_flagged_images_of_the_demo():
+    "The Turkish twin has the same numbers."
+    count, images, _ = flagged("05_e2i")
+    assert f"{count} of {images} in the demo" in text_of("README.md")
+
+
+def test_the_lines_of_python_run(monkeypatch, tmp_path):
+    "All but the training and the loading of its model, which other tests do."
+    import papermill
+
+    from synth_nb import runs
+    from synth_nb.runs import Samples
+
+    calls = []
+
+    class Noise:
+        def sample(self, n, seed):
+            generator = torch.Generator().manual_seed(seed)
+            return Samples(torch.rand(n, 3, 64, 64, generator=generator) * 2 - 1)
+
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *given: calls.append(given))
+    monkeypatch.setattr(runs, "load_model", lambda folder: calls.append(folder) or Noise())
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)[1]
+    names = {}
+    exec(code, names)
+    (notebook, _, parameters), folder = calls
+    assert (ROOT / notebook).is_file()
+    assert folder == f"outputs/{Path(notebook).stem}/{parameters['run_name']}"
+    assert Path("samples.png").is_file() and len(names["features"]) == 2
+    assert names["kernel_distance"](*names["features"]) > 0.5  # noise is far from tissue
+
+
+def test_readme_is_short():
+    "Words outside of code and tables, and the columns of its table of results."
+    text = FENCE.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
+    prose = [line for line in text.splitlines() if not line.startswith(("|", "<!--"))]
+    assert len(" ".join(prose).split()) <= 900
+    assert max(max(columns) for columns in tables(text)) <= 6
