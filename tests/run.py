@@ -120,6 +120,8 @@ class Progress:
             self.failed(report.nodeid)
         elif report.skipped or report.when == "call":
             self.outcomes.setdefault(report.nodeid, report.outcome)
+        if report.when == "???":  # the process that ran it has died
+            self.now.pop(name, None)
         if report.when == "teardown":
             self.forecast.done[name] += 1
             if self.forecast.done[name] == self.forecast.total[name]:

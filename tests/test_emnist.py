@@ -97,7 +97,7 @@ def test_every_epoch_leaves_its_numbers_and_a_model_that_loads_by_number(digits,
 
 
 def test_the_judge_reads_real_digits_and_never_saw_the_held_out(digits, judge):
-    assert judge.accuracy > 0.95  # processors give 0.98 to 0.99
+    assert judge.accuracy > 0.95  # 0.985 after 120 steps without AVX
     pixels = torch.tensor(digits.held_out.images)
     found = intended(judge, pixels, digits.held_out.labels)
     assert found["confusion"].sum() == len(digits.held_out) == found["images"]
