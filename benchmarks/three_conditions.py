@@ -113,7 +113,7 @@ def run_one(room: str, given: dict) -> float:
     place = torch.device(given["device"])
     given = given | dict(precision=pick_precision(given["precision"], place))
     data = open_dataset(given["dataset"], image_size=given["image_size"])
-    run = open_run(f"05_{room}", given, data.describe(), f"synth_nb.diffusion.{room}:load")
+    run = open_run(f"05_{room}", given, data.describe(), "synth_nb.diffusion.experiment:load")
     study = study_of(room, given, data)
     status, step = trained(run, study, given)
     if status == "complete":

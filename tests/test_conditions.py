@@ -80,7 +80,7 @@ def test_the_run_folder_explains_itself(finished, room):
     folder = finished(room)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["status"] == "complete" and manifest["ended"]
-    assert manifest["loader"] == f"synth_nb.diffusion.{room}:load"
+    assert manifest["loader"] == "synth_nb.diffusion.experiment:load"
     pictures = {p.name for p in folder.glob("*.png")}
     wanted = {"architecture", "comparison", "synthetic", "loss", "by_epoch", "tsne", "walk",
               "guidance", "strength", "by_class"}
