@@ -522,11 +522,13 @@ def code_version() -> dict:  # commit and whether the tree had changes; empty wi
         return subprocess.run(["git", *args], cwd=project_root(), capture_output=True, text=True)
 
     try:
-        head = git("rev-parse", "HEAD")
+        top, head = git("rev-parse", "--show-toplevel"), git("rev-parse", "HEAD")
         changes = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
     except OSError:
         return {}
-    return {} if head.returncode else dict(commit=head.stdout.strip(), changed=bool(changes))
+    ours = Path(top.stdout.strip() or "/") == project_root()  # else it is another project's commit
+    known = ours and not head.returncode
+    return dict(commit=head.stdout.strip(), changed=bool(changes)) if known else {}
 
 # %% ../nbs/library/runs.ipynb #1bf92238
 def gpu_name(

@@ -10,6 +10,7 @@ import torch
 
 from synth_nb.processes import check_launch
 from synth_nb.runs import (
+    code_version,
     isolated,
     open_run,
     pick_precision,
@@ -83,3 +84,21 @@ def test_a_run_of_another_machine_goes_on_here():
     state, drawn = random_state(), torch.rand(1)
     set_random_state(state | dict(cuda=[torch.zeros(16)], mps=[torch.zeros(16)]))
     assert torch.rand(1) == drawn
+
+
+def test_the_commit_of_another_project_is_not_taken_for_ours(tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    (written := tmp_path / "notebooks").mkdir()
+    (written / "settings.ini").write_text("[DEFAULT]\nlib_name = synth_nb\n")
+    git("init")
+    git("add", "-A")
+    monkeypatch.chdir(written)
+    assert code_version() == {}
+    git("commit", "-m", "notebooks of a wheel, in somebody's repository")
+    assert code_version() == {}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = synth_nb\n")
+    assert len(code_version()["commit"]) == 40
