@@ -142,6 +142,10 @@ class SynthEngine(NBClientEngine):
             nb_man.pbar.leave = False
             nb_man.cleanup_pbar()
         options.pop("input_path", None)
+        # ipykernel passes the descriptors 1 and 2 through a thread, which dies with the kernel
+        # and takes the reason along: they go to the log straight.
+        options["extra_arguments"] = ["--IPKernelApp.capture_fd_output=False",
+                                      *options.get("extra_arguments", [])]
         options |= dict(kernel_name=kernel_name, log=logger, log_output=log_output,
                         startup_timeout=start_timeout, timeout=execution_timeout)
         with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
