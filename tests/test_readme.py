@@ -328,8 +328,8 @@ def test_the_lines_of_python_run(monkeypatch, tmp_path):
     "All but the training and the loading of its model, which other tests do."
     import papermill
 
-    from synth_nb import runs
-    from synth_nb.runs import Samples
+    from synth_nb.core import runs
+    from synth_nb.core.runs import Samples
 
     calls = []
 
