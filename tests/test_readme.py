@@ -232,9 +232,9 @@ def said_of_stylegan() -> dict[str, str]:
     return {
         RESULTS: spoken,
         "nbs/04_stylegan2.ipynb": f"after {kimg} kimg",
-        "benchmarks/README.md": f"goes from {course[0]:.2f} at its first evaluation to {late:.2f} "
-                                f"on average over its last three, at {kimg} kimg: "
-                                f"{late / course[0]:.2f}",
+        "benchmarks/stylegan2.md": f"goes from {course[0]:.2f} at its first evaluation to "
+                                   f"{late:.2f} on average over its last three, at {kimg} kimg: "
+                                   f"{late / course[0]:.2f}",
     }  # fmt: skip
 
 
