@@ -121,7 +121,14 @@ def differences(
 
 # %% ../../nbs/library/core/runs.ipynb #7c5e0d32
 RENAMED_PARAMETERS = {  # as older manifests have them → today's, sorted
+    "draws": "n_draws",
+    "drop": "p_uncond",
+    "extractors": "eval_embedders",
+    "few": "n_real_per_class",
+    "judge_steps": "classifier_steps",
+    "judge_width": "classifier_width",
     "keep_every": "snapshot_every",
+    "prediction": "prediction_type",
     "views": "symmetry",
 }
 
