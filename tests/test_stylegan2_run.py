@@ -28,7 +28,8 @@ from synth_nb.stylegan2 import (
     save,
 )
 from synth_nb.stylegan2.config import ema_decay, memory_estimate
-from synth_nb.training.loop import Plan, read_metrics
+from synth_nb.training.log import read_metrics
+from synth_nb.training.loop import TrainingConfig
 
 EYE = "efficientnet_lite2@64"
 ROOT = Path(__file__).parent.parent
@@ -195,7 +196,7 @@ def average_of(asked, folder, epochs, until=0, **given):
         exec(cell_with(mark), space)
     space |= dict(ema_decay=decay, judged=lambda *a: {}, save_samples=lambda *a: None)
     trainer = space["new_trainer"](folder, space["images"], space["plan"])
-    trainer.over = lambda: trainer.at.step == until
+    trainer.time_is_up = lambda: trainer.position.step == until
     trainer.fit()
     return used, [*trainer.averages["generator"].state_dict().values()]
 
@@ -250,7 +251,7 @@ def test_a_second_training_that_is_stopped_leaves_the_run_stopped(rows, tmp_path
         open_dataset=lambda *a, **k: SimpleNamespace(source="demo", describe=dict), seed=0,
         image_size=32, other_channels=3, column="kernel", images=SimpleNamespace(source="mr"),
         run=SimpleNamespace(update=lambda **k: None, path=lambda name: tmp_path / name),
-        plan=Plan(1, 8, max_minutes=20), replace=replace, time=time, log=[row], pd=pd,
+        plan=TrainingConfig(1, 8, max_minutes=20), replace=replace, time=time, log=[row], pd=pd,
         verdict=SimpleNamespace(id="eye"), display=lambda *a: None, sheet=lambda *a: None,
         save_figure=lambda *a: None, to_uint8=lambda x: x, read_metrics=lambda at: [row] * rows,
         StyleToImage=lambda net: SimpleNamespace(

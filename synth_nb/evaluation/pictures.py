@@ -23,7 +23,7 @@ from ..metrics import frechet_distance, kernel_distance, nearest
 from ..figures.plots import feature_map, interval_panels
 from ..core.progress import stage
 from ..core.files import resolve
-from ..training.loop import read_metrics
+from ..training.log import read_metrics
 
 # %% ../../nbs/library/evaluation/pictures.ipynb #91494b41
 def map_of(

@@ -23,7 +23,7 @@ from ..figures.plots import interval_panels
 from ..core.files import resolve, display_path, atomic_write
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
-from ..training.loop import read_metrics
+from ..training.log import read_metrics
 
 # %% ../../nbs/08_report.ipynb #d6169af2
 def run_folders(
