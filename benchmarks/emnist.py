@@ -39,9 +39,10 @@ def trainer_for(data, network, folder, steps=0, lr=1.5e-3, batch=32, seed=0):
     seed_everything(seed)
     unet, schedule = new_unet(len(data.classes), network=network), noise_schedule()
     phase = denoising_phase(unet, schedule, len(data.classes), lr, steps)
-    plan = TrainingConfig(1, batch, batch * max(steps, 1), seed=seed, device="cpu", precision="fp32")
+    config = TrainingConfig(1, batch, batch * max(steps, 1), seed=seed, device="cpu",
+                            precision="fp32")
     images = Views(data.train, 1)
-    trainer = Trainer(Path(folder), images, dict(unet=unet), [phase], plan, dict(unet=0.998))
+    trainer = Trainer(Path(folder), images, dict(unet=unet), [phase], config, dict(unet=0.998))
     model = LetterModel(trainer.model("unet"), schedule, list(data.classes))
     return trainer, model
 
@@ -50,7 +51,8 @@ def step(chosen, data):
     "A step of each network against the small one."
     print("| step of 32 | ours, ms | theirs, ms | ratio |\n| --- | --- | --- | --- |")
     for network in ("middle", "documented"):
-        sides = [trainer_for(data, n, tempfile.mkdtemp())[0].training_step for n in ("small", network)]
+        trainers = [trainer_for(data, n, tempfile.mkdtemp())[0] for n in ("small", network)]
+        sides = [trainer.training_step for trainer in trainers]
         done = alternate(*sides, chosen.rounds, warm=1, clock=time.process_time)
         print(row(f"small against {network}", done), flush=True)
 

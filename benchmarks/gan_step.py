@@ -47,7 +47,8 @@ def ours(size, batch_size, width):
               Phase(game.discriminator, adam(D), "D", clip=None)]
     plan = TrainingConfig(1, batch_size, precision="fp32", device="cpu")
     networks = dict(G=G, D=D)
-    return Trainer(tempfile.mkdtemp(), Noise(size), networks, phases, plan, dict(G=0.995)).training_step
+    trainer = Trainer(tempfile.mkdtemp(), Noise(size), networks, phases, plan, dict(G=0.995))
+    return trainer.training_step
 
 
 def plain(size, batch_size, width):

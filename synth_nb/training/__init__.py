@@ -8,8 +8,8 @@ __all__ = ['MetricsLog', 'Phase', 'TrainingConfig', 'Trainer', 'moving_average',
 # %% ../../nbs/library/training/index.ipynb #e3f42ce0
 from .log import MetricsLog, read_metrics
 from .loop import Phase, Trainer, TrainingConfig
-from .schedules import moving_average
 from .processes import launch
+from .schedules import moving_average
 
 # %% ../../nbs/library/training/index.ipynb #edee2977
 _all_ = [MetricsLog, Phase, TrainingConfig, Trainer, moving_average, read_metrics, launch]

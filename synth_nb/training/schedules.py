@@ -70,7 +70,9 @@ def linear_decay(
 ) -> LambdaLR:
     "Constant, then linear down to zero. Raises `ParameterError` for a fraction outside 0 … 1."
     if not 0 <= fraction <= 1:
-        raise ParameterError(f"the fraction in which the learning rate falls is 0 … 1, got {fraction}")
+        raise ParameterError(
+            f"the fraction in which the learning rate falls is 0 … 1, got {fraction}"
+        )
     return LambdaLR(
         optimizer, lambda step: min(1.0, max(total - step, 0) / max(fraction * total, 1))
     )
