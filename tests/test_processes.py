@@ -228,7 +228,7 @@ def new_segmenter(folder: Path, processes: int) -> Trainer:
     seed_everything(0)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 1, 32, 32), np.uint8)
-    pairs = Pairs(images, (images > 128).astype(np.uint8), 16, 8, True)
+    pairs = Pairs(images, (images > 128).astype(np.uint8), 16, "dihedral", True)
     plan = TrainingConfig(2, 4, 12, device="cpu", precision="fp32", num_processes=processes)
     return new_training(folder, pairs, ResidualUNet(1, (4, 8)), plan)
 

@@ -234,7 +234,9 @@ def train_autoencoder(
                                   weight_decay=1e-4, fused=True)
     loss = ReconstructionLoss(embedder.to(pick_device(device)) if embedder else None)
     phase = Phase(loss, optimizer, scheduler=warmup(optimizer, 50, steps))
-    plan = TrainingConfig(4, batch, steps * batch // 4, seed=seed, device=device, precision=precision)
+    plan = TrainingConfig(
+        4, batch, steps * batch // 4, seed=seed, device=device, precision=precision
+    )
     trainer = Trainer(folder, Views(dataset, chosen["symmetry"]), dict(vae=vae), [phase], plan,
                       dict(vae=0.995), what="autoencoder")
     trainer.fit()

@@ -159,10 +159,12 @@ class PairTraining:
 
     def plan(self, seed: int, best: str = "") -> TrainingConfig:
         "As the trainer takes it; with `best` the best epoch is returned to."
-        return TrainingConfig(self.epochs, self.batch_size, self.images_per_epoch, self.accumulate, seed,
-                    self.device, self.precision, best=best, max_minutes=self.max_minutes,
-                    patience=self.epochs + 1 if best else 0, snapshot_every=self.snapshot_every,
-                    num_processes=self.num_processes, num_nodes=self.num_nodes)
+        return TrainingConfig(
+            self.epochs, self.batch_size, self.images_per_epoch, self.accumulate, seed, self.device,
+            self.precision, best=best, patience=self.epochs + 1 if best else 0,
+            snapshot_every=self.snapshot_every, max_minutes=self.max_minutes,
+            num_processes=self.num_processes, num_nodes=self.num_nodes,
+        )
 
 # %% ../../nbs/library/em/training.ipynb #b8a16402
 class PairTrainer:

@@ -249,8 +249,10 @@ def fit_segmenter(
         return dict(loss_val=1 - float(counts_by_threshold(probabilities, val[1])["dice"].max()))
 
     with fork_rng(seed):
-        plan = TrainingConfig(evaluations, batch_size, -(-steps // evaluations) * batch_size, seed=seed,
-                    device=device, precision="fp32", best="loss_val", patience=evaluations + 1)
+        plan = TrainingConfig(
+            evaluations, batch_size, -(-steps // evaluations) * batch_size, seed=seed,
+            device=device, precision="fp32", best="loss_val", patience=evaluations + 1
+        )
         net = ResidualUNet(data.images.shape[1], widths)
         trainer = new_training(folder, data, net, plan, evaluate=evaluate, **options)
         trainer.fit()

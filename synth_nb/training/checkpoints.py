@@ -7,7 +7,7 @@ __all__ = ['Position', 'checkpoint_path', 'write_checkpoint', 'read_checkpoint',
 
 # %% ../../nbs/library/training/checkpoints.ipynb #9ccd25b1
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
