@@ -169,7 +169,7 @@ def test_exported_weights_and_others_models(tmp_path):
 
 def test_an_epoch_may_be_the_data_set(asked):
     space = asked(image_size=32, images_per_epoch=0, kimg=1, dataset="digits", judge=EYE)
-    exec(cell_with("plan = Plan("), space)
+    exec(cell_with("plan = TrainingConfig("), space)
     size = len(space["images"].train)
     assert space["plan"].images_per_epoch == size and space["plan"].epochs == -(-1000 // size)
 
@@ -192,7 +192,7 @@ def average_of(asked, folder, epochs, until=0, **given):
         used.append(ema_decay(settings, images))
         return used[-1]
 
-    for mark in ("plan = Plan(", "def judged(", "def new_trainer("):
+    for mark in ("plan = TrainingConfig(", "def judged(", "def new_trainer("):
         exec(cell_with(mark), space)
     space |= dict(ema_decay=decay, judged=lambda *a: {}, save_samples=lambda *a: None)
     trainer = space["new_trainer"](folder, space["images"], space["plan"])
@@ -220,15 +220,15 @@ def test_a_configuration_without_ramp_up_has_one_decay(asked, tmp_path):
 def test_pieces_that_cut_groups_are_refused(asked):
     space = asked(image_size=32, dataset="digits", judge=EYE, accumulate=8)
     with pytest.raises(ParameterError, match=r"`accumulate` 8 cuts 8 images .*: take 1 or 2, or"):
-        exec(cell_with("plan = Plan("), space)
+        exec(cell_with("plan = TrainingConfig("), space)
 
 
 def test_processes_that_measure_other_paths_are_refused(asked):
     few = dict(image_size=32, dataset="digits", judge=EYE, batch_size=4, num_processes=2)
     space = asked(path_weight=2, **few)
     with pytest.raises(ParameterError, match="`path_weight` measures paths of one image in 2, and"):
-        exec(cell_with("plan = Plan("), space)
-    exec(cell_with("plan = Plan("), asked(**few))  # without it they are taken
+        exec(cell_with("plan = TrainingConfig("), space)
+    exec(cell_with("plan = TrainingConfig("), asked(**few))  # without it they are taken
 
 
 def test_another_start_has_as_many_pieces_as_the_first(asked, monkeypatch):
@@ -239,7 +239,7 @@ def test_another_start_has_as_many_pieces_as_the_first(asked, monkeypatch):
     for images in (4, 8):  # that the memory holds: at first little is free, later enough
         free = memory_estimate(settings, images, count)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place, free=free: (free, free))
-        exec(cell_with("plan = Plan("), space)
+        exec(cell_with("plan = TrainingConfig("), space)
         assert space["plan"].accumulate == space["run"].manifest["pieces"] == 2
 
 
