@@ -19,7 +19,7 @@ from torch import Tensor
 from ..embedders import Embedder
 from .scores import features_of, heads
 from .sets import ImageSet, draw, sample_set
-from ..metrics import frechet_distance, kernel_distance, nearest
+from ..metrics import frechet_distance, kernel_distance, nearest_neighbour
 from ..plots import feature_map, interval_panels
 from ..progress import stage
 from ..runs import resolve
@@ -53,7 +53,7 @@ def neighbour_strips(
     some = draw(fake, n, seed)
     rows, asked = {fake.title: torch.as_tensor(np.array(some.images))}, features_of(embedder, some)
     for other in others:
-        near = nearest(asked, features_of(embedder, other))[1].numpy()
+        near = nearest_neighbour(asked, features_of(embedder, other))[1].numpy()
         rows[f"nearest {other.title}"] = torch.as_tensor(np.array(other.images[near]))
     return rows
 
