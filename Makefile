@@ -45,7 +45,7 @@ help:  ## this list
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' && touch $@; fi
 
 run: .venv/notebooks  ## make synthetic tissue: the e2i notebook by papermill, on DATASET for EPOCHS
-	@$(BIN)/python -m synth_nb.story 05_e2i '$(OUT)' -p epochs $(EPOCHS) -r run_name '$(RUN)' $(if $(filter-out demo,$(DATASET)),-r dataset '$(DATASET)')
+	@$(BIN)/python -m synth_nb.tools.story 05_e2i '$(OUT)' -p epochs $(EPOCHS) -r run_name '$(RUN)' $(if $(filter-out demo,$(DATASET)),-r dataset '$(DATASET)')
 
 lab: .venv/notebooks  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=nbs
@@ -56,7 +56,7 @@ lab: .venv/notebooks  ## JupyterLab on the notebooks
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[grid]' && touch $@; fi
 
 report: .venv/grid  ## all experiments of PROFILE (smoke, offline, recommended, reported) and one page about them
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m synth_nb.grid report $(PROFILE) $(CORES) $(EXECUTOR)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m synth_nb.tools.grid report $(PROFILE) $(CORES) $(EXECUTOR)
 
 docs: .venv/docs  ## the site in _docs/, from the notebooks as they are; warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -j auto -c nbs/_site nbs _docs

@@ -5,7 +5,7 @@
 # On a cluster: `make report PROFILE=recommended EXECUTOR=slurm CORES=20` (20 jobs at a time).
 import sys
 
-from synth_nb.grid import ready
+from synth_nb.tools.grid import ready
 
 PROFILE = config.get("profile", "smoke")
 RUNS = {run.notebook: run for run in ready(PROFILE)}
@@ -23,7 +23,7 @@ rule report:
         runtime=60,  # minutes, on a cluster
         mem_mb=8000,
     shell:
-        "{sys.executable} -m synth_nb.grid page {PROFILE} {output}"
+        "{sys.executable} -m synth_nb.tools.grid page {PROFILE} {output}"
 
 
 rule run:
@@ -39,4 +39,4 @@ rule run:
         mem_mb=config.get("mem_mb", 16000),
         gpu=config.get("gpu", 0),
     shell:
-        "OMP_NUM_THREADS={threads} {sys.executable} -m synth_nb.grid run {wildcards.notebook} {PROFILE} {output}"
+        "OMP_NUM_THREADS={threads} {sys.executable} -m synth_nb.tools.grid run {wildcards.notebook} {PROFILE} {output}"

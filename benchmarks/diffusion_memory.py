@@ -21,7 +21,7 @@ def train(size: str, pixels: int, batch_size: int, accumulate: int, checkpointin
     from diffusion_speed import latent_set
 
     from synth_nb.diffusion import DiffusionLoss, new_scheduler, new_unet
-    from synth_nb.training import Phase, Plan, Trainer
+    from synth_nb.training.loop import Phase, Plan, Trainer
 
     data = latent_set(pixels // 8)
     unet = new_unet(768, pixels // 8, size=size, checkpointing=checkpointing)

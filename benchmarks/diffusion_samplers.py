@@ -15,6 +15,8 @@ import time
 import torch
 from common import machine
 
+from synth_nb.core.runs import load_model
+from synth_nb.core.seeding import seed_everything
 from synth_nb.data import open_dataset, to_uint8
 from synth_nb.diffusion import (
     DiffusionLoss,
@@ -31,8 +33,7 @@ from synth_nb.diffusion import (
 from synth_nb.diffusion.conditions import fit_components
 from synth_nb.embedders import embed_images, load_embedder
 from synth_nb.metrics import kernel_distance
-from synth_nb.runs import load_model, seed_everything
-from synth_nb.training import Phase, Plan, Trainer, warmup
+from synth_nb.training.loop import Phase, Plan, Trainer, warmup
 
 settings = {"DPM-Solver++, 20": ("dpm++", 20), "DDIM, 50": ("ddim", 50)}
 

@@ -15,6 +15,7 @@ import torch
 from common import alternate, machine, row
 from diffusers import AutoencoderKL
 
+from synth_nb.core.seeding import seed_everything
 from synth_nb.diffusion import (
     DiffusionLoss,
     Latents,
@@ -27,8 +28,7 @@ from synth_nb.diffusion import (
     new_unet,
 )
 from synth_nb.diffusion.sampling import autocast
-from synth_nb.runs import seed_everything
-from synth_nb.training import Phase, Plan, Trainer
+from synth_nb.training.loop import Phase, Plan, Trainer
 
 sd_vae = dict(
     block_out_channels=(128, 256, 512, 512),

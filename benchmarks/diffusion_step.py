@@ -16,9 +16,10 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 
+from synth_nb.core.devices import pick_device
+from synth_nb.core.seeding import seed_everything
 from synth_nb.diffusion import DiffusionLoss, Latents, LatentSet, new_scheduler, new_unet
-from synth_nb.runs import pick_device, seed_everything
-from synth_nb.training import Phase, Plan, Trainer, warmup
+from synth_nb.training.loop import Phase, Plan, Trainer, warmup
 
 
 def ours(latents, conditions, batch_size, device):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common import alternate, machine, row
 
+from synth_nb.core.seeding import seed_everything
 from synth_nb.data import Views, open_dataset, to_uint8
 from synth_nb.emnist import (
     LetterModel,
@@ -30,8 +31,7 @@ from synth_nb.emnist import (
 )
 from synth_nb.evaluation import ImageSet
 from synth_nb.evaluation.sets import as_set
-from synth_nb.runs import seed_everything
-from synth_nb.training import Plan, Trainer
+from synth_nb.training.loop import Plan, Trainer
 
 
 def trainer_for(data, network, folder, steps=0, lr=1.5e-3, batch=32, seed=0):

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from synth_nb.dcgan import Discriminator, Game, Generator
 from synth_nb.embedders import load_embedder
 from synth_nb.embedding_gan import EmbeddingDiscriminator, EmbeddingGame, Sight
-from synth_nb.training import Phase, Plan, Trainer
+from synth_nb.training.loop import Phase, Plan, Trainer
 
 
 class Noise:

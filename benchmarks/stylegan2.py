@@ -23,7 +23,7 @@ from common import alternate, machine, row
 from torch import nn
 from torch.nn import functional as F
 
-from synth_nb.runs import seed_everything
+from synth_nb.core.seeding import seed_everything
 from synth_nb.stylegan2.networks import Discriminator, Generator
 
 

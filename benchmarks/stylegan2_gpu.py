@@ -13,10 +13,11 @@ import time
 import torch
 from common import machine
 
-from synth_nb.runs import pick_device, pick_precision, seed_everything
+from synth_nb.core.devices import pick_device, pick_precision
+from synth_nb.core.seeding import seed_everything
 from synth_nb.stylegan2 import choose_settings, extra_modules, new_networks, new_phases
 from synth_nb.stylegan2.config import ema_decay, memory_estimate, pieces_for
-from synth_nb.training import Plan, Trainer
+from synth_nb.training.loop import Plan, Trainer
 
 published = {128: 6.8, 256: 12.5, 512: 41, 1024: 90}  # s/kimg of the original on an A100
 

@@ -17,6 +17,9 @@ import torch
 import yaml
 from common import machine
 
+from synth_nb.core.devices import pick_precision
+from synth_nb.core.files import atomic_folder
+from synth_nb.core.runs import load_model, open_run, read_manifest
 from synth_nb.data import open_dataset, to_uint8
 from synth_nb.diffusion import decode_all, encode_all
 from synth_nb.diffusion.captions import open_captions
@@ -33,10 +36,9 @@ from synth_nb.diffusion.experiment import (
 from synth_nb.diffusion.fidelity import judge_experiment, open_judges
 from synth_nb.diffusion.text import text_conditions
 from synth_nb.embedders import load_embedder
-from synth_nb.plots import save as save_figure
-from synth_nb.plots import sheet
-from synth_nb.runs import load_model, open_run, pick_precision, read_manifest, whole_folder
-from synth_nb.training import Plan
+from synth_nb.figures.plots import save as save_figure
+from synth_nb.figures.plots import sheet
+from synth_nb.training.loop import Plan
 
 COMMON = dict(image_size="64", channels=3, epochs=2, images_per_epoch=6400, batch_size=16, lr=1e-3,
               vae_steps=2400, vae_cell=4, vae_width=16, unet_size="tiny", objective="v",
@@ -82,7 +84,7 @@ def trained(run, study: Study, given: dict) -> tuple[str, int]:
                 max_minutes=given["max_minutes"])
     trainer = new_trainer(run.folder, study, Recipe.of(given), plan, given["views"], **options)
     status = trainer.fit()
-    with whole_folder(run.path("model")) as place:
+    with atomic_folder(run.path("model")) as place:
         save(trainer.made(), place)
     return status, trainer.at.step
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance
 
+from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError, open_dataset
 from synth_nb.data.audit import audit
 from synth_nb.data.copies import near_by_features, near_by_hash, thumbnail
 from synth_nb.data.find import folder_source
 from synth_nb.data.sources import Source, demo_source
-from synth_nb.runs import ParameterError
 
 DEMO = demo_source(64, 64)
 

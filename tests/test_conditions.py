@@ -18,7 +18,7 @@ from execnb.shell import CaptureShell
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from synth_nb.testing import assert_near
+from synth_nb.core.testing import assert_near
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(epochs=1, images_per_epoch=16, batch_size=8, vae_steps=4, n_samples=24,
@@ -98,7 +98,7 @@ def test_the_run_folder_explains_itself(finished, room):
 
 @pytest.mark.parametrize("room", ["t2i", "i2i", "e2i"])
 def test_any_model_is_sampled_the_same_way(finished, room):
-    from synth_nb.runs import load_model
+    from synth_nb.core.runs import load_model
 
     model = load_model(finished(room), "cpu")
     few, more = model.sample(3, seed=5), model.sample(6, seed=5)
@@ -139,10 +139,11 @@ torch.save(made, result)
 
 
 def test_the_saved_models_are_stock_pipelines(finished, tmp_path):
-    from synth_nb.runs import load_model, stream
+    from synth_nb.core.runs import load_model
+    from synth_nb.core.seeding import derive_seed
 
     folders, result = [finished(room) for room in ("t2i", "i2i", "e2i")], tmp_path / "stock.pt"
-    seeds = [str(stream(0, i)) for i in range(2)]
+    seeds = [str(derive_seed(0, i)) for i in range(2)]
     words = [str(result), *(str(folder / "model") for folder in folders), *seeds]
     subprocess.run([sys.executable, "-c", STOCK, *words], check=True)
     stock = torch.load(result)
@@ -226,7 +227,8 @@ def test_a_hub_name_without_a_network_is_one_sentence(monkeypatch, tmp_path):
 
 
 def test_conditions_of_another_width_are_refused(finished):
-    from synth_nb.runs import ParameterError, load_model
+    from synth_nb.core.parameters import ParameterError
+    from synth_nb.core.runs import load_model
 
     model = load_model(finished("e2i"), "cpu")
     with pytest.raises(ValueError, match="the embeddings have 384 numbers"):

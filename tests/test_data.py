@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError, Views, open_dataset
 from synth_nb.data import find as find_module
-from synth_nb.runs import ParameterError
 
 
 def noise(seed, height=40, width=50, channels=3):
@@ -506,7 +506,7 @@ def test_full_disk(folder, monkeypatch):
 OPEN = """
 import sys
 from synth_nb.data import cache, open_dataset
-from synth_nb.runs import digest
+from synth_nb.core.files import digest
 into = cache.decode_into
 cache.decode_into = lambda *a: (print("decoding", file=sys.stderr), into(*a))
 ds = open_dataset(sys.argv[1], 32)

@@ -14,6 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from synth_nb.core.runs import Samples
+from synth_nb.core.seeding import derive_seed, seed_everything
+from synth_nb.core.testing import assert_near
 from synth_nb.diffusion import (
     DiffusionLoss,
     Latents,
@@ -31,9 +34,7 @@ from synth_nb.diffusion import (
     trainable,
 )
 from synth_nb.diffusion.autoencoder import ReconstructionLoss
-from synth_nb.runs import Samples, seed_everything, stream
-from synth_nb.testing import assert_near
-from synth_nb.training import Phase, Plan, Trainer
+from synth_nb.training.loop import Phase, Plan, Trainer
 
 FORKS = multiprocessing.get_context("forkserver")  # a process that has imported what others need
 FORKS.set_forkserver_preload(["synth_nb.diffusion", "synth_nb.embedders"])
@@ -259,7 +260,7 @@ made = pipe(prompt_embeds=asked, negative_prompt_embeds=torch.zeros_like(asked),
 torch.save(made, sys.argv[2])
 assert not any(name.startswith("synth_nb") for name in sys.modules)
 """
-    seeds = [stream(0, i) for i in range(2)]
+    seeds = [derive_seed(0, i) for i in range(2)]
     words = [sys.executable, "-c", code, tmp_path / "model", tmp_path / "made.pt", *seeds]
     subprocess.run(list(map(str, words)), check=True)
     assert_near(torch.load(tmp_path / "made.pt") * 2 - 1, made)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError
-from synth_nb.runs import ParameterError
 from synth_nb.segmentation.predict import blended, check_threshold, predict_sections
 from synth_nb.segmentation.protocol import Cells, Protocol, run_protocol
 from synth_nb.segmentation.sections import open_sections, split_in_three
@@ -176,7 +176,7 @@ def test_several_processes_on_gpus_keep_their_precision(monkeypatch):
     "Precision is chosen for the GPU that will be used, not for the CPU of this process."
     import torch
 
-    from synth_nb.runs import pick_device, pick_precision
+    from synth_nb.core.devices import pick_device, pick_precision
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for asked in ("auto", "bf16", "fp16"):

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from synth_nb.core.devices import quiet_logging
+from synth_nb.core.testing import assert_near
 from synth_nb.embedders import embed_images, inception, load_embedder
 from synth_nb.embedders.base import Embedder
 from synth_nb.embedders.hub import told
 from synth_nb.embedders.images import cache_folder
-from synth_nb.runs import quiet
-from synth_nb.testing import assert_near
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -51,7 +51,7 @@ def processor(**options):
 
 def saved(folder, network, prepare=None):
     "A network as its makers save it, in a folder."
-    with quiet(transformers.utils.logging):
+    with quiet_logging(transformers.utils.logging):
         network.save_pretrained(folder)
     (prepare or processor()).save_pretrained(folder)
     return network.eval()
@@ -290,7 +290,7 @@ import sys, time
 import numpy as np, torch
 from synth_nb.embedders.base import Embedder
 from synth_nb.embedders.images import embed_images
-from synth_nb.testing import assert_near
+from synth_nb.core.testing import assert_near
 
 class Slow(torch.nn.Module):
     def forward(self, x):

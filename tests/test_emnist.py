@@ -10,6 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
+from synth_nb.core.parameters import ParameterError
+from synth_nb.core.runs import Samples, load_model, open_run
+from synth_nb.core.testing import assert_near
 from synth_nb.data import DataError, Views, open_dataset, to_float, to_uint8
 from synth_nb.emnist import (
     LetterModel,
@@ -18,6 +21,7 @@ from synth_nb.emnist import (
     check_state,
     check_upright,
     denoising_phase,
+    denoising_trajectory,
     epoch_numbers,
     few_real,
     intended,
@@ -29,7 +33,6 @@ from synth_nb.emnist import (
     perfect_model,
     save,
     show_label_aligned_images,
-    watched,
     write_epoch,
     write_gif,
 )
@@ -37,10 +40,8 @@ from synth_nb.emnist.judging import moved
 from synth_nb.emnist.model import spread_times
 from synth_nb.evaluation import ImageSet
 from synth_nb.evaluation.sets import as_set
-from synth_nb.processes import SharedDraws
-from synth_nb.runs import ParameterError, Samples, load_model, open_run
-from synth_nb.testing import assert_near
-from synth_nb.training import Plan, Trainer, read_metrics
+from synth_nb.training.loop import Plan, Trainer, read_metrics
+from synth_nb.training.processes import SharedDraws
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,9 @@ def test_sheets_and_animation_are_written(digits, tmp_path):
     assert path.stat().st_size > 1000
     perfect = perfect_model(to_float(torch.tensor(held.images)), held.labels, held.classes,
                             noise_schedule())
-    film = write_gif(watched(perfect, "3", sampler="ddim", sampling_steps=4), tmp_path / "a.gif")
+    film = write_gif(
+        denoising_trajectory(perfect, "3", sampler="ddim", sampling_steps=4), tmp_path / "a.gif"
+    )
     assert film.read_bytes()[:3] == b"GIF"
     with pytest.raises(ParameterError, match="label 10 is outside the 10 classes"):
         show_label_aligned_images(torch.tensor(held.images[:1]), torch.tensor([10]), held.classes)

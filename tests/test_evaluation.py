@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError, open_dataset
 from synth_nb.embedders import embed_images, load_embedder
 from synth_nb.evaluation import (
@@ -28,7 +29,6 @@ from synth_nb.evaluation.copies import InViews, allowed, search, thumbnails
 from synth_nb.evaluation.scores import measure_for, real_floor, usable_groups
 from synth_nb.evaluation.sets import ImageSet, as_set, draw, words_in
 from synth_nb.evaluation.useful import no_use, usefulness, with_intervals
-from synth_nb.runs import ParameterError
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from synth_nb.core.parameters import ParameterError
+from synth_nb.core.runs import load_model
+from synth_nb.core.seeding import seed_everything
+from synth_nb.core.testing import assert_near
 from synth_nb.data import Views, open_dataset, to_uint8
 from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
 from synth_nb.embedders import load_embedder
 from synth_nb.embedding_gan import EmbeddedViews, EmbeddingDiscriminator, EmbeddingGame, Sight
 from synth_nb.evaluation.sets import made_by
-from synth_nb.runs import ParameterError, load_model, seed_everything
-from synth_nb.testing import assert_near
-from synth_nb.training import Plan, Trainer, read_metrics
+from synth_nb.training.loop import Plan, Trainer, read_metrics
 
 ROOT = Path(__file__).parent.parent
 

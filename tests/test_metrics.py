@@ -36,7 +36,7 @@ from synth_nb.metrics import (
     vendi_score,
 )
 from synth_nb.metrics.scores import _cross_accuracy, _fit_logistic, _labels, _standardised
-from synth_nb.processes import launch, this_process
+from synth_nb.training.processes import launch, this_process
 
 
 def normal(n, width, seed=0, scale=1.0, shift=0.0):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from synth_nb.core.parameters import ParameterError
 from synth_nb.data import microscopy
 from synth_nb.data.cache import decode_source, mapped
 from synth_nb.data.microscopy import PageReader, em_source, grey_pixels
 from synth_nb.data.sources import DataError, ImageError
-from synth_nb.runs import ParameterError
 
 
 def section(i, height=64, width=96):

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from synth_nb import __main__ as program
-from synth_nb.grid import declared_parameters
+from synth_nb.tools.grid import declared_parameters
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(nbglob(ROOT / "nbs", as_path=True))
@@ -150,7 +150,7 @@ def test_papermill_runs_a_written_notebook_with_the_wheel_s_library(
     written, installed, monkeypatch
 ):
     "The library is the unpacked one, and the run goes to the written folder."
-    probe = "import synth_nb; from synth_nb.runs import project_root as p; " \
+    probe = "import synth_nb; from synth_nb.core.files import project_root as p; " \
             "print(synth_nb.__file__, p(), sep='\\n')"  # fmt: skip
     done = run("-c", probe, folder=written / "nbs", library=installed)
     assert done.stdout.split("\n")[:2] == [f"{installed / 'synth_nb/__init__.py'}", f"{written}"]
@@ -304,7 +304,8 @@ COMMAND = re.compile(r"papermill (?:--?[\w-]+ )*(nbs/\S+\.ipynb)([^\n`]*)")
 
 
 def test_commands_of_the_pages_name_parameters_that_are_there():
-    pages = [*ROOT.glob("README*.md"), *(ROOT / "nbs").rglob("*.md"), ROOT / "benchmarks/README.md"]
+    pages = [*ROOT.glob("README*.md"), *(ROOT / "nbs").rglob("*.md"),
+             *(ROOT / "benchmarks").glob("*.md")]  # fmt: skip
     commands = [(page.name, *match.groups()) for page in pages for match in COMMAND.finditer(
         page.read_text(encoding="utf-8").replace("\\\n", " "))]
     assert len(commands) > 30

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synth_nb.grid import check_given
+from synth_nb.tools.grid import check_given
 
 NOTEBOOKS = Path(__file__).parent.parent / "nbs"
 FILES = sorted((NOTEBOOKS / "params").glob("*.yaml"))

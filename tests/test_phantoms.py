@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from synth_nb.core.parameters import ParameterError
 from synth_nb.data.phantoms import em_phantom, em_phantom_source, mr_phantom, mr_phantom_source
-from synth_nb.runs import ParameterError
 
 sources = [mr_phantom_source, em_phantom_source]
 

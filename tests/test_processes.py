@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from synth_nb.runs import seed_everything, shown
-from synth_nb.training import Phase, Plan, Trainer, read_metrics
+from synth_nb.core.files import display_path
+from synth_nb.core.seeding import seed_everything
+from synth_nb.training.loop import Phase, Plan, Trainer, read_metrics
 
 fresh = multiprocessing.get_context("spawn")  # a fork may wait for threads it does not have
 
@@ -134,7 +135,9 @@ def test_a_stop_from_outside_leaves_a_checkpoint(tmp_path, number):
     reached = torch.load(tmp_path / "checkpoints" / "newest.pt", weights_only=True)
     step = reached["position"]["step"]
     assert 0 < step <= 10_000
-    said = f"stopped at step {step} of 10000, kept in {shown(tmp_path)}; start again to go on"
+    said = (
+        f"stopped at step {step} of 10000, kept in {display_path(tmp_path)}; start again to go on"
+    )
     assert (tmp_path / "said").read_text() == f"{step}: {said}"
 
 

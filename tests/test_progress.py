@@ -18,14 +18,17 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from synth_nb.progress import Pace, Progress, Terminal, board, fitted, read_feed, stage, watched
-from synth_nb.summary import (
-    drawn_table,
-    ending,
-    read_rows,
-    said_of_copying,
-    said_of_nearness,
+from synth_nb.core.progress import (
+    Pace,
+    Progress,
+    Terminal,
+    board,
+    fitted,
+    read_feed,
+    stage,
+    with_progress,
 )
+from synth_nb.tools.summary import drawn_table, ending, read_rows, said_of_copying, said_of_nearness
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "outputs/05_e2i/readme"
@@ -72,7 +75,7 @@ def rows_of(screen: str) -> list[str]:
 
 LOOP = """
 import time
-from synth_nb.progress import Progress
+from synth_nb.core.progress import Progress
 with Progress(40, what="training", unit="steps") as line:
     for step in range(1, 41):
         time.sleep(0.1)
@@ -98,10 +101,10 @@ def test_a_terminal_without_a_cursor_gets_whole_lines():
 
 def test_a_log_gets_a_line_a_minute(tmp_path, monkeypatch):
     now = 0.0
-    monkeypatch.setattr("synth_nb.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("synth_nb.core.progress.time.monotonic", lambda: now)
     with open(tmp_path / "log", "w") as log:
         terminal = Terminal(log)
-        monkeypatch.setattr("synth_nb.progress.watcher", lambda: terminal)
+        monkeypatch.setattr("synth_nb.core.progress.watcher", lambda: terminal)
         with Progress(300, what="training") as line:
             for step in range(1, 301):
                 now += 1.0
@@ -128,8 +131,8 @@ def test_the_time_left_follows_what_steps_take_now():
 
 def test_pauses_are_counted_as_often_as_they_come(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("synth_nb.progress.time.monotonic", lambda: now)
-    monkeypatch.setattr("synth_nb.progress.watcher", lambda: None)
+    monkeypatch.setattr("synth_nb.core.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("synth_nb.core.progress.watcher", lambda: None)
     with Progress(40, pauses=4) as line:
         for step in range(1, 21):
             now += 1
@@ -141,8 +144,8 @@ def test_pauses_are_counted_as_often_as_they_come(monkeypatch):
 
 
 def test_what_is_quick_says_nothing(capsys):
-    assert list(watched("abc", 3, "reading images")) == ["a", "b", "c"]
-    for _ in watched("abc", 3, "reading images"):
+    assert list(with_progress("abc", 3, "reading images")) == ["a", "b", "c"]
+    for _ in with_progress("abc", 3, "reading images"):
         break
     with stage("looking for copies"):
         pass
@@ -161,10 +164,10 @@ def test_a_notebook_gets_one_line_that_is_redrawn(monkeypatch):
         drawn.append(data["text/plain"])
         return Handle()
 
-    monkeypatch.setattr("synth_nb.progress.in_kernel", lambda: True)
+    monkeypatch.setattr("synth_nb.core.progress.in_kernel", lambda: True)
     monkeypatch.setattr("IPython.display.display", display)
-    assert list(watched("abcd", 4, "reading images", after=60)) == list("abcd") and not drawn
-    assert list(watched("abcd", 4, "reading images", after=0)) == list("abcd")
+    assert list(with_progress("abcd", 4, "reading images", after=60)) == list("abcd") and not drawn
+    assert list(with_progress("abcd", 4, "reading images", after=0)) == list("abcd")
     assert [line.split(" · ")[0].split()[-1] for line in drawn] == ["1/4", "4/4"]
     assert "left" in drawn[0] and "left" not in drawn[1]
 
@@ -213,8 +216,8 @@ def test_other_kernels_leave_the_log_of_their_server_alone(tmp_path):
 
 RUN = """
 import time
-from synth_nb.progress import stage
-from synth_nb.runs import open_run
+from synth_nb.core.progress import stage
+from synth_nb.core.runs import open_run
 run = open_run("none", dict(outputs={outputs!r}, run_name="mine"), dict(fingerprint="a"))
 with stage("waiting", after=0): time.sleep(60)
 """
@@ -305,7 +308,7 @@ CHANGES = """
 import os
 from pathlib import Path
 from synth_nb import story, grid
-from synth_nb.story import run_state
+from synth_nb.tools.story import run_state
 images = Path("images"); images.mkdir(); (images / "a.png").write_bytes(b"1")
 
 def state(**more):
@@ -346,7 +349,7 @@ def test_what_a_second_run_notices(tmp_path):
 
 
 def test_a_wrong_parameter_ends_before_anything_starts(tmp_path):
-    command = [sys.executable, "-m", "synth_nb.story", "05_e2i", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "synth_nb.tools.story", "05_e2i", str(tmp_path / "run")]
     done = subprocess.run([*command, "-p", "epoch", "3"], capture_output=True, text=True,
                           cwd=ROOT, env=clean_environment())
     assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "run").exists()
@@ -354,7 +357,7 @@ def test_a_wrong_parameter_ends_before_anything_starts(tmp_path):
 
 
 def test_a_stop_during_the_imports_has_no_traceback():
-    process = subprocess.Popen([sys.executable, "-m", "synth_nb.story", "05_e2i", "nowhere"],
+    process = subprocess.Popen([sys.executable, "-m", "synth_nb.tools.story", "05_e2i", "nowhere"],
                                stderr=subprocess.PIPE, text=True, cwd=ROOT, env=clean_environment())
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

@@ -232,9 +232,9 @@ def said_of_stylegan() -> dict[str, str]:
     return {
         RESULTS: spoken,
         "nbs/04_stylegan2.ipynb": f"after {kimg} kimg",
-        "benchmarks/README.md": f"goes from {course[0]:.2f} at its first evaluation to {late:.2f} "
-                                f"on average over its last three, at {kimg} kimg: "
-                                f"{late / course[0]:.2f}",
+        "benchmarks/stylegan2.md": f"goes from {course[0]:.2f} at its first evaluation to "
+                                   f"{late:.2f} on average over its last three, at {kimg} kimg: "
+                                   f"{late / course[0]:.2f}",
     }  # fmt: skip
 
 
@@ -328,8 +328,8 @@ def test_the_lines_of_python_run(monkeypatch, tmp_path):
     "All but the training and the loading of its model, which other tests do."
     import papermill
 
-    from synth_nb import runs
-    from synth_nb.runs import Samples
+    from synth_nb.core import runs
+    from synth_nb.core.runs import Samples
 
     calls = []
 

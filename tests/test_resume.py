@@ -13,8 +13,8 @@ import torch
 PROGRAM = """
 import sys, torch
 from torch import nn
-from synth_nb.runs import seed_everything
-from synth_nb.training import Phase, Plan, Trainer, warmup
+from synth_nb.core.seeding import seed_everything
+from synth_nb.training.loop import Phase, Plan, Trainer, warmup
 
 class Noise:
     keys = [str(i) for i in range(50)]
@@ -91,9 +91,9 @@ def test_sigterm_writes_a_checkpoint_and_stops(tmp_path):
 def test_a_run_folder_belongs_to_one_process(tmp_path):
     code = """
 import sys
-from synth_nb.runs import open_run
+from synth_nb.core.runs import open_run
 given = dict(outputs=sys.argv[1], run_name="mine")
-run = open_run("none", given, dict(fingerprint="a"), "synth_nb.runs:none")
+run = open_run("none", given, dict(fingerprint="a"), "synth_nb.core.runs:none")
 print(run.manifest["status"], flush=True)
 sys.stdin.readline()
 """

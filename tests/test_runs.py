@@ -8,26 +8,21 @@ import sys
 import numpy as np
 import torch
 
-from synth_nb.processes import check_launch
-from synth_nb.runs import (
-    code_version,
-    isolated,
-    open_run,
-    pick_precision,
-    random_state,
-    set_random_state,
-    stream,
-)
+from synth_nb.core.devices import pick_precision
+from synth_nb.core.fingerprint import code_version
+from synth_nb.core.runs import open_run
+from synth_nb.core.seeding import derive_seed, fork_rng, random_state, set_random_state
+from synth_nb.training.processes import check_launch
 
 
 def test_a_seed_out_of_an_array_is_the_same_seed():
-    assert stream(np.int64(7), np.int32(1)) == stream(7, 1) != stream(8, 1)
+    assert derive_seed(np.int64(7), np.int32(1)) == derive_seed(7, 1) != derive_seed(8, 1)
 
 
 def test_a_cell_run_twice_does_not_undo_the_end_of_its_run(tmp_path):
     code = """
 import sys
-from synth_nb.runs import open_run
+from synth_nb.core.runs import open_run
 opened = [open_run("none", dict(outputs=sys.argv[1], run_name="mine"), dict(fingerprint="a"))
           for _ in range(2)]
 if "finish" in sys.argv:
@@ -63,7 +58,7 @@ def test_what_comes_before_several_processes_leaves_the_gpus_alone(tmp_path, mon
     run.finish()
     assert run.manifest["environment"]["device"] == "cuda"
     assert pick_precision("auto", "cuda", num_processes=2) == "auto"
-    with isolated(1):
+    with fork_rng(1):
         torch.rand(1)
     check_launch(2)
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from synth_nb.core.testing import assert_near
 from synth_nb.embedders import embed_images, load_embedder
 from synth_nb.embedders.hub import told
 from synth_nb.embedders.images import cache_folder
 from synth_nb.embedders.savedmodel import SavedModel, start_tensorflow
-from synth_nb.testing import assert_near
 
 pytestmark = pytest.mark.loads_tensorflow
 if importlib.util.find_spec("tensorflow") is None:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from synth_nb.runs import RENAMED_LOADERS, load_model, notebook_path
+from synth_nb.core.files import notebook_path
+from synth_nb.core.runs import RENAMED_LOADERS, load_model
 
 ROOT = Path(__file__).parent.parent
 OWN = {  # what a story alone needs, it exports itself
     "synth_nb.diffusion.comparison": "05_comparison",
     "synth_nb.segmentation.protocol": "06_em_protocol",
-    "synth_nb.report": "08_report",
-    "synth_nb.share": "08_share",
+    "synth_nb.tools.report": "08_report",
+    "synth_nb.tools.share": "08_share",
 }
 STORY = re.compile(r"\d\d_\w+")
 
@@ -38,7 +39,7 @@ def test_the_path_of_a_module_gives_its_notebook():
 
 @pytest.mark.parametrize("name, path", [
     ("synth_nb.data.archives", "library/data/archives"), ("synth_nb.data", "library/data/index"),
-    ("synth_nb.data.__init__", "library/data/index"), ("synth_nb.runs", "library/runs"),
+    ("synth_nb.data.__init__", "library/data/index"), ("synth_nb.core.runs", "library/core/runs"),
     ("synth_nb.__main__", "library/main"), ("05_e2i", "05_e2i"), ("gone", "gone"),
 ])  # fmt: skip
 def test_from_a_name_to_its_notebook(name, path):

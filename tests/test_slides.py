@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from synth_nb.core.parameters import ParameterError
 from synth_nb.data.cache import decode_source
 from synth_nb.data.find import folder_source
 from synth_nb.data.slides import open_slide, slide_mpp, write_tiles, wsi_source
 from synth_nb.data.sources import DataError
-from synth_nb.runs import ParameterError
 
 pytest.importorskip("openslide")
 tifffile = pytest.importorskip("tifffile")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from synth_nb.core.testing import assert_near
 from synth_nb.stylegan2.networks import Discriminator, Generator
 from synth_nb.stylegan2.ops import (
     biased_leaky_relu,
@@ -21,7 +22,6 @@ from synth_nb.stylegan2.ops import (
     smooth,
     upsample,
 )
-from synth_nb.testing import assert_near
 
 FOLDER = Path(__file__).parent / "reference"
 

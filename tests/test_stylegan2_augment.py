@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from synth_nb.core.testing import assert_near
 from synth_nb.stylegan2 import augment
 from synth_nb.stylegan2.augment import Augment, Dice
-from synth_nb.testing import assert_near
 
 WORDS = [name for names in augment.groups.values() for name in names if name != "noise"]
 CHOICES = [*WORDS, "blit", "geom", "color", "bgc"]

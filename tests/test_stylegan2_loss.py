@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from synth_nb.runs import ParameterError
+from synth_nb.core.parameters import ParameterError
 from synth_nb.stylegan2.augment import Augment
 from synth_nb.stylegan2.config import (
     choose_settings,
@@ -30,7 +30,7 @@ from synth_nb.stylegan2.loss import (
     path_lengths,
     squared_slopes,
 )
-from synth_nb.training import Plan, Trainer
+from synth_nb.training.loop import Plan, Trainer
 
 FILE = Path(__file__).parent / "reference" / "stylegan2_res32_rgb.npz"
 built = importlib.util.find_spec("synth_nb.stylegan2.networks") and FILE.is_file()

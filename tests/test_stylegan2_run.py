@@ -15,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from synth_nb.runs import ParameterError, load_model
+from synth_nb.core.parameters import ParameterError
+from synth_nb.core.runs import load_model
+from synth_nb.core.testing import assert_near
 from synth_nb.stylegan2 import (
     Generator,
     StyleToImage,
@@ -26,8 +28,7 @@ from synth_nb.stylegan2 import (
     save,
 )
 from synth_nb.stylegan2.config import ema_decay, memory_estimate
-from synth_nb.testing import assert_near
-from synth_nb.training import Plan, read_metrics
+from synth_nb.training.loop import Plan, read_metrics
 
 EYE = "efficientnet_lite2@64"
 ROOT = Path(__file__).parent.parent

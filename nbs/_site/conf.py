@@ -1,7 +1,7 @@
 """The site: nbdev's notebooks by Sphinx, MyST-NB and Furo. Built by `make docs`.
 
 Nothing here runs a notebook or imports what it needs: figures are the committed outputs,
-definitions are read from the library's text (`nbs/library/pages.ipynb`).
+definitions are read from the library's text (`nbs/library/tools/pages.ipynb`).
 """
 
 import sys

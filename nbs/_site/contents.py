@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from posixpath import dirname
 
-from synth_nb.pages import library, link_to, plain, repository
+from synth_nb.tools.pages import library, link_to, plain, repository
 
 START = ["guides/learning_path", "guides/reading_metrics", "guides/results", "guides/status"]
 HOW_FIRST = ["guides/how_own_data", "guides/how_gpu_machine"]

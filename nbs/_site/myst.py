@@ -10,7 +10,7 @@ from contents import origin
 from execnb.nbio import dict2nb, nb2dict
 from nbdev.processors import FilterDefaults
 
-from synth_nb.pages import repository
+from synth_nb.tools.pages import repository
 
 LONG = 15  # lines of code from which on a cell is folded
 WIDGET = "application/vnd.jupyter.widget-view+json"

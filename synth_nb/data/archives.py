@@ -39,7 +39,7 @@ from synth_nb.data.sources import (
     stack_endings,
 )
 from .stacks import check_growth, in_few_words, tiff_pages, unpacked
-from ..runs import resolve, shown
+from ..core.files import resolve, display_path
 
 # %% ../../nbs/library/data/archives.ipynb #3d3d8fe7
 def safe_name(
@@ -65,7 +65,7 @@ def zip_archive(
     path: Path,
 ) -> Archive:
     "Open a zip. Raises `DataError` for one that is cut off, locked, or grows too much."
-    name, lock = shown(path), threading.Lock()
+    name, lock = display_path(path), threading.Lock()
     try:
         file = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
@@ -144,7 +144,7 @@ def tar_archive(
         start = file.read(8)
     packer = next((packers[magic] for magic in packers if start.startswith(magic)), None)
     plain = unpacked(path, "all.tar", lambda: packer(path)) if packer else path
-    places, odd = tar_members(plain, shown(path))
+    places, odd = tar_members(plain, display_path(path))
 
     def read(key):
         offset, size = places[key]
@@ -174,7 +174,7 @@ def open_archive(
     if start[257:262] == b"ustar" or start.startswith(tuple(packers)):
         return tar_archive(path)
     known = " ".join(archive_endings)
-    raise DataError(f"{shown(path)} is not an archive that can be read; known are {known}")
+    raise DataError(f"{display_path(path)} is not an archive that can be read; known are {known}")
 
 # %% ../../nbs/library/data/archives.ipynb #efb82685
 def check_label(
@@ -338,7 +338,7 @@ def archive_source(
     what it holds in StyleGAN's form is read as by `OneSize`.
     """
     path = resolve(path)
-    archive, name = open_archive(path), shown(path)
+    archive, name = open_archive(path), display_path(path)
     images, skipped, others = left_out(archive)
     if not images and not skipped:
         raise DataError(nothing_in(path, others))

@@ -32,7 +32,9 @@ from .dataset import ImageDataset, split_order
 from .export import about_lines, count_table, markdown_table
 from .sources import (
     DataError, ImageError, Source, formats, open_image, reason, to_mode)
-from ..runs import ParameterError, digest, resolve, watched, whole
+from ..core.files import digest, resolve, atomic_write
+from ..core.parameters import ParameterError
+from ..core.progress import with_progress
 
 # %% ../../nbs/library/data/audit.ipynb #151a6505
 def _moments(
@@ -109,7 +111,7 @@ def _examine_all(
 
     rows, thumbs, total = [], [], np.zeros((3, 256), np.int64)
     results = mapped(lambda i: _examine(source.content(i)), len(source))
-    for i, result in enumerate(watched(results, len(source), "reading images")):
+    for i, result in enumerate(with_progress(results, len(source), "reading images")):
         row = dict(key=source.keys[i], **{"class": source.classes[source.labels[i]]},
                    split=source.split[i] if source.split else "",
                    group=source.groups[i] if source.groups else "", problem="")
@@ -317,7 +319,7 @@ def _said_of_pair(
     pair: pd.Series,
 ) -> str:
     "How two images are alike, and what tells their places apart."
-    from synth_nb.plots import short
+    from synth_nb.figures.plots import short
 
     near = f"near, r = {min(pair['likeness'], 0.999):.3f}"
     how = "identical" if pair["kind"] == "identical" else near
@@ -390,20 +392,20 @@ class Audit:
         return f"Audit({self.findings['source']}: {self.findings['readable']} images)"
 
     def contact_sheet(self) -> Figure:
-        from synth_nb.plots import contact_sheet
+        from synth_nb.figures.plots import contact_sheet
 
         counts = self.table["class"][self.table["problem"] == ""].value_counts()
         return contact_sheet(_class_pictures(self.source, self.table), counts.to_dict())
 
     def histograms(self) -> Figure:
-        from synth_nb.plots import histograms
+        from synth_nb.figures.plots import histograms
 
         good = self.table[self.table["problem"] == ""]
         sizes = list(zip(good["height"].astype(int), good["width"].astype(int), strict=True))
         return histograms(good["class"].tolist(), good["split"].tolist(), sizes, self.intensities)
 
     def duplicates(self, most: int = 12) -> Figure:  # the worst first
-        from synth_nb.plots import image_pairs
+        from synth_nb.figures.plots import image_pairs
 
         pairs = [pair for _, pair in self.pairs.head(most).iterrows()]
         both = [tuple(self._picture(pair[s]) for s in "ab") for pair in pairs]
@@ -427,7 +429,7 @@ def _write_audit(
     folder: Path,  # absolute; made if it is not there
 ) -> Path:
     "Write the files of an audit, each whole or not at all."
-    from synth_nb.plots import save
+    from synth_nb.figures.plots import save
 
     drawn = ["contact_sheet", "histograms", *(["duplicates"] if len(found.pairs) else [])]
     for name in drawn:
@@ -437,9 +439,9 @@ def _write_audit(
     columns = [name for name in found.pairs if name not in ("a", "b")]
     turned = found.pairs[columns].assign(view=[views[v] for v in found.pairs["view"]])
     for name, table in (("audit", found.table), ("duplicates", turned)):
-        with whole(folder / f"{name}.csv") as f:
+        with atomic_write(folder / f"{name}.csv") as f:
             table.to_csv(f, index=False)
-    with whole(folder / "card.md") as f:
+    with atomic_write(folder / "card.md") as f:
         f.write_text(found.card(), encoding="utf-8")
     return folder
 

@@ -20,7 +20,8 @@ import numpy as np
 from filelock import FileLock
 
 from .sources import DataError, ImageError, Source, cropped_size, decode, reason
-from ..runs import cache_root, digest, shown, watched, whole
+from ..core.files import cache_root, digest, display_path, atomic_write
+from ..core.progress import with_progress
 
 # %% ../../nbs/library/data/cache.ipynb #3844325c
 def mapped(
@@ -104,7 +105,7 @@ def check_room(
     free = shutil.disk_usage(folder).free
     if need > free:
         sizes = f"{need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-        raise OSError(f"the {what} need {sizes} in {shown(folder)}; set SYNTH_NB_CACHE")
+        raise OSError(f"the {what} need {sizes} in {display_path(folder)}; set SYNTH_NB_CACHE")
 
 # %% ../../nbs/library/data/cache.ipynb #f458ec1f
 def load_rows(
@@ -181,11 +182,11 @@ def decode_into(
 
     row = row_shape(source, shape, crop)
     check_room(path.parent, len(hashes) * int(np.prod(row)))
-    with warnings.catch_warnings(), whole(path) as f:
+    with warnings.catch_warnings(), atomic_write(path) as f:
         warnings.simplefilter("ignore")  # Pillow on odd metadata
         n = len(hashes)
-        bad = write_rows(f, watched(mapped(one, n), n, "decoding images"), row)
-    with whole(path.with_suffix(".json")) as f:
+        bad = write_rows(f, with_progress(mapped(one, n), n, "decoding images"), row)
+    with atomic_write(path.with_suffix(".json")) as f:
         f.write_text(json.dumps(bad))
 
 # %% ../../nbs/library/data/cache.ipynb #c19002b4

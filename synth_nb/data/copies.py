@@ -23,7 +23,8 @@ __all__ = ['views', 'inverse', 'thumbnail', 'low_frequencies', 'perceptual_hashe
 # %% ../../nbs/library/data/copies.ipynb #7b4aedb2
 from .cache import mapped
 from .sources import DataError, Source, decode
-from ..runs import ParameterError, watched
+from ..core.parameters import ParameterError
+from ..core.progress import with_progress
 
 # %% ../../nbs/library/data/copies.ipynb #87728103
 def thumbnail(
@@ -177,7 +178,7 @@ def features_of(
     "Features of images, scaled and cropped to 224 pixels. Raises `ParameterError`."
     decoded = mapped(lambda i: decode(source.content(places[i]), 224, 224, 3), len(places))
     rows, parts = [], []
-    for i, image in enumerate(watched(decoded, len(places), "encoding images"), 1):
+    for i, image in enumerate(with_progress(decoded, len(places), "encoding images"), 1):
         if isinstance(image, Exception):
             raise DataError(f"{source.keys[places[i - 1]]} changed while it was read")
         rows.append(image)

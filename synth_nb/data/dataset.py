@@ -21,7 +21,8 @@ from torch import Tensor
 from .cache import Decoded, decode_source, reader_version
 from .find import find_source
 from .sources import DataError, Source, cropped_size, parse_size
-from ..runs import ParameterError, check_value, digest
+from ..core.files import digest
+from ..core.parameters import ParameterError, check_value
 
 # %% ../../nbs/library/data/dataset.ipynb #bb27308b
 def to_float(

@@ -25,7 +25,8 @@ from torch import Tensor
 # %% ../../nbs/library/data/export.ipynb #bb92a498
 from .dataset import ImageDataset, to_uint8
 from .sources import split_names
-from ..runs import ParameterError, resolve, shown, whole, whole_folder
+from ..core.files import resolve, display_path, atomic_write, atomic_folder
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/data/export.ipynb #8effb4a5
 @dataclass
@@ -312,10 +313,10 @@ def _writing(
         (folder / name).write_bytes(content)
 
     if place.suffix.lower() == ".zip":
-        with whole(place) as f, zipfile.ZipFile(f, "w") as archive:
+        with atomic_write(place) as f, zipfile.ZipFile(f, "w") as archive:
             yield lambda name, content: archive.writestr(_entry(name), content)
     else:
-        with whole_folder(place) as folder:
+        with atomic_folder(place) as folder:
             yield put
 
 # %% ../../nbs/library/data/export.ipynb #3c230812
@@ -345,12 +346,12 @@ def check_place(
     is_file = place.suffix.lower() in (".zip", ".npz")
     if (place.suffix.lower() if is_file else "") not in wanted:
         places = " or ".join(f"a file that ends in {e}" if e else "a folder" for e in wanted)
-        raise ParameterError(f"form {form!r} is written to {places}, got {shown(place)}")
+        raise ParameterError(f"form {form!r} is written to {places}, got {display_path(place)}")
     if not place.exists() or (place.is_dir() and not is_file and not any(place.iterdir())):
         return
     if place.is_dir() == is_file or not _written_before(place):
         said = "is there and is not an unchanged export; choose another place or remove it"
-        raise FileExistsError(f"{shown(place)} {said}")
+        raise FileExistsError(f"{display_path(place)} {said}")
 
 # %% ../../nbs/library/data/export.ipynb #eb9c5273
 def folder_names(
@@ -523,7 +524,7 @@ def export(
 def _write(parcel: _Parcel, place: Path, form: str, synthetic: bool):
     "Write the images, and the card last: it says how many files there are."
     if form == "npz":
-        with whole(place) as f, zipfile.ZipFile(f, "w") as archive:
+        with atomic_write(place) as f, zipfile.ZipFile(f, "w") as archive:
             n = _write_npz(parcel, archive)
             archive.writestr(_entry("README.md"), _card(parcel, form, n, synthetic))
         return

@@ -30,7 +30,8 @@ from synth_nb.data.sources import (
     stack_endings,
 )
 from .stacks import list_files
-from ..runs import ParameterError, resolve, shown
+from ..core.files import resolve, display_path
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/data/find.ipynb #cd9777c4
 def folder_source(
@@ -47,9 +48,9 @@ def folder_source(
         raise DataError(nothing_in(folder, others))
     tables = [*folder.glob("metadata.jsonl"), *folder.glob("*/metadata.jsonl")]
     texts = {table.parent.relative_to(folder).as_posix(): table.read_bytes() for table in tables}
-    masks = named_masks(texts, shown(folder))
-    images = beside_masks(files, masks, shown(folder))
-    return files_source(folder, images, shown(folder), folder.resolve().name, masks)
+    masks = named_masks(texts, display_path(folder))
+    images = beside_masks(files, masks, display_path(folder))
+    return files_source(folder, images, display_path(folder), folder.resolve().name, masks)
 
 # %% ../../nbs/library/data/find.ipynb #11c885dd
 def files_source(
@@ -118,7 +119,7 @@ def file_source(
     if path.suffix.lower() not in (*stack_endings, ".tif", ".tiff"):
         what = "`dataset` takes the folder that holds it, an archive or a stack"
         raise NotADirectoryError(f"{path} is a file: {what}")
-    source = files_source(path.parent, [path.name], shown(path), path.stem)
+    source = files_source(path.parent, [path.name], display_path(path), path.stem)
     if not len(source):
         raise DataError(f"{path} cannot be read: {source.skipped[0][1]}")
     return source

@@ -20,9 +20,18 @@ import numpy as np
 from PIL import Image
 
 # %% ../../nbs/library/data/microscopy.ipynb #653b9895
-from .sources import DataError, ImageError, Source, endings, passed_over
-from .sources import mask_shades, reason, to_mode
-from ..runs import ParameterError, resolve, shown
+from synth_nb.data.sources import (
+    DataError,
+    ImageError,
+    Source,
+    endings,
+    mask_shades,
+    passed_over,
+    reason,
+    to_mode,
+)
+from ..core.files import resolve, display_path
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/data/microscopy.ipynb #ce2d2158
 @dataclass
@@ -94,8 +103,10 @@ def several_stacks(
     stacks = [path for path, count in counts.items() if count > 1]
     if stacks and len(stacks) < len(counts):
         single = next(path for path in counts if path not in stacks)
-        raise DataError(f"{shown(stacks[0])} has {counts[stacks[0]]} pages, {single.name} has 1: "
-                        "a folder holds stacks or sections, not both")
+        raise DataError(
+            f"{display_path(stacks[0])} has {counts[stacks[0]]} pages, {single.name} has 1: "
+            "a folder holds stacks or sections, not both"
+        )
     return bool(stacks)
 
 
@@ -190,7 +201,7 @@ def section_name(
     "A section as messages show it: its file, and the page where there are several."
     path, page = volume.pages[section]
     several = (path, 1) in volume.pages
-    return f"page {page + 1} of {shown(path)}" if several else shown(path)
+    return f"page {page + 1} of {display_path(path)}" if several else display_path(path)
 
 # %% ../../nbs/library/data/microscopy.ipynb #aaf24194
 def ordered_masks(
@@ -324,7 +335,7 @@ def em_source(
     found = matched_masks(volumes, masks) if masks is not None else None
     for volume, other in zip(volumes, found or [], strict=False):
         volume.problems |= {i: f"its mask: {why}" for i, why in other.problems.items()}
-    check_readable(volumes, shown(images))
+    check_readable(volumes, display_path(images))
     check_chunk(volumes, chunk)
     alone = len(volumes) == 1
     splits = [split_sections(len(v.pages), val_fraction, gap) if alone else ["train"] * len(v.pages)
@@ -333,7 +344,7 @@ def em_source(
     chosen = [c for c in every if c.split != "gap"]
     skipped = [(f"{v.name}/s{s:03}", why) for v in volumes for s, why in v.problems.items()]
     skipped += [(c.key, "gap between train and val") for c in every if c.split == "gap"]
-    return assembled(shown(images), volumes, found, chunk, chosen, tuple(skipped), alone)
+    return assembled(display_path(images), volumes, found, chunk, chosen, tuple(skipped), alone)
 
 # %% ../../nbs/library/data/microscopy.ipynb #af913718
 def assembled(

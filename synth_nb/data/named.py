@@ -21,7 +21,8 @@ from PIL import Image
 
 from .sources import DataError, ImageError, Source, read_bytes, split_names
 from .stacks import to_bytes, unpacked, zipped_stack
-from ..runs import ParameterError, cache_root, resolve, shown
+from ..core.files import cache_root, resolve, display_path
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/data/named.ipynb #2f7d7a07
 def digits_source(
@@ -78,9 +79,9 @@ def read_idx(
         shape = [int.from_bytes(file.read(4), "big") for _ in range(head[3] if head[3] < 8 else 0)]
     start = 4 + 4 * len(shape)
     if head[:3] != b"\0\0\x08" or not shape:
-        raise DataError(f"{shown(path)} is not an IDX file of bytes")
+        raise DataError(f"{display_path(path)} is not an IDX file of bytes")
     if plain.stat().st_size < start + int(np.prod(shape)) or 0 in shape:
-        raise DataError(f"{shown(path)} is cut off: remove it and download it again")
+        raise DataError(f"{display_path(path)} is cut off: remove it and download it again")
     return np.memmap(plain, np.uint8, "r", start, tuple(shape))
 
 # %% ../../nbs/library/data/named.ipynb #ccfcf043
@@ -99,7 +100,7 @@ def emnist_files(
             labels = [images.with_name(names + end) for end in ("", ".gz")]
             there = next((path for path in labels if path.is_file()), None)
             if there is None:
-                raise DataError(f"{shown(images)} lies there without {names}")
+                raise DataError(f"{display_path(images)} lies there without {names}")
             found.setdefault(match[1], {}).setdefault(match[2], (images, there))
     return found
 
@@ -137,11 +138,13 @@ def idx_parts(
     for split, (image_file, label_file) in sorted(files.items(), reverse=True):
         images, labels = read_idx(image_file), read_idx(label_file)
         if images.ndim != 3 or labels.shape != images.shape[:1]:
-            raise DataError(f"{shown(image_file)} of shape {images.shape} does not fit its labels")
+            raise DataError(
+                f"{display_path(image_file)} of shape {images.shape} does not fit its labels"
+            )
         if turned:
             images = images.transpose(0, 2, 1)
         parts.append((split, len(images), lambda i, images=images: np.ascontiguousarray(images[i]),
-                      characters(np.asarray(labels, int), kind, shown(label_file))))
+                      characters(np.asarray(labels, int), kind, display_path(label_file))))
     return parts
 
 
@@ -154,18 +157,18 @@ def npz_parts(
     try:
         stack = zipped_stack(path)
     except DataError as e:
-        raise DataError(f"{shown(path)}: {e}") from None
+        raise DataError(f"{display_path(path)}: {e}") from None
     if not stack.labels:
-        raise DataError(f"{shown(path)} has no `labels`")
+        raise DataError(f"{display_path(path)} has no `labels`")
     odd = next((label for label in stack.labels if not label.isdecimal()), None)
     if odd is not None:
-        raise DataError(f"{shown(path)} has labels like {odd!r}: save the numbers of EMNIST")
+        raise DataError(f"{display_path(path)} has labels like {odd!r}: save the numbers of EMNIST")
     labels = np.array(stack.labels, int)
     name = path.name.lower().replace("emnist", "")  # which has "mnist" in it
     named = re.search("|".join(emnist_classes), name)
     kind = kind or (named[0] if named else "letters")
     fetch = (lambda i: np.ascontiguousarray(stack.page(i).T)) if turned else stack.page
-    return [("train", stack.pages, fetch, characters(labels, kind, shown(path)))]
+    return [("train", stack.pages, fetch, characters(labels, kind, display_path(path)))]
 
 # %% ../../nbs/library/data/named.ipynb #bb03a8d6
 def emnist_parts(
@@ -183,14 +186,16 @@ def emnist_parts(
     files = emnist_files(path) if path.is_dir() else {}
     arrays = [path] if path.is_file() else sorted(path.glob("*.npz"))
     if kind is None and len(files) > 1:
-        raise ParameterError(f"{shown(path)} holds {', '.join(sorted(files))} of EMNIST: choose"
-                             f" one with 'emnist:{what}/{min(files)}'")
+        raise ParameterError(
+            f"{display_path(path)} holds {', '.join(sorted(files))} of EMNIST: choose"
+            f" one with 'emnist:{what}/{min(files)}'"
+        )
     kind = kind or next(iter(files), None)
     if kind in files:
         return idx_parts(files[kind], kind, upright is not True)
     if len(arrays) != 1:
         told = f"holds no files emnist-{kind or '…'}-train-images-idx3-ubyte and not one .npz"
-        raise DataError(f"{shown(path)} {told} (but {len(arrays)})")
+        raise DataError(f"{display_path(path)} {told} (but {len(arrays)})")
     return npz_parts(arrays[0], kind, upright is False)
 
 # %% ../../nbs/library/data/named.ipynb #a0bd650b

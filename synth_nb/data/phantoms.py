@@ -23,7 +23,8 @@ from scipy.spatial import cKDTree
 
 # %% ../../nbs/library/data/phantoms.ipynb #ddac6fef
 from .sources import Source
-from ..runs import ParameterError, stream
+from ..core.parameters import ParameterError
+from ..core.seeding import derive_seed
 
 # %% ../../nbs/library/data/phantoms.ipynb #0fd4aa10
 def waves(
@@ -411,7 +412,7 @@ def mr_phantom_source(
 
     @lru_cache(16)  # image and mask are asked for one after the other
     def made(i):
-        return mr_phantom(height, width, stream(seed, i), bool(labels[i]))
+        return mr_phantom(height, width, derive_seed(seed, i), bool(labels[i]))
 
     keys = [f"mr/{i:05}" for i in range(n)]
     return Source("mr_phantom", keys, ["healthy", "lesion"], labels, None,
@@ -674,7 +675,7 @@ def em_phantom(
 ) -> tuple[np.ndarray, np.ndarray]:  # (H, W) uint8; (H, W) uint8 mask of mitochondria, 0 or 255
     "A section of brain tissue under the electron microscope, and the exact mitochondria in it."
     tissue, z = new_neuropil(height, width, seed), section * section_step
-    rng = np.random.default_rng(stream(seed, section))
+    rng = np.random.default_rng(derive_seed(seed, section))
     cut = cut_neuropil(tissue, z, height, width)
     noise = rng.standard_normal((3, height, width), np.float32)
     fine, coarse = 3.5 * gaussian_filter(noise[0], 1.0), 7.5 * gaussian_filter(noise[1], 2.2)
@@ -702,7 +703,7 @@ def em_phantom_source(
 
     @lru_cache(16)  # image and mask are asked for one after the other
     def made(i):
-        return em_phantom(height, width, stream(seed, i // sections), i % sections)
+        return em_phantom(height, width, derive_seed(seed, i // sections), i % sections)
 
     groups = [f"em/v{i // sections:03}" for i in range(n)]
     keys = [f"{group}/s{i % sections:02}" for i, group in enumerate(groups)]

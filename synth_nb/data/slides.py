@@ -26,9 +26,17 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 # %% ../../nbs/library/data/slides.ipynb #f7d4a8d2
-from .sources import DataError, ImageError, Source, existing_folder, layout
-from .sources import passed_over
-from ..runs import ParameterError, duration, resolve, shown, whole, whole_folder
+from synth_nb.data.sources import (
+    DataError,
+    ImageError,
+    Source,
+    existing_folder,
+    layout,
+    passed_over,
+)
+from ..core.files import resolve, display_path, atomic_write, atomic_folder
+from ..core.parameters import ParameterError
+from ..core.progress import duration
 
 # %% ../../nbs/library/data/slides.ipynb #99c340f4
 def load_openslide():  # the module
@@ -318,7 +326,7 @@ def wsi_source(
     names = [name for name in plans if name not in left_out]
     if not names:
         raise DataError(none_of(slides, skipped))
-    return tiles_source(shown(root), {name: plans[name] for name in names},
+    return tiles_source(display_path(root), {name: plans[name] for name in names},
                         [places[name] for name in names], tuple(skipped), root.resolve().name)
 
 # %% ../../nbs/library/data/slides.ipynb #b0012a3e
@@ -418,7 +426,7 @@ def write_table(
     rows: list[dict],
 ):
     "Write a table whole or not at all."
-    with whole(path) as temporary, open(temporary, "w", newline="") as f:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="") as f:
         writer = csv.DictWriter(f, columns)
         writer.writeheader()
         writer.writerows(rows)
@@ -462,7 +470,7 @@ def check_settings(
     if any(now.get(name, value) != value for name, value in there.items()):
         have = f"holds tiles with {said(there)}, not {said(now)}"
         raise ParameterError(f"{out} {have}: give another `out`")
-    with whole(path) as f:
+    with atomic_write(path) as f:
         f.write_text(said(there | now) + "\n")
 
 # %% ../../nbs/library/data/slides.ipynb #4ce61c3d
@@ -495,7 +503,7 @@ def write_tiles(
                 raise DataError(none_of(slides, skipped))
             write_table(out / "tiles.csv", rows)
     except Timeout:
-        raise RuntimeError(f"another process is writing {shown(out)}; wait for it") from None
+        raise RuntimeError(f"another process is writing {display_path(out)}; wait for it") from None
     for name, why in skipped:
         warnings.warn(f"left out slide {name} ({why})", stacklevel=2)
     return out / "tiles.csv"
@@ -517,7 +525,7 @@ def write_all(
         try:
             plan = plan_slide(path, name, *options)
             table = table_of(name, plan)
-            with whole_folder(out / name) as fresh:
+            with atomic_folder(out / name) as fresh:
                 names = [Path(row["file"]).name for row in table]
                 write_slide_tiles(plan, names, fresh, workers)
                 write_table(fresh / "tiles.csv", table)

@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..runs import ParameterError, digest, resolve
+from ..core.files import digest, resolve
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/data/sources.ipynb #edf22e12
 def parse_size(

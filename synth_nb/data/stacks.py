@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .sources import DataError, ImageError, reason, to_mode
-from ..runs import cache_root, digest, shown, whole
+from ..core.files import cache_root, digest, display_path, atomic_write
 
 # %% ../../nbs/library/data/stacks.ipynb #3029ab30
 def to_bytes(
@@ -273,7 +273,7 @@ def _blocks(path: Path, source: BinaryIO) -> Iterator[bytes]:
         while block := source.read(2**20):
             yield block
     except Exception as e:
-        raise DataError(f"{shown(path)} cannot be unpacked: {reason(e)}") from e
+        raise DataError(f"{display_path(path)} cannot be unpacked: {reason(e)}") from e
 
 
 def unpacked(
@@ -286,13 +286,15 @@ def unpacked(
     if target.is_file():
         return target
     packed, n = path.stat().st_size, 0
-    with whole(target) as fresh, opener() as source, open(fresh, "wb") as file:
+    with atomic_write(target) as fresh, opener() as source, open(fresh, "wb") as file:
         for block in _blocks(path, source):
             n += len(block)
-            check_growth(shown(path), packed, n)
+            check_growth(display_path(path), packed, n)
             if shutil.disk_usage(target.parent).free < 2**26 + len(block):
-                place = shown(target.parent)
-                raise OSError(f"no room to unpack {shown(path)} in {place}; set SYNTH_NB_CACHE")
+                place = display_path(target.parent)
+                raise OSError(
+                    f"no room to unpack {display_path(path)} in {place}; set SYNTH_NB_CACHE"
+                )
             file.write(block)
     return target
 
@@ -357,7 +359,7 @@ def zipped_stack(
     with in_few_words(), zipfile.ZipFile(path) as file:
         shapes = _shapes_in(file)
         member = f"{_images_in(shapes)}.npy"
-        check_growth(shown(path), path.stat().st_size, file.getinfo(member).file_size)
+        check_growth(display_path(path), path.stat().st_size, file.getinfo(member).file_size)
         stack = array_stack(unpacked(path, member, lambda: file.open(member)))
         labels = _names_in(file, "labels", stack.pages)
         groups = _names_in(file, "groups", stack.pages)

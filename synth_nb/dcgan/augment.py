@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 # %% ../../nbs/library/dcgan/augment.ipynb #0057ad57
-from ..runs import ParameterError
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/dcgan/augment.ipynb #c0cd05f4
 def draw(

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../../nbs/library/dcgan/losses.ipynb #c17189e5
-from ..runs import ParameterError
-from ..training import Phase, falling
+from ..core.parameters import ParameterError
+from ..training.loop import Phase, falling
 
 # %% ../../nbs/library/dcgan/losses.ipynb #428596d3
 forms = ("logistic", "hinge")

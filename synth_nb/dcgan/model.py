@@ -15,7 +15,9 @@ from torch import Tensor
 
 # %% ../../nbs/library/dcgan/model.ipynb #2fa44082
 from .networks import Generator
-from ..runs import ParameterError, Samples, generators
+from ..core.parameters import ParameterError
+from ..core.runs import Samples
+from ..core.seeding import generators
 
 # %% ../../nbs/library/dcgan/model.ipynb #a626fefd
 def latents(

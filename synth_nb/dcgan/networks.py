@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 # %% ../../nbs/library/dcgan/networks.ipynb #0057ad57
-from ..runs import ParameterError
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/dcgan/networks.ipynb #3ea71c4f
 def doublings(

@@ -52,7 +52,7 @@ from .pipeline import load_parts, load_pipeline, new_pipeline, save_model
 from .pretrained import add_lora, condition_width, load_unet, merged, trainable
 from .sampling import generate, noise_for
 from .sets import sample_dataset
-from ..runs import Samples
+from ..core.runs import Samples
 
 # %% ../../nbs/library/diffusion/index.ipynb #f51861c2
 _all_ = [

@@ -18,16 +18,11 @@ from torch.nn import functional as F
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #7604a0ce
 from ..data import ImageDataset, Views, to_float, view, views_of
-from synth_nb.runs import (
-    ParameterError,
-    cache_root,
-    digest,
-    pick_device,
-    resolve,
-    seed_everything,
-    whole_folder,
-)
-from ..training import Phase, Plan, Trainer, warmup
+from ..core.devices import pick_device
+from ..core.files import cache_root, digest, resolve, atomic_folder
+from ..core.parameters import ParameterError
+from ..core.seeding import seed_everything
+from ..training.loop import Phase, Plan, Trainer, warmup
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #e4ef040c
 def widths_of(
@@ -244,7 +239,7 @@ def train_autoencoder(
     trainer.fit()
     vae = trainer.model("vae").eval()
     whiten(vae, *latent_statistics(vae, dataset))
-    with whole_folder(folder / "model") as made:
+    with atomic_folder(folder / "model") as made:
         vae.save_pretrained(made)
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #e32188f4

@@ -19,7 +19,8 @@ import synth_nb
 from ..data import ImageDataset, views_of
 from .autoencoder import train_autoencoder
 from ..embedders import load_embedder
-from ..runs import digest, pick_device, whole
+from ..core.devices import pick_device
+from ..core.files import digest, atomic_write
 
 # %% ../../nbs/library/diffusion/bundled.ipynb #cda263ab
 def save_packed(
@@ -31,7 +32,7 @@ def save_packed(
     tensors = {name: value.half().contiguous() for name, value in vae.state_dict().items()}
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     texts = dict(config=json.dumps(config), about=json.dumps(about, sort_keys=True))
-    with whole(path) as file:
+    with atomic_write(path) as file:
         save_file(tensors, file, metadata=texts)
 
 

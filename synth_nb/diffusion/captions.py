@@ -18,7 +18,8 @@ import pandas as pd
 # %% ../../nbs/library/diffusion/captions.ipynb #385f0885
 from ..data import DataError, ImageDataset
 from ..data.named import open_hub
-from ..runs import ParameterError, resolve, shown
+from ..core.files import resolve, display_path
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/diffusion/captions.ipynb #76852387
 name_columns = ("file_name", "file", "filename", "path", "image", "key")
@@ -40,7 +41,9 @@ def read_rows(
         tab = "\t" if path.suffix == ".tsv" else ","
         return pd.read_csv(path, sep=tab, dtype=str, keep_default_na=False)
     except (ValueError, TypeError, OSError) as e:
-        raise DataError(f"{shown(path)} cannot be read as a table of captions: {e}") from None
+        raise DataError(
+            f"{display_path(path)} cannot be read as a table of captions: {e}"
+        ) from None
 
 # %% ../../nbs/library/diffusion/captions.ipynb #e3cdbf12
 def choose_column(
@@ -63,7 +66,7 @@ def rows_of_file(
     column: str = "",  # of captions; empty: found by name
 ) -> dict[str, str]:  # file name in the data set → caption
     "Captions of one file."
-    table, where = read_rows(path), shown(path)
+    table, where = read_rows(path), display_path(path)
     name = choose_column(table, name_columns, "file names", where)
     text = choose_column(table, (column.lower(),) if column else text_columns, "captions", where)
     names = (f"{below}{n.removeprefix('./')}" for n in table[name])
@@ -222,4 +225,4 @@ def open_captions(
     if not path.is_file():
         forms = "auto, classes, colours, column:<name> or a file"
         raise ParameterError(f"parameter `captions` must be {forms}; there is no file {path}")
-    return by_key(rows_of_file(path), data.keys, shown(path))
+    return by_key(rows_of_file(path), data.keys, display_path(path))

@@ -18,15 +18,17 @@ from matplotlib.figure import Figure
 
 # %% ../../nbs/05_comparison.ipynb #fe2ed277
 from ..data import DataError
-from ..plots import interval_panels, strips
-from ..runs import free_parameters, read_manifest, resolve, shown
+from ..figures.plots import interval_panels, strips
+from ..core.files import resolve, display_path
+from ..core.fingerprint import FREE_PARAMETERS
+from ..core.runs import read_manifest
 
 # %% ../../nbs/05_comparison.ipynb #1430a8da
 conditions = {"05_t2i": "text", "05_i2i": "image embedding", "05_e2i": "tissue embedding"}
 reported = {"text": 415.36, "image embedding": 162.16, "tissue embedding": 62.18}  # FID
 own = {"captions", "template", "text_encoder", "embedder", "head", "components", "prompt",
        "negative_prompt", "seed", "model", "judges"}
-own |= set(free_parameters) - {"epochs", "kimg"}  # all must have learnt for as long
+own |= set(FREE_PARAMETERS) - {"epochs", "kimg"}  # all must have learnt for as long
 
 
 def run_folders(
@@ -53,14 +55,18 @@ def check_alike(
     for folder in folders[1:]:
         other = read_manifest(folder)
         if other["data"]["fingerprint"] != first["data"]["fingerprint"]:
-            raise DataError(f"{shown(folder)} learnt from other data than {shown(folders[0])}: "
-                            "name in `runs` only folders of runs with the same data")
+            raise DataError(
+                f"{display_path(folder)} learnt from other data than {display_path(folders[0])}: "
+                "name in `runs` only folders of runs with the same data"
+            )
         a, b = first["parameters"], other["parameters"]
         for name in sorted((a.keys() | b.keys()) - own):
             if a.get(name) != b.get(name):
-                said = f"`{name}` {b.get(name)!r}, {shown(folders[0])} {a.get(name)!r}"
-                raise DataError(f"{shown(folder)} has {said}: compare runs that differ in the "
-                                "condition alone")
+                said = f"`{name}` {b.get(name)!r}, {display_path(folders[0])} {a.get(name)!r}"
+                raise DataError(
+                    f"{display_path(folder)} has {said}: compare runs that differ in the "
+                    "condition alone"
+                )
 
 # %% ../../nbs/05_comparison.ipynb #620c1d3a
 def numbers_of(

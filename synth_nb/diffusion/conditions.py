@@ -20,7 +20,9 @@ from torch.nn import functional as F
 from ..data import DataError, ImageDataset
 from .latents import view_embeddings
 from ..embedders import Embedder, embed_images, image_keys
-from ..runs import ParameterError, cache_root, digest, isolated, whole
+from ..core.files import cache_root, digest, atomic_write
+from ..core.parameters import ParameterError
+from ..core.seeding import fork_rng
 
 # %% ../../nbs/library/diffusion/conditions.ipynb #ef3491f0
 @dataclass
@@ -158,7 +160,7 @@ def tune_head(
 ) -> tuple[Tensor, Tensor]:  # mean (D,), matrix (D, k)
     "Train a head to know a patch again in another view, and its class where there are several."
     (mean, matrix), classes = directions(views.flatten(0, 1), k), int(labels.max()) + 1
-    with isolated(seed):
+    with fork_rng(seed):
         head = torch.nn.Parameter(matrix.clone())
         reader = torch.nn.Linear(matrix.shape[1], classes)
         optimizer = torch.optim.AdamW([head, *reader.parameters()], lr, weight_decay=0.01)
@@ -193,7 +195,7 @@ def fit_tuned(
         if not path.is_file():
             seen = torch.cat([known[None], other_views(embedder, train.images, views)])
             mean, matrix = tune_head(seen, train.labels, k, steps)
-            with whole(path) as f:
+            with atomic_write(path) as f:
                 save_file(dict(mean=mean, matrix=matrix.contiguous()), f)
     found = load_file(path)
     return scaled(embedder.id, found["mean"], found["matrix"], known)

@@ -32,9 +32,12 @@ from .sampling import generate
 from .text import Agreement, TextConditioner, read_text_model
 from ..embedders import Embedder, embed_images, load_embedder
 from ..evaluation.sets import least_images
-from ..processes import in_own_process
-from ..runs import ParameterError, Samples, pick_device, seed_everything, stream
-from ..training import Phase, Plan, Trainer, warmup
+from ..training.processes import in_own_process
+from ..core.devices import pick_device
+from ..core.parameters import ParameterError
+from ..core.runs import Samples
+from ..core.seeding import seed_everything, derive_seed
+from ..training.loop import Phase, Plan, Trainer, warmup
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #0aa998e9
 def halves(
@@ -172,7 +175,7 @@ def draws(
     conditions = self.conditioner.tokens(asked)
     for i in range(count := options.pop("candidates", 1)):
         what = f"sampling, draw {i + 1} of {count}" if count > 1 else "sampling"
-        yield generate(self.pipeline, conditions, stream(seed, i) if i else seed,
+        yield generate(self.pipeline, conditions, derive_seed(seed, i) if i else seed,
                        negative=negative, what=what, **options)
 
 

@@ -27,7 +27,7 @@ from ..evaluation.report import judge_run, markdown
 from ..evaluation.scores import table_of, wilson
 from ..evaluation.sets import ImageSet, as_set, draw
 from ..metrics import retrieval_hits
-from ..runs import whole
+from ..core.files import atomic_write
 
 # %% ../../nbs/library/diffusion/fidelity.ipynb #3a0bb0ab
 def fidelity(
@@ -109,7 +109,7 @@ def write_tables(
     texts = {"fidelity.csv": table.to_csv(index=False),
              "evaluation.md": "\n".join(markdown(part) for part in readable)}
     for name, text in texts.items():
-        with whole(folder / name) as f:
+        with atomic_write(folder / name) as f:
             f.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/library/diffusion/fidelity.ipynb #344715be

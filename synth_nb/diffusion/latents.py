@@ -29,7 +29,9 @@ from synth_nb.diffusion.autoencoder import (
     whiten,
 )
 from ..embedders import Embedder, embed_images
-from ..runs import ParameterError, cache_root, digest, watched, whole
+from ..core.files import cache_root, digest, atomic_write
+from ..core.parameters import ParameterError
+from ..core.progress import with_progress
 
 # %% ../../nbs/library/diffusion/latents.ipynb #cdad045a
 def weights_digest(
@@ -61,7 +63,7 @@ def cached_array(
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if stored(path) is None:
-            with whole(path) as f, open(f, "wb") as out:
+            with atomic_write(path) as f, open(f, "wb") as out:
                 np.save(out, make().float().cpu().numpy())
         return torch.from_numpy(stored(path))
 
@@ -105,7 +107,7 @@ def grown_array(
         rows = _begun(part, shape, ends)
         done = ends.index(rows) + 1 if rows else 0
         with open(part, "ab") as f:
-            for batch in watched(make(batches[done:]), shape[0] - rows, what, len):
+            for batch in with_progress(make(batches[done:]), shape[0] - rows, what, len):
                 f.write(np.ascontiguousarray(batch, "<f4").data)
                 f.flush()
                 os.fsync(f.fileno())

@@ -14,7 +14,8 @@ from torch import nn
 
 # %% ../../nbs/library/diffusion/model.ipynb #c656bfc7
 from .pretrained import add_lora, load_unet
-from ..runs import ParameterError, isolated, stream
+from ..core.parameters import ParameterError
+from ..core.seeding import fork_rng, derive_seed
 
 # %% ../../nbs/library/diffusion/model.ipynb #fdc00722
 layouts = {
@@ -72,10 +73,10 @@ def draw_weights(
     seed: int,
 ):
     "Draw the first weights of every layer anew, from a stream of its own."
-    with isolated():
+    with fork_rng():
         for name, module in net.named_modules():
             if hasattr(module, "reset_parameters"):
-                torch.manual_seed(stream(seed, name))
+                torch.manual_seed(derive_seed(seed, name))
                 module.reset_parameters()
 
 # %% ../../nbs/library/diffusion/model.ipynb #3d4b5c83

@@ -21,8 +21,9 @@ from torch import Tensor
 
 # %% ../../nbs/library/diffusion/objective.ipynb #2ac76d87
 from .pretrained import condition_width
-from ..runs import ParameterError, isolated
-from ..training import to_device
+from ..core.parameters import ParameterError
+from ..core.seeding import fork_rng
+from ..training.loop import to_device
 
 # %% ../../nbs/library/diffusion/objective.ipynb #258162d2
 objectives = {"epsilon": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}
@@ -214,7 +215,7 @@ def held_out_loss(
 ) -> float:
     "The loss on a whole data set, with fixed noise; the network as it is, so in `eval()`."
     total = 0.0
-    with isolated(seed):
+    with fork_rng(seed):
         for first in range(0, len(data), batch_size):
             rows = list(range(first, min(first + batch_size, len(data))))
             batch = to_device(data[rows], unet.device)

@@ -24,7 +24,9 @@ from torch import Tensor
 # %% ../../nbs/library/diffusion/pipeline.ipynb #e52fd68b
 from .objective import new_scheduler
 from .pretrained import merged
-from ..runs import ParameterError, quiet, shown
+from ..core.devices import quiet_logging
+from ..core.files import display_path
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #64bfc33f
 def new_pipeline(
@@ -38,7 +40,7 @@ def new_pipeline(
         raise ParameterError(f"the autoencoder has {have} latent channels, "
                              f"the UNet works on {need}: they must be the same")
     none = dict(text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None)
-    with quiet(logging):
+    with quiet_logging(logging):
         pipeline = StableDiffusionPipeline(
             vae=vae, unet=merged(unet), scheduler=scheduler or new_scheduler(), **none,
             requires_safety_checker=False)
@@ -52,15 +54,19 @@ def check_folder(
     "Raise `FileNotFoundError` that names the part that a pipeline lacks."
     index = folder / "model_index.json"
     if not index.is_file():
-        raise FileNotFoundError(f"{shown(folder)} is no saved pipeline: it has no model_index.json")
+        raise FileNotFoundError(
+            f"{display_path(folder)} is no saved pipeline: it has no model_index.json"
+        )
     listed = json.loads(index.read_text(encoding="utf-8"))
     parts = [k for k, v in listed.items() if isinstance(v, list) and v[0]]
     plain = ("scheduler", "tokenizer", "feature_extractor")
     for part in parts:
         files = {p.suffix for p in (folder / part).glob("*")}
         if ".json" not in files or (part not in plain and not files & {".safetensors", ".bin"}):
-            raise FileNotFoundError(f"the pipeline in {shown(folder)} lacks its part `{part}`: "
-                                    "copy the folder again, or train once more")
+            raise FileNotFoundError(
+                f"the pipeline in {display_path(folder)} lacks its part `{part}`: "
+                "copy the folder again, or train once more"
+            )
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #3291a6c9
 def load_pipeline(
@@ -69,7 +75,7 @@ def load_pipeline(
 ) -> StableDiffusionPipeline:
     "A saved pipeline. Raises `FileNotFoundError` that names what it lacks."
     check_folder(Path(folder))
-    with quiet(logging):
+    with quiet_logging(logging):
         pipeline = DiffusionPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -82,7 +88,7 @@ def save_model(
     settings: dict,  # plain values
 ):
     "Write a model: a stock pipeline, `conditions.safetensors` and `conditions.json`."
-    with quiet(logging):
+    with quiet_logging(logging):
         pipeline.save_pretrained(folder)
     parts = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(parts, folder / "conditions.safetensors")
@@ -98,6 +104,8 @@ def load_parts(
     tensors, settings = folder / "conditions.safetensors", folder / "conditions.json"
     for file in (tensors, settings):
         if not file.is_file():
-            raise FileNotFoundError(f"{shown(folder)} lacks {file.name}: it is a pipeline, but not "
-                                    "a model of this project; load it with diffusers")
+            raise FileNotFoundError(
+                f"{display_path(folder)} lacks {file.name}: it is a pipeline, but not "
+                "a model of this project; load it with diffusers"
+            )
     return pipeline, load_file(tensors), json.loads(settings.read_text())

@@ -14,7 +14,9 @@ from diffusers.utils import logging
 from torch import nn
 
 # %% ../../nbs/library/diffusion/pretrained.ipynb #46d14c4f
-from ..runs import ParameterError, quiet, resolve, shown
+from ..core.devices import quiet_logging
+from ..core.files import resolve, display_path
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/diffusion/pretrained.ipynb #d2b1003d
 def unet_folder(
@@ -35,9 +37,11 @@ def stored_unet(
     "A UNet with its weights. Raises `OSError` that says what to do when it is not there."
     folder = unet_folder(name)
     if folder is None and resolve(name).is_dir():
-        raise OSError(f"{shown(name)} holds no UNet: no `config.json` of one there or in `unet/`")
+        raise OSError(
+            f"{display_path(name)} holds no UNet: no `config.json` of one there or in `unet/`"
+        )
     try:
-        with quiet(logging):
+        with quiet_logging(logging):
             if folder:
                 return UNet2DConditionModel.from_pretrained(folder)
             return UNet2DConditionModel.from_pretrained(str(name), subfolder="unet")

@@ -17,7 +17,10 @@ from torch import Tensor
 from .autoencoder import encode
 from .objective import with_sampler
 from .pretrained import condition_width
-from ..runs import ParameterError, check_value, generators, pick_precision, watched
+from ..core.devices import pick_precision
+from ..core.parameters import ParameterError, check_value
+from ..core.progress import with_progress
+from ..core.seeding import generators
 
 # %% ../../nbs/library/diffusion/sampling.ipynb #abd4d866
 def noise_for(
@@ -195,7 +198,7 @@ def generate(
     negative, side = _rows(ask.negative, conditions), pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, *(length // side for length in ask.image_size))
     images, n, starts = [], len(conditions), range(0, len(conditions), ask.batch_size)
-    for i in watched(starts, n, ask.what, lambda i: min(ask.batch_size, n - i)):
+    for i in with_progress(starts, n, ask.what, lambda i: min(ask.batch_size, n - i)):
         rows = slice(i, i + ask.batch_size)
         noise = noise_for(seed, ask.first + i, len(conditions[rows]), shape)
         start = None if ask.start is None else ask.start[rows]

@@ -23,17 +23,12 @@ from torch import Tensor, nn
 from ..data import to_uint8
 from ..data.export import check_place, export
 from .latents import weights_digest
-from ..processes import launch, this_process
-from synth_nb.runs import (
-    ParameterError,
-    Samples,
-    digest,
-    load_model,
-    resolve,
-    stream,
-    watched,
-    whole,
-)
+from ..training.processes import launch, this_process
+from ..core.files import digest, resolve, atomic_write
+from ..core.parameters import ParameterError
+from ..core.progress import with_progress
+from ..core.runs import Samples, load_model
+from ..core.seeding import derive_seed
 
 # %% ../../nbs/library/diffusion/sets.ipynb #f28fb4ac
 def contents(
@@ -66,7 +61,7 @@ def sample_part(
     "Some of the images of a seed."
     if "first" in inspect.signature(model.sample).parameters:
         return model.sample(count, seed, first=first, **options)
-    return model.sample(count, stream(seed, first), **options)
+    return model.sample(count, derive_seed(seed, first), **options)
 
 # %% ../../nbs/library/diffusion/sets.ipynb #41cd56d8
 def write_part(
@@ -77,7 +72,7 @@ def write_part(
     tensors = dict(images=to_uint8(samples.images), labels=samples.labels,
                    conditions=samples.conditions, masks=samples.masks)
     kept = {k: v.cpu().contiguous() for k, v in tensors.items() if v is not None}
-    with whole(path) as file:
+    with atomic_write(path) as file:
         save_file(kept, file, dict(keys=json.dumps(samples.keys)))
 
 # %% ../../nbs/library/diffusion/sets.ipynb #8c2e31e1
@@ -120,7 +115,9 @@ def make_parts(
         rank, count, _ = this_process(device)
         mine = todo[rank::count]
         title = "sampling" if count == 1 else f"sampling, process {rank + 1} of {count}"
-        for _ in watched(made(mine), sum(counts[i] for i in mine), title, lambda count: count):
+        for _ in with_progress(
+            made(mine), sum(counts[i] for i in mine), title, lambda count: count
+        ):
             pass
 
     several = min(num_processes, len(todo))

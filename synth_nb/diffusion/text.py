@@ -27,7 +27,9 @@ from ..data import DataError, ImageDataset
 from .conditions import directions
 from ..embedders import Embedder, embed_images
 from ..embedders.hub import model_folder
-from ..runs import cache_root, digest, isolated, quiet, whole_folder
+from ..core.devices import quiet_logging
+from ..core.files import cache_root, digest, atomic_folder
+from ..core.seeding import fork_rng
 
 # %% ../../nbs/library/diffusion/text.ipynb #aa91d8ca
 words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # how CLIP cuts a text
@@ -106,7 +108,7 @@ def token_ids(
     if not empty and (blank := [i for i, text in enumerate(captions) if not text.strip()]):
         raise ValueError(f"caption {blank[0]} is empty: write what the image is to show")
     most = tokenizer.model_max_length
-    with quiet(logging):
+    with quiet_logging(logging):
         cut = [text for text, ids in zip(captions, tokenizer(captions).input_ids, strict=True)
                if len(ids) > most]
     if cut:
@@ -200,7 +202,7 @@ def train_text_model(
     kinds = sorted(set(captions))
     number = {text: i for i, text in enumerate(kinds)}
     owners = torch.tensor([number[text] for text in captions])
-    with isolated(seed):
+    with fork_rng(seed):
         tokenizer = new_tokenizer(kinds)
         encoder = new_text_model(tokenizer, width)
         ids = token_ids(tokenizer, kinds)
@@ -228,7 +230,7 @@ def fit_text_model(
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             tokenizer, encoder, space = train_text_model(captions, features, width, steps)
-            with whole_folder(folder) as made, quiet(logging):
+            with atomic_folder(folder) as made, quiet_logging(logging):
                 tokenizer.save_pretrained(made / "tokenizer")
                 encoder.save_pretrained(made / "text_encoder")
                 save_file(vars(space), made / "agreement.safetensors")
@@ -240,7 +242,7 @@ def read_text_model(
     folder,  # of a pipeline: `tokenizer` and `text_encoder` inside
 ) -> tuple[CLIPTokenizer, CLIPTextModel]:
     "Tokenizer and frozen text model of a folder."
-    with quiet(logging):
+    with quiet_logging(logging):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
     return tokenizer, encoder.eval().requires_grad_(False)
@@ -259,7 +261,7 @@ def load_text_model(
     kind = json.loads((folder / "config.json").read_text()).get("model_type")
     if kind not in ("clip", "clip_text_model"):
         raise ValueError(f"`{name}` is a model of type `{kind}`; `text_encoder` takes a CLIP")
-    with quiet(logging):
+    with quiet_logging(logging):
         tokenizer = CLIPTokenizer.from_pretrained(folder)
         encoder = CLIPTextModelWithProjection.from_pretrained(folder)
         plain = CLIPTextModel.from_pretrained(folder).eval().requires_grad_(False)

@@ -20,8 +20,11 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/em/autoencoder.ipynb #23929edd
 from ..data import view
-from ..runs import ParameterError, isolated, pick_device, whole_folder
-from ..training import Phase, Plan, Trainer, warmup
+from ..core.devices import pick_device
+from ..core.files import atomic_folder
+from ..core.parameters import ParameterError
+from ..core.seeding import fork_rng
+from ..training.loop import Phase, Plan, Trainer, warmup
 
 # %% ../../nbs/library/em/autoencoder.ipynb #4ca09aac
 class Residual(nn.Module):
@@ -196,12 +199,12 @@ def fit_vae(
     if not (folder / "model").is_dir():
         plan = Plan(epochs, batch_size, -(-steps // epochs) * batch_size, seed=seed,
                     device=device, precision=precision)
-        with isolated(seed):
+        with fork_rng(seed):
             vae = ScanVAE(1 if data.masks is None else 2, latent_channels, width, cell=cell)
             principal_start(vae, data.all()[data.known.flatten() > 0])
             chosen = new_optimizer(vae.parameters(), optimizer, lr)
             vae = _trained(folder, data, val, vae, chosen, plan, VAELoss(beta))
-        with whole_folder(folder / "model") as made:
+        with atomic_folder(folder / "model") as made:
             vae.save_pretrained(made)
     return load_vae(folder / "model", device)
 

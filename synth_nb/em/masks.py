@@ -13,7 +13,8 @@ from scipy.ndimage import binary_dilation, binary_erosion, label
 from torch import Tensor
 
 # %% ../../nbs/library/em/masks.ipynb #cfca2eaa
-from ..runs import ParameterError, isolated
+from ..core.parameters import ParameterError
+from ..core.seeding import fork_rng
 from ..segmentation.fit import deformed, random_maps
 
 # %% ../../nbs/library/em/masks.ipynb #3c53a5c5
@@ -58,7 +59,7 @@ def remodelled(
     near = np.argsort(far + 1e-9 * rng.random(far.shape), 1)[:, : max(3, len(masks) // 5)]
     near = near if wanted is not None else np.argsort(rng.random(far.shape), 1)
     rows = near[np.arange(n)[:, None], rng.integers(near.shape[1], size=(n, tries))]
-    with isolated(seed):
+    with fork_rng(seed):
         picked = torch.from_numpy(masks[rows.ravel()]).float()
         maps = random_maps(len(picked), picked.shape[2:])
         made = without_specks(deformed(torch.zeros_like(picked), picked, maps)[1], smallest)

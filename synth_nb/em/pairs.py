@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from ..diffusion import new_scheduler
 from .autoencoder import ScanVAE, decoded, load_vae
 from .masks import coverage, remodelled, without_specks
-from ..runs import ParameterError, Samples, generators
+from ..core.parameters import ParameterError
+from ..core.runs import Samples
+from ..core.seeding import generators
 
 # %% ../../nbs/library/em/pairs.ipynb #3796e88e
 def check_shares(shares: np.ndarray):  # coverages

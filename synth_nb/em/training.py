@@ -26,9 +26,10 @@ from synth_nb.em.pairs import (
     mask_tokens,
     residual_spectrum,
 )
-from ..processes import in_own_process
-from ..runs import ParameterError, isolated, stream
-from ..training import Phase, Plan, Trainer, warmup
+from ..training.processes import in_own_process
+from ..core.parameters import ParameterError
+from ..core.seeding import fork_rng, derive_seed
+from ..training.loop import Phase, Plan, Trainer, warmup
 
 # %% ../../nbs/library/em/training.ipynb #fb61fd1f
 def unet_widths(
@@ -139,7 +140,7 @@ class PairTraining:
     def check(self, size: tuple[int, int]):  # height, width of the images, pixels
         "Refuse a network that does not fit the images. Raises `ParameterError`."
         check_scans(np.zeros((1, 1, *size), np.uint8))
-        with isolated(0):  # an untrained autoencoder refuses what it cannot be
+        with fork_rng(0):  # an untrained autoencoder refuses what it cannot be
             ScanVAE(2 if self.way == "joint" else 1, self.latent_channels, 8, cell=self.cell)
         places = "x".join(str(side // self.cell) for side in size)
         often = len(self.widths) - 1
@@ -191,7 +192,7 @@ class PairTrainer:
 # %% ../../nbs/library/em/training.ipynb #267a34bf
 def new_network(self: PairTrainer) -> PairUNet:
     "An untrained network for these latents; always the same one."
-    with isolated(self.seed):
+    with fork_rng(self.seed):
         return PairUNet(self.data.latents.shape[2], self.data.conditions.shape[-1],
                         self.how.way == "masks", self.how.widths, wide_time=self.how.wide_time)
 
@@ -265,7 +266,7 @@ class PairGenerator:
         seed: int,
         folder: Path,  # for checkpoints
     ) -> tuple[np.ndarray, np.ndarray]:  # images (n, 1, H, W) uint8, masks (n, 1, H, W) uint8
-        training = PairTrainer(folder, self.how, images, masks, labelled, seed=stream(seed, 1))
+        training = PairTrainer(folder, self.how, images, masks, labelled, seed=derive_seed(seed, 1))
         training.fit()
-        made = training.model().sample(n, stream(seed, 2))
+        made = training.model().sample(n, derive_seed(seed, 2))
         return to_uint8(made.images).numpy(), made.masks.numpy().astype(np.uint8)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..runs import pick_device
+from ..core.devices import pick_device
 
 # %% ../../nbs/library/embedders/base.ipynb #79ae37b4
 def check_unit_images(

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from .base import Embedder, register_embedder
-from ..runs import isolated, project_root, quiet, resolve, shown
+from ..core.devices import quiet_logging
+from ..core.files import project_root, resolve, display_path
+from ..core.seeding import fork_rng
 
 # %% ../../nbs/library/embedders/hub.ipynb #65259aa0
 def hub_trouble(
@@ -92,7 +94,7 @@ def model_folder(
         folder = fetch_model(name, revision or None)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    title = shown(folder) if is_folder(what) else what
+    title = display_path(folder) if is_folder(what) else what
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{title} holds no model: config.json is missing")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
@@ -127,7 +129,9 @@ def model_id(
     "Name of an embedder; a path inside the project is given relative to it."
     if is_folder(what):
         inside = resolve(what).resolve().is_relative_to(project_root())
-        what = f"./{shown(resolve(what).resolve())}" if inside else shown(resolve(what))
+        what = (
+            f"./{display_path(resolve(what).resolve())}" if inside else display_path(resolve(what))
+        )
     return f"{family}{what}@{size}"
 
 # %% ../../nbs/library/embedders/hub.ipynb #452d4261
@@ -267,7 +271,7 @@ def read_network(
         options["projection_dim"] = config.get("projection_dim", 512)
     options["ignore_mismatched_sizes"] = True  # reported, and refused below
     try:
-        with quiet(logging):
+        with quiet_logging(logging):
             network, report = build.from_pretrained(folder, **options)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
@@ -288,7 +292,7 @@ def read_processor(
     from transformers.utils import logging
 
     try:
-        with quiet(logging):
+        with quiet_logging(logging):
             p = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except Exception:
         files = "preprocessor_config.json is missing or cannot be read"
@@ -399,7 +403,7 @@ def load_timm(
     "An encoder that timm can read. Raises `ValueError` or `OSError` in one sentence."
     name, where = name or f"timm:{what}", timm_model(what)
     folder = model_folder(where)
-    with isolated():  # layers are drawn at random before the weights are read
+    with fork_rng():  # layers are drawn at random before the weights are read
         network, wants = read_timm(folder, name, input_size)
     size = input_size or wants["input_size"][-1]
     resize = "bilinear" if wants["interpolation"] == "bilinear" else "bicubic"

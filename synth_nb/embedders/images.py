@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .base import Embedder
-from ..processes import launch, this_process
-from ..runs import cache_root, digest, watched, whole
+from ..training.processes import launch, this_process
+from ..core.files import cache_root, digest, atomic_write
+from ..core.progress import with_progress
 
 # %% ../../nbs/library/embedders/images.ipynb #a5346331
 preprocessing = 1  # goes up when `Embedder.prepare` changes what a network sees
@@ -38,7 +39,7 @@ def write_shard(
     values: np.ndarray,  # features (N, D) float32
 ):
     "Add features to a cache folder, as one file that is there whole or not at all."
-    with whole(folder / f"{digest(keys)}.npz") as temporary, open(temporary, "wb") as f:
+    with atomic_write(folder / f"{digest(keys)}.npz") as temporary, open(temporary, "wb") as f:
         np.savez(f, keys=np.array(keys), values=values)
 
 
@@ -95,7 +96,7 @@ def _embed(
 ) -> Iterator[tuple[list[int], Tensor]]:
     "Rows and their features (n, dim) float32 on the CPU, batch by batch."
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    for part in watched(parts, len(rows), "embedding images", len):
+    for part in with_progress(parts, len(rows), "embedding images", len):
         x = torch.from_numpy(_take(images, part)).to(embedder.mean.device).float() / 255
         # other kernels run for a single image, and its last bits would depend on its company
         x = x.expand(2, -1, -1, -1) if len(part) == 1 else x

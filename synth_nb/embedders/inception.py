@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Embedder, check_unit_images, register_embedder
-from ..runs import isolated
+from ..core.seeding import fork_rng
 
 # %% ../../nbs/library/embedders/inception.ipynb #573abe9c
 inception_url = (
@@ -58,7 +58,7 @@ def inception_network(
     except ModuleNotFoundError as error:
         need = "embedder `inception` needs torch-fidelity: pip install 'synth_nb[inception]'"
         raise ModuleNotFoundError(need) from error
-    with isolated():  # its layers are drawn at random before the weights are read
+    with fork_rng():  # its layers are drawn at random before the weights are read
         return FeatureExtractorInceptionV3(
             "inception", ["2048"], feature_extractor_weights_path=str(weights)
         )

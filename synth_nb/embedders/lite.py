@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .base import Embedder, register_embedder
-from ..runs import digest
+from ..core.files import digest
 
 # %% ../../nbs/library/embedders/lite.ipynb #3824bf98
 def renamed(

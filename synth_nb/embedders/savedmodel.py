@@ -29,7 +29,7 @@ from synth_nb.embedders.hub import (
     model_revision,
     tell_licence,
 )
-from ..runs import resolve, shown
+from ..core.files import resolve, display_path
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #0f1ab0cd
 def _order_compilers():
@@ -264,7 +264,7 @@ def saved_folder(
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     if not (folder / "saved_model.pb").is_file():
-        title = shown(folder) if is_folder(what) else what
+        title = display_path(folder) if is_folder(what) else what
         raise FileNotFoundError(f"{title} holds no SavedModel: saved_model.pb is missing")
     return folder
 

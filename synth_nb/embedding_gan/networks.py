@@ -20,7 +20,7 @@ from ..data import ImageDataset, to_unit
 from ..data.loader import view
 from ..dcgan import Discriminator, Game, generator_loss, squared_slope
 from ..embedders import Embedder, embed_images
-from ..runs import ParameterError
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/embedding_gan/networks.ipynb #dc892579
 kinds = ("embedding", "layers", "tokens", "pixels")

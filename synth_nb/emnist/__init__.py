@@ -6,7 +6,7 @@
 __all__ = ['PerfectNetwork', 'perfect_model', 'Judge', 'by_way', 'epoch_numbers', 'intended', 'judge_for', 'per_class',
            'write_epoch', 'DenoisingLoss', 'add_noise', 'clean_from', 'network_layout', 'networks', 'new_unet',
            'noise_schedule', 'padded_size', 'target_for', 'confusion_figure', 'on_paper', 'show_label_aligned_images',
-           'unet_stages', 'write_gif', 'LetterModel', 'Way', 'between', 'load', 'save', 'watched', 'write',
+           'unet_stages', 'write_gif', 'LetterModel', 'Way', 'between', 'load', 'save', 'denoising_trajectory', 'write',
            'check_given', 'check_layout', 'check_state', 'check_upright', 'denoising_phase', 'of_characters',
            'few_real', 'said_of_few', 'use_figure']
 
@@ -41,7 +41,15 @@ from synth_nb.emnist.pictures import (
     unet_stages,
     write_gif,
 )
-from .sampling import LetterModel, Way, between, load, save, watched, write
+from synth_nb.emnist.sampling import (
+    LetterModel,
+    Way,
+    between,
+    load,
+    save,
+    denoising_trajectory,
+    write,
+)
 from synth_nb.emnist.training import (
     check_given,
     check_layout,
@@ -57,5 +65,5 @@ _all_ = [PerfectNetwork, perfect_model, Judge, by_way, epoch_numbers, intended, 
          per_class, write_epoch, DenoisingLoss, add_noise, clean_from, network_layout,
          networks, new_unet, noise_schedule, padded_size, target_for, confusion_figure,
          on_paper, show_label_aligned_images, unet_stages, write_gif, LetterModel, Way,
-         between, load, save, watched, write, check_given, check_layout, check_state,
+         between, load, save, denoising_trajectory, write, check_given, check_layout, check_state,
          check_upright, denoising_phase, of_characters, few_real, said_of_few, use_figure]

@@ -26,8 +26,12 @@ from ..embedders import Embedder, embed_images
 from .sampling import LetterModel, Way
 from ..evaluation.scores import wilson
 from ..metrics import frechet_distance, inception_score, kernel_distance, ssim
-from ..runs import ParameterError, Samples, cache_root, digest, isolated, pick_device, whole
-from ..training import Phase, Plan, Trainer, warmup
+from ..core.devices import pick_device
+from ..core.files import cache_root, digest, atomic_write
+from ..core.parameters import ParameterError
+from ..core.runs import Samples
+from ..core.seeding import fork_rng
+from ..training.loop import Phase, Plan, Trainer, warmup
 
 # %% ../../nbs/library/emnist/judging.ipynb #fd73f1b5
 def moved(
@@ -144,7 +148,7 @@ def taught(
 
     phase = Phase(loss, optimizer, scheduler=warmup(optimizer, steps // 6, steps))
     plan = Plan(1, 64, 64 * steps, seed=seed, device=device, precision="fp32")
-    with isolated(seed), tempfile.TemporaryDirectory() as folder:
+    with fork_rng(seed), tempfile.TemporaryDirectory() as folder:
         Trainer(Path(folder), data, dict(reader=reader), [phase], plan, what="the judge").fit()
 
 # %% ../../nbs/library/emnist/judging.ipynb #56753405
@@ -161,7 +165,7 @@ def judge_for(
     "The judge of a data set, trained now or earlier. Raises `ParameterError` for one class."
     if len(ds.classes) < 2:
         raise ParameterError(f"{ds.source} has one class: there is nothing to read")
-    with isolated(seed):
+    with fork_rng(seed):
         reader = Reader(len(ds.classes), width)
     made = digest(ds.fingerprint, steps, width, seed, _version)
     path = cache_root() / "judges" / f"{made}.safetensors"
@@ -170,7 +174,7 @@ def judge_for(
     else:
         train = ds.train
         taught(reader, MovedImages(train.images, train.labels, train.keys), steps, seed, device)
-        with whole(path) as f:
+        with atomic_write(path) as f:
             save_file({name: t.cpu() for name, t in reader.state_dict().items()}, f)
     judge = Judge(reader, ds.classes).to(pick_device(device))
     unseen = ds.held_out
@@ -293,7 +297,7 @@ def write_epoch(
     table = numbers.copy()
     table.insert(0, "epoch", epoch)
     table.insert(1, "seed", seed)
-    with whole(Path(folder) / epoch_file(epoch)) as f:
+    with atomic_write(Path(folder) / epoch_file(epoch)) as f:
         table.to_csv(f, index=False)
     plain = ("fid", "is", "ssim")
     names = [row.metric if row.metric in plain else f"{row.metric}_{row.extractor}"

@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 # %% ../../nbs/library/emnist/model.ipynb #928aaa88
-from ..runs import ParameterError
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/emnist/model.ipynb #e763709c
 def add_noise(

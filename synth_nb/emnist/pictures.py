@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 # %% ../../nbs/library/emnist/pictures.ipynb #47a7d6d8
-from ..diagrams import Step
-from ..plots import new_figure, save, to_pixels
-from ..runs import ParameterError, whole
+from ..figures.diagrams import Step
+from ..figures.plots import new_figure, save, to_pixels
+from ..core.files import atomic_write
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/emnist/pictures.ipynb #243c4129
 class _Stage(Step):
@@ -153,7 +154,7 @@ def write_gif(
                                   constant_values=255) for side in sides], 2)
     frames = [Image.fromarray(x.repeat(zoom, 0).repeat(zoom, 1)) for x in both]
     times = [milliseconds] * (len(frames) - 1) + [10 * milliseconds]
-    with whole(path) as f:
+    with atomic_write(path) as f:
         frames[0].save(f, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
     return Path(path)
 

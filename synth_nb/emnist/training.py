@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..data import DataError, ImageDataset
 from .model import DenoisingLoss, padded_size
 from .sampling import LetterModel
-from ..runs import ParameterError, shown
-from ..training import Phase, warmup
+from ..core.files import display_path
+from ..core.parameters import ParameterError
+from ..training.loop import Phase, warmup
 
 # %% ../../nbs/library/emnist/training.ipynb #9271c788
 parts = dict(letters=string.ascii_letters, capitals=string.ascii_uppercase,
@@ -93,13 +94,15 @@ def check_state(
         there = sorted(int(p.parent.name[6:]) for p in path.parents[1].glob("epoch_*/state.pt"))
         kept = f"there are {', '.join(map(str, there))}" if there else "no epoch was"
         raise FileNotFoundError(
-            f"the state of epoch {epoch} was not kept in {shown(folder)}: {kept}")
+            f"the state of epoch {epoch} was not kept in {display_path(folder)}: {kept}")
     theirs = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["modules"]["unet"]
     mine = unet.state_dict()
     odd = next((n for n in mine if n not in theirs or theirs[n].shape != mine[n].shape), None)
     if odd or len(mine) != len(theirs):
         counts = [f"{sum(t.numel() for t in x.values()) / 1e6:.2f}" for x in (theirs, mine)]
-        size = f"the state of epoch {epoch} in {shown(folder)} has {counts[0]} million weights"
+        size = (
+            f"the state of epoch {epoch} in {display_path(folder)} has {counts[0]} million weights"
+        )
         raise ParameterError(f"{size} and `network` asks for {counts[1]}: it is of another network")
 
 # %% ../../nbs/library/emnist/training.ipynb #92e55632

@@ -25,8 +25,8 @@ from synth_nb.evaluation.useful import (
     same_labels,
     with_intervals,
 )
-from ..plots import colours, new_figure
-from ..runs import stream
+from ..figures.plots import colours, new_figure
+from ..core.seeding import derive_seed
 
 # %% ../../nbs/library/emnist/useful.ipynb #b1b1fb9b
 def evenly(
@@ -85,7 +85,7 @@ def one_draw(
     found = {(0, "synthetic"): learnt([(fake, torch.cat(made))], *work),
              (0, "all real"): learnt([(train, everything)], *work)}
     for count in counts:
-        drawn = balanced_rows(given, [count] * len(classes), stream(seed, count))
+        drawn = balanced_rows(given, [count] * len(classes), derive_seed(seed, count))
         real, synthetic = evenly(list(drawn.split(count)), made)
         found[count, "real"] = learnt([(train, drawn)], *work)
         found[count, "real, as they are"] = learnt([(train, drawn)], *work, as_they_are=True)

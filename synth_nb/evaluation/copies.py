@@ -21,7 +21,7 @@ from ..embedders import Embedder, embed_images
 from .scores import features_of, wilson
 from .sets import DataError, ImageSet, least_images, shared_images
 from ..metrics import authenticity, copy_scores, membership_auc
-from ..progress import stage
+from ..core.progress import stage
 
 # %% ../../nbs/library/evaluation/copies.ipynb #9495b531
 class InViews:

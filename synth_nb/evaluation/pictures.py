@@ -20,10 +20,10 @@ from ..embedders import Embedder
 from .scores import features_of, heads
 from .sets import ImageSet, draw, sample_set
 from ..metrics import frechet_distance, kernel_distance, nearest_neighbour
-from ..plots import feature_map, interval_panels
-from ..progress import stage
-from ..runs import resolve
-from ..training import read_metrics
+from ..figures.plots import feature_map, interval_panels
+from ..core.progress import stage
+from ..core.files import resolve
+from ..training.loop import read_metrics
 
 # %% ../../nbs/library/evaluation/pictures.ipynb #91494b41
 def map_of(

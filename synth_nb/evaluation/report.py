@@ -27,7 +27,7 @@ from synth_nb.evaluation.scores import (
     usable_groups,
 )
 from .sets import DataError, ImageSet, oddities, shared_images
-from ..runs import plain, whole
+from ..core.files import json_default, atomic_write
 
 # %% ../../nbs/library/evaluation/report.ipynb #e2c60e99
 better_low = ("fid", "frechet", "kernel")
@@ -242,9 +242,9 @@ def write_report(
         warnings=list(said), copies=[a.numbers() for a in audits], usefulness=list(use)) | context
     tex = "\n".join(latex(table_of(rows, e.id), caption(real, e.id)) for e in embedders)
     texts = {"evaluation.csv": rows.to_csv(index=False), "evaluation.tex": tex, "report.md": report,
-             "evaluation.json": json.dumps(everything, indent=2, default=plain) + "\n"}
+             "evaluation.json": json.dumps(everything, indent=2, default=json_default) + "\n"}
     for name, text in texts.items():
-        with whole(Path(folder) / name) as f:
+        with atomic_write(Path(folder) / name) as f:
             f.write_text(text, encoding="utf-8")
     return report
 

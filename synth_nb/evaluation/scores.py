@@ -31,7 +31,7 @@ from synth_nb.metrics import (
     real_baseline,
     vendi_score,
 )
-from ..progress import Progress
+from ..core.progress import Progress
 
 # %% ../../nbs/library/evaluation/scores.ipynb #0a3a220e
 def features_of(

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from ..data import DataError, ImageDataset, find_source, open_dataset, parse_size, to_uint8
 from ..data.sources import open_image
 from ..embedders import image_keys
-from ..runs import ParameterError, digest, load_model, read_manifest, resolve, shown
+from ..core.files import digest, resolve, display_path
+from ..core.parameters import ParameterError
+from ..core.runs import load_model, read_manifest
 
 # %% ../../nbs/library/evaluation/sets.ipynb #605c47c1
 @dataclass
@@ -141,7 +143,9 @@ def sample_set(
         got = f"{title} makes images of {images.shape[1]} channels, not {channels}"
         raise ParameterError(f"{got}: give `channels={images.shape[1]}`")
     labels = getattr(made, "labels", None)
-    about = dict(source=shown(folder), part="samples", seed=seed, made_at=list(images.shape[2:]))
+    about = dict(
+        source=display_path(folder), part="samples", seed=seed, made_at=list(images.shape[2:])
+    )
     images = to_size(images, parse_size(image_size))
     known = labels is not None and len(labels) == len(images)
     labels = torch.as_tensor(labels).long().cpu() if known else None

@@ -25,8 +25,8 @@ from ..data import to_float
 from ..embedders import Embedder
 from .scores import features_of
 from .sets import ImageSet
-from ..runs import isolated, stream
-from ..training import Phase, Plan, Trainer, warmup
+from ..core.seeding import fork_rng, derive_seed
+from ..training.loop import Phase, Plan, Trainer, warmup
 
 # %% ../../nbs/library/evaluation/useful.ipynb #98bd5f2f
 def classes_in(
@@ -162,7 +162,7 @@ def classify(
     "A small network, trained from nothing; every class is drawn equally often."
     data = Labelled(images, labels, augment)
     data.weights = 1.0 / labels.bincount()[labels].double()
-    with isolated(seed), tempfile.TemporaryDirectory() as folder:
+    with fork_rng(seed), tempfile.TemporaryDirectory() as folder:
         network = small_network(images.shape[1], int(labels.max()) + 1)
         optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.01)
 
@@ -243,7 +243,7 @@ def arms(
     "What each classifier learns from."
     sides = [same_labels(one, classes) for one in (train, fake)]
     counts = class_counts(sides, len(classes))
-    real, made = ((one, balanced_rows(labels, counts, stream(seed, i)))
+    real, made = ((one, balanced_rows(labels, counts, derive_seed(seed, i)))
                   for i, (one, labels) in enumerate(zip((train, fake), sides, strict=True)))
     return {"real": [real], "synthetic": [made], "both": [real, made]}
 

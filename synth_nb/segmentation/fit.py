@@ -19,10 +19,11 @@ from torch import Tensor
 
 # %% ../../nbs/library/segmentation/fit.ipynb #64245029
 from ..data import view
-from ..runs import ParameterError, isolated
+from ..core.parameters import ParameterError
+from ..core.seeding import fork_rng
 from .networks import ResidualUNet, total_loss
 from .predict import choose_threshold, counts_by_threshold, predict_sections
-from ..training import Phase, Plan, Trainer, warmup
+from ..training.loop import Phase, Plan, Trainer, warmup
 
 # %% ../../nbs/library/segmentation/fit.ipynb #00be3be8
 def random_maps(
@@ -244,7 +245,7 @@ def fit_segmenter(
         probabilities = predict_sections(trainer.model("unet"), val[0])
         return dict(loss_val=1 - float(counts_by_threshold(probabilities, val[1])["dice"].max()))
 
-    with isolated(seed):
+    with fork_rng(seed):
         plan = Plan(evaluations, batch_size, -(-steps // evaluations) * batch_size, seed=seed,
                     device=device, precision="fp32", best="loss_val", patience=evaluations + 1)
         net = ResidualUNet(data.images.shape[1], widths)

@@ -16,8 +16,8 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 # %% ../../nbs/library/segmentation/networks.ipynb #b65aaf75
-from ..processes import over_the_batch
-from ..runs import ParameterError
+from ..training.processes import over_the_batch
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/segmentation/networks.ipynb #5f767610
 class ResidualBlock(nn.Module):

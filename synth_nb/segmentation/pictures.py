@@ -14,7 +14,7 @@ from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 # %% ../../nbs/library/segmentation/pictures.ipynb #1fda12ff
-from ..plots import appearance, colours, new_figure
+from ..figures.plots import appearance, colours, new_figure
 
 # %% ../../nbs/library/segmentation/pictures.ipynb #afa8e653
 def _rgb(colour: str) -> np.ndarray:

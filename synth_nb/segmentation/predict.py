@@ -21,7 +21,7 @@ from skimage.measure import regionprops
 from torch import Tensor
 
 # %% ../../nbs/library/segmentation/predict.ipynb #f0834876
-from ..runs import ParameterError
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/segmentation/predict.ipynb #0716aabb
 def starts(

@@ -21,8 +21,11 @@ from matplotlib.figure import Figure
 
 # %% ../../nbs/06_em_protocol.ipynb #fbbb5fe5
 from ..data import DataError, views_of
-from ..plots import appearance, new_figure
-from ..runs import ParameterError, Progress, digest, in_kernel, stream, whole
+from ..figures.plots import appearance, new_figure
+from ..core.files import digest, atomic_write
+from ..core.parameters import ParameterError
+from ..core.progress import Progress, in_kernel
+from ..core.seeding import derive_seed
 from .fit import Pairs, fit_segmenter
 from .intervals import Effect, paired_effect
 from .predict import judge_sections
@@ -122,7 +125,7 @@ class Cells:
 
     def labelled(self, fraction: float, seed: int) -> np.ndarray:  # indices of chunks
         "Which chunks of the training side have masks."
-        return labelled_part(self.masks, fraction, stream(self.how.seed, seed))
+        return labelled_part(self.masks, fraction, derive_seed(self.how.seed, seed))
 
     def known(self, fraction: float, seed: int) -> np.ndarray:  # zeros where not labelled
         "The masks that may be seen at a fraction."
@@ -144,8 +147,8 @@ def pairs_of(self: Cells, fraction: float, seed: int) -> tuple[np.ndarray, np.nd
     if not path.is_file():
         work = self.folder / "checkpoints" / path.stem
         made = self.generate(self.images, known, rows, self.how.n_synthetic,
-                             stream(self.how.seed, 1000 + seed), work)
-        with whole(path) as f:
+                             derive_seed(self.how.seed, 1000 + seed), work)
+        with atomic_write(path) as f:
             np.savez_compressed(f, images=made[0], masks=made[1])
         shutil.rmtree(work, ignore_errors=True)
     with np.load(path) as found:
@@ -165,16 +168,24 @@ def cell(self: Cells, arm: str, fraction: float, seed: int) -> list[dict]:  # a 
     real = self.images[rows], self.masks[rows]
     made = self.pairs_of(fraction, seed) if "S" in arm else None
     work = self.folder / "checkpoints" / f"{path.stem}_{self.key[:12]}"
-    segmenter = fit_segmenter(work, arm_pairs(arm, real, made), (split.val.images, split.val.masks),
-                              how.steps, how.batch_size, how.widths, stream(how.seed, 2000 + seed),
-                              device=how.device, lr=how.lr)
+    segmenter = fit_segmenter(
+        work,
+        arm_pairs(arm, real, made),
+        (split.val.images, split.val.masks),
+        how.steps,
+        how.batch_size,
+        how.widths,
+        derive_seed(how.seed, 2000 + seed),
+        device=how.device,
+        lr=how.lr,
+    )
     judged = judge_sections(segmenter.probabilities, split.test.images, split.test.masks,
                             self.blocks, segmenter.threshold)
     weights = digest(*(p.cpu().numpy() for p in segmenter.net.state_dict().values()))
     known = dict(arm=arm, fraction=fraction, seed=seed, labelled=len(rows))
     found = [known | row for row in judged.blocks.to_dict("records") if row["foreground"]]
     text = dict(key=self.key, weights=weights, threshold=segmenter.threshold, rows=found)
-    with whole(path) as f:
+    with atomic_write(path) as f:
         f.write_text(json.dumps(text, indent=1) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return found
@@ -298,7 +309,7 @@ def write_protocol(
     "Write `scores.csv`, `protocol.csv` and `protocol.md`."
     for name, content in {"scores.csv": rows.to_csv(index=False), "protocol.md": text,
                           "protocol.csv": table.to_csv(index=False)}.items():
-        with whole(Path(folder) / name) as f:
+        with atomic_write(Path(folder) / name) as f:
             f.write_text(content, encoding="utf-8")
 
 

@@ -26,7 +26,8 @@ from synth_nb.data.microscopy import (
     natural,
     section_name,
 )
-from ..runs import ParameterError, digest, shown
+from ..core.files import digest, display_path
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/segmentation/sections.ipynb #33187c5d
 @dataclass
@@ -96,19 +97,21 @@ def em_sections(
         raise ParameterError(f"parameter `masks` is empty: where are the masks of {images}?")
     volumes = list_volumes(images)
     truths = matched_masks(volumes, masks)
-    check_readable(volumes, shown(images))
-    check_readable(truths, shown(masks))
+    check_readable(volumes, display_path(images))
+    check_readable(truths, display_path(masks))
     read = [read_volume(v, m, shrink) for v, m in zip(volumes, truths, strict=True)]
     skipped = [one for part in read for one in part[3]]
     pictures, found = ([x for part in read for x in part[k]] for k in (0, 1))
     if not pictures:
-        raise DataError(f"no section of {shown(images)} can be read with its mask: {skipped[0]}")
+        raise DataError(
+            f"no section of {display_path(images)} can be read with its mask: {skipped[0]}"
+        )
     if skipped:
         warnings.warn(f"skipped {len(skipped)} sections, the first is {skipped[0]}", stacklevel=3)
-    check_same([x.shape[1:] for x in pictures], shown(images))
+    check_same([x.shape[1:] for x in pictures], display_path(images))
     names = [v.name for v, part in zip(volumes, read, strict=True) for _ in part[0]]
     numbers = [i for part in read for i in part[2]]
-    return Sections(shown(images), np.stack(pictures), np.stack(found), names, numbers,
+    return Sections(display_path(images), np.stack(pictures), np.stack(found), names, numbers,
                     dict(shrink=shrink))
 
 # %% ../../nbs/library/segmentation/sections.ipynb #de104203

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #0057ad57
-from ..runs import ParameterError
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #5f8b6e26
 class Dice:

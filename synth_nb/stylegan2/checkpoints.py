@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 # %% ../../nbs/library/stylegan2/checkpoints.ipynb #f3d31a55
-from ..runs import resolve, shown, whole
+from ..core.files import resolve, display_path, atomic_write
 from .networks import Discriminator, Generator, load_weights
 
 # %% ../../nbs/library/stylegan2/checkpoints.ipynb #dec8892e
@@ -47,11 +47,11 @@ def save_networks(
         if network is None:
             continue
         state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        with whole(folder / f"{name}.safetensors") as path:
+        with atomic_write(folder / f"{name}.safetensors") as path:
             safetensors.torch.save_file(state, path)
         words = {"class": type(network).__name__, "init_kwargs": network.init_kwargs}
         networks[name] = words
-    with whole(folder / "config.json") as path:
+    with atomic_write(folder / "config.json") as path:
         listed = dict(format="synth_nb.stylegan2", version=1, networks=networks)
         path.write_text(json.dumps(listed, indent=2) + "\n")
     return folder
@@ -74,12 +74,14 @@ class StoredNetwork:
 def _listed(folder: Path) -> dict:
     "Networks that a folder's `config.json` names."
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{shown(folder)} has no config.json, so it is no saved network")
+        raise FileNotFoundError(
+            f"{display_path(folder)} has no config.json, so it is no saved network"
+        )
     try:
         networks = json.loads((folder / "config.json").read_text())["networks"]
         assert all(v["class"] in classes and v["init_kwargs"] for v in networks.values())
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
-        where = shown(folder / "config.json")
+        where = display_path(folder / "config.json")
         raise CheckpointError(f"{where} does not list networks; save them anew") from None
     return networks
 
@@ -93,11 +95,11 @@ def read_networks(
     def reader(name, words):
         path = folder / f"{name}.safetensors"
         if not path.is_file():
-            raise FileNotFoundError(f"{shown(path)} is missing, though config.json lists it")
+            raise FileNotFoundError(f"{display_path(path)} is missing, though config.json lists it")
         try:
             state = safetensors.torch.load_file(path)
         except safetensors.SafetensorError:
-            raise CheckpointError(f"{shown(path)} is damaged: it cannot be read") from None
+            raise CheckpointError(f"{display_path(path)} is damaged: it cannot be read") from None
         return StoredNetwork(words["class"], words["init_kwargs"], state)
 
     return {k: lambda k=k, v=v: reader(k, v) for k, v in _listed(folder).items()}
@@ -246,21 +248,23 @@ def read_official(
     """
     path = resolve(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {shown(path)}")
+        raise FileNotFoundError(f"there is no file {display_path(path)}")
     try:
         with open(path, "rb") as file:
-            content = _Reader(file, shown(path)).load()
+            content = _Reader(file, display_path(path)).load()
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle fails in every way there is
-        what = f"{shown(path)} is no official network file, or damaged"
+        what = f"{display_path(path)} is no official network file, or damaged"
         raise CheckpointError(f"{what}: {type(error).__name__}") from None
     content = {"G": content} if isinstance(content, _Kept) else content
     found = content if isinstance(content, dict) else {}
     found = {k: v for k, v in found.items() if k in usual and isinstance(v, _Kept)}
     if not found:
-        raise CheckpointError(f"{shown(path)} holds no network under the names {', '.join(usual)}")
-    return {name: _stored(kept, shown(path)) for name, kept in found.items()}
+        raise CheckpointError(
+            f"{display_path(path)} holds no network under the names {', '.join(usual)}"
+        )
+    return {name: _stored(kept, display_path(path)) for name, kept in found.items()}
 
 # %% ../../nbs/library/stylegan2/checkpoints.ipynb #ac16bdef
 def load_network(
@@ -278,7 +282,7 @@ def load_network(
     there = read_official(place) if official else read_networks(place)
     name = name or next((n for n in usual if n in there), "")
     if name not in there:
-        raise CheckpointError(f"{shown(place)} holds {', '.join(there)}, and no `{name}`")
+        raise CheckpointError(f"{display_path(place)} holds {', '.join(there)}, and no `{name}`")
     stored = there[name] if official else there[name]()
     return stored.build().to(device)
 
@@ -298,6 +302,6 @@ def export_official(
             content[name] = dict(
                 class_name=owner, init_kwargs=_plain(network.init_kwargs), state_dict=state
             )
-    with whole(resolve(path)) as made:
+    with atomic_write(resolve(path)) as made:
         torch.save(content, made)
     return resolve(path)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 # %% ../../nbs/library/stylegan2/config.ipynb #7d30b973
 from ..data.sources import parse_size
-from ..runs import ParameterError
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/stylegan2/config.ipynb #9e6aabe9
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ from torch.nn import functional as F
 from ..data import to_unit
 from ..dcgan.model import slerp
 from ..embedders import Embedder
-from ..runs import ParameterError, watched, whole
+from ..core.files import atomic_write
+from ..core.parameters import ParameterError
+from ..core.progress import with_progress
 from .config import parse_seeds, z_for_seed
 from .model import StyleToImage, check_fits
 
@@ -65,7 +67,7 @@ class Mixed:
     pairs: Tensor  # (R, K, C, H, W)
 
     def sheet(self) -> Image.Image:  # the columns above, the rows to the left
-        from synth_nb.plots import sheet  # brings the whole of plotting
+        from synth_nb.figures.plots import sheet  # brings the whole of plotting
 
         blank = torch.ones_like(self.rows[:1])
         both = zip(self.rows, self.pairs, strict=True)
@@ -125,7 +127,7 @@ def save_film(
     zoom: int = 0,  # pixels per pixel; 0: so that it is about 256 pixels wide
 ) -> Path:
     "Write images as a film. Raises `ParameterError` for another ending or without `ffmpeg`."
-    from synth_nb.plots import to_pixels
+    from synth_nb.figures.plots import to_pixels
 
     path, frames = Path(path), to_pixels(images)
     zoom = zoom or max(1, round(256 / frames.shape[2]))
@@ -134,7 +136,7 @@ def save_film(
         raise ParameterError(f"a film is a .gif or an .mp4, not {path.name}")
     if path.suffix == ".mp4" and not shutil.which("ffmpeg"):
         raise ParameterError(f"{path.name} needs the program `ffmpeg`, not found here: take .gif")
-    with whole(path) as f:
+    with atomic_write(path) as f:
         if path.suffix == ".mp4":
             _encode(frames, f, 1 / seconds)
         else:
@@ -294,7 +296,7 @@ def project(
     fit = Projector(model, target, embedder, seed, label)
     found = Projection(target, target, fit.style)
     kept = {round(i * steps / max(frames - 1, 1)) for i in range(frames)}
-    for i in watched(range(steps), steps, "projecting"):
+    for i in with_progress(range(steps), steps, "projecting"):
         if i in kept:
             found.frames.append(fit.draw().detach().clamp(-1, 1).cpu())
         found.distances.append(fit.step(i / steps, lr, noise_weight))

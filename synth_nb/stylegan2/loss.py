@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #5a2b5d33
-from ..processes import over_processes
-from ..runs import ParameterError
+from ..training.processes import over_processes
+from ..core.parameters import ParameterError
 from .augment import Augment
 from .config import Settings, optimizer_options
-from ..training import Phase
+from ..training.loop import Phase
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #a880b066
 def generator_parts(

@@ -20,16 +20,11 @@ from torch.nn import functional as F
 # %% ../../nbs/library/stylegan2/model.ipynb #2624b450
 from ..data import ImageDataset
 from ..dcgan.model import latents
-from synth_nb.runs import (
-    ParameterError,
-    Samples,
-    isolated,
-    load_model,
-    pick_device,
-    resolve,
-    shown,
-    stream,
-)
+from ..core.devices import pick_device
+from ..core.files import resolve, display_path
+from ..core.parameters import ParameterError
+from ..core.runs import Samples, load_model
+from ..core.seeding import fork_rng, derive_seed
 from synth_nb.stylegan2.checkpoints import (
     CheckpointError,
     StoredNetwork,
@@ -131,7 +126,7 @@ def images(
     "One image for each style."
     network, made = self.generator.eval().synthesis, []
     if noise_mode == "random":
-        with isolated():
+        with fork_rng():
             for w, seed in zip(ws.split(1), seeds, strict=True):
                 torch.manual_seed(seed)
                 made.append(network(w, noise_mode).float().cpu())
@@ -170,7 +165,7 @@ def sample(
     check_generation(n, truncation, noise_mode)
     z, classes = latents(n, self.generator.z_dim, seed, first), self.generator.c_dim
     numbers = range(first, first + n)
-    seeds = [stream(stream(seed, i), 1) for i in numbers]
+    seeds = [derive_seed(derive_seed(seed, i), 1) for i in numbers]
     labels = [i % classes for i in numbers] if labels is None and classes else labels
     made = self.images(self.styles(z, labels, truncation), noise_mode, seeds, batch_size)
     c = one_hot(labels, n, classes)
@@ -214,7 +209,7 @@ def load(
     exported = path.is_file() and zipfile.is_zipfile(path)
     network = exported_generator(path) if exported else load_network(path)
     if not isinstance(network, Generator):
-        raise CheckpointError(f"{shown(path)} holds a discriminator, and no generator")
+        raise CheckpointError(f"{display_path(path)} holds a discriminator, and no generator")
     return StyleToImage(network.to(device).eval())
 
 # %% ../../nbs/library/stylegan2/model.ipynb #b55c9ca1
@@ -229,7 +224,7 @@ def exported_generator(
     except ParameterError:
         raise
     except Exception as error:
-        what = f"{shown(path)} holds no generator of `export_official`"
+        what = f"{display_path(path)} holds no generator of `export_official`"
         raise CheckpointError(f"{what}: {type(error).__name__}") from None
 
 # %% ../../nbs/library/stylegan2/model.ipynb #2851b02a
@@ -245,7 +240,9 @@ def open_model(
         model = load(path, pick_device(device))
     if not isinstance(model, StyleToImage):
         kind = type(model).__name__
-        raise ParameterError(f"parameter `model`: {shown(path)} holds a {kind}, no StyleGAN2")
+        raise ParameterError(
+            f"parameter `model`: {display_path(path)} holds a {kind}, no StyleGAN2"
+        )
     return model
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 # %% ../../nbs/library/stylegan2/networks.ipynb #a3d79a8c
-from ..processes import over_processes
-from ..runs import ParameterError
+from ..training.processes import over_processes
+from ..core.parameters import ParameterError
 from synth_nb.stylegan2.ops import (
     biased_leaky_relu,
     downsample,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/library/stylegan2/ops.ipynb #0057ad57
-from ..runs import ParameterError
+from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/stylegan2/ops.ipynb #4f47b1be
 def smoothing_kernel(
