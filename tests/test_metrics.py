@@ -106,7 +106,7 @@ EQUAL = {
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e3, -7e-4])
 @pytest.mark.parametrize("name", EQUAL)
-def test_equal_images_give_what_the_definition_says(name, value):
+def test_equal_images_give_what_follows_from_the_definition(name, value):
     same = torch.full((30, 5), value)
     scale = max(1.0, (value * value + 1) ** 3)  # the cubic kernel's own size
     assert PAIRS[name](same, same) == pytest.approx(EQUAL[name], abs=1e-9 * scale)
@@ -164,7 +164,7 @@ def test_frechet_does_not_depend_on_the_origin():
     assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
 
 
-def test_frechet_infinity_takes_the_bias_out_and_may_keep_the_real_set_whole():
+def test_frechet_infinity_takes_the_bias_out_and_may_leave_the_real_set_complete():
     draws = [(normal(300, 12, 2 * i), normal(300, 12, 2 * i + 1)) for i in range(20)]
     both, one, plain = (
         np.mean([f(a, b) for a, b in draws])
@@ -267,7 +267,7 @@ def two_kinds(n: int, d: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return x, labels, torch.cat([parts, parts])
 
 
-def test_fitting_in_the_span_of_few_images_changes_no_decision():
+def test_fitting_in_the_span_of_the_images_changes_no_decision():
     x, labels, parts = two_kinds(30, 90)
     full = (x - x.mean(0)) / x.std(0)
     assert _standardised(x).shape == (60, 60)
@@ -310,7 +310,7 @@ def test_the_two_sample_test_balances_the_sets():
 # neighbours and copies
 
 
-def test_a_copied_set_scores_what_the_definition_says_at_any_offset():
+def test_a_copied_set_has_the_scores_of_the_definition_at_any_offset():
     x = normal(150, 5)
     for shift in (0, 1e5):
         found = prdc(x + shift, x + shift, 4, chunk=40)
@@ -422,24 +422,24 @@ def test_perceptual_distance_is_one_number_per_pair_and_refuses_nan():
 def test_the_baseline_never_puts_a_group_on_both_sides():
     names = [i // 7 for i in range(140)]
     features = torch.tensor([[float(g), float(i)] for i, g in enumerate(names)])
-    sizes, whole = [], False
+    sizes, by_group = [], True
 
     def look(a, b):
-        assert whole or not set(a[:, 0].tolist()) & set(b[:, 0].tolist())
+        assert not by_group or not set(a[:, 0].tolist()) & set(b[:, 0].tolist())
         assert len(set(a[:, 1].tolist()) | set(b[:, 1].tolist())) == len(a) + len(b)
         sizes.append((len(a), len(b)))
         return 0.0
 
     real_baseline(look, features, groups=names)
     real_baseline(look, features, 50, groups=names)
-    whole = True  # without groups only the images differ
+    by_group = False
     real_baseline(look, features, 70)
     assert set(sizes) == {(70, 70), (50, 50)}
     with pytest.raises(ValueError, match="two sets of `size` images must fit"):
         real_baseline(look, features, 70 + 1)
 
 
-def test_the_interval_draws_whole_groups_and_never_twice():
+def test_the_interval_draws_complete_groups_and_never_twice():
     names = [i // 7 for i in range(140)]
     features = torch.tensor([[float(g), float(i)] for i, g in enumerate(names)])
 
@@ -524,7 +524,7 @@ def test_batches_give_what_the_pure_function_gives(name, size):
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")  # before an `update`, which is meant
 @pytest.mark.parametrize("name", list(accumulators()))
-def test_real_features_may_be_kept_and_forward_only_adds(name):
+def test_real_features_may_outlast_a_reset_and_forward_only_adds(name):
     metric = accumulators(reset_real_features=False)[name]
     add(metric, in_batches(30))
     metric.reset()
@@ -558,7 +558,7 @@ def test_states_survive_copies_and_merge(name):
     assert plain(second) == pytest.approx(expected(name), rel=1e-9)
 
 
-def test_half_precision_is_taken_and_double_precision_kept_where_set():
+def test_half_precision_is_taken_and_double_precision_stays_where_set():
     metric, exact = KernelDistance(), KernelDistance().set_dtype(torch.float64)
     a, b = normal(40, 4), normal(50, 4, 1, 1.2)
     for one, x, y in ((metric, a.half(), b.half()), (exact, a, b)):

@@ -38,7 +38,7 @@ _all_ = [authenticity, copy_scores, membership_auc, train_test_gap, frechet_dist
 
 # %% ../../nbs/library/metrics/index.ipynb #47436811
 def __getattr__(name: str):
-    "The torchmetrics classes of `synth_nb.metrics.accumulated`, where one is asked for."
+    "Import the torchmetrics classes of `synth_nb.metrics.accumulated` at their first use."
     if name in ("FrechetDistance", "KernelDistance", "PRDC", "CopyScores"):
         from synth_nb.metrics import accumulated
 

@@ -31,12 +31,12 @@ class _FeatureMetric(Metric):
         self.update(*args, **kwargs)
 
     def reset(self):
-        "Forget the generated images, and the real ones unless they are to be kept."
-        kept = {} if self.reset_real_features else {
+        "Forget the generated images, and the real ones unless `reset_real_features` is False."
+        states = {} if self.reset_real_features else {
             name: list(state) if isinstance(state, list) else state
             for name, state in self.metric_state.items() if not name.startswith("fake")}
         super().reset()
-        for name, state in kept.items():
+        for name, state in states.items():
             setattr(self, name, state)
 
 # %% ../../nbs/library/metrics/accumulated.ipynb #400dc8f6

@@ -119,8 +119,8 @@ def _cross_accuracy(x: Tensor, labels: Tensor, parts: Tensor) -> Tensor:
 def _standardised(x: Tensor) -> Tensor:
     "Zero mean, unit standard deviation, constant features zero, at most as many columns as rows."
     x = x.double() - x.double().mean(0)
-    deviation = x.std(0)
-    x = x / deviation.where(deviation > 1e-10 * deviation.max(), torch.inf)
+    std = x.std(0)
+    x = x / std.where(std > 1e-10 * std.max(), torch.inf)
     if x.shape[1] > len(x):
         u, s, _ = torch.linalg.svd(x, full_matrices=False)
         x = u * s
