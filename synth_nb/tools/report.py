@@ -17,8 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 # %% ../../nbs/08_report.ipynb #817b807d
-from ..evaluation.report import latex, markdown, originals
-from ..evaluation.scores import digits, heads
+from ..evaluation.report import REPORTED, latex, markdown
+from ..evaluation.scores import METRIC_TITLES, format_number
 from ..figures.plots import interval_panels
 from ..core.files import resolve, display_path, atomic_write
 from ..core.parameters import ParameterError
@@ -79,10 +79,10 @@ def summary(
     part, lines = rows[rows.extractor == extractor], {}
     for one in part[part.metric.isin(metrics)].to_dict("records"):
         line = lines.setdefault((one["run"], one["set"]), dict(images=one["images"]))
-        value, low, high = (digits(one[k]) for k in ("value", "low", "high"))
-        line[heads.get(one["metric"], one["metric"])] = f"{value} ({low} to {high})"
+        value, low, high = (format_number(one[k]) for k in ("value", "low", "high"))
+        line[METRIC_TITLES.get(one["metric"], one["metric"])] = f"{value} ({low} to {high})"
         if one["metric"] == "kernel" and np.isfinite(one.get("floor_high") or np.nan):
-            line["floor"] = f"{digits(one['floor_high'])} at {one['count']}"
+            line["floor"] = f"{format_number(one['floor_high'])} at {one['count']}"
     table = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["run", "set"])
     return table.reset_index().set_index("run")
 
@@ -123,8 +123,8 @@ def side_by_side(
         mine = part[part.metric == metric].drop_duplicates("run").set_index("run").reindex(names)
         if mine.value.notna().any():
             lines = mine.assign(set=names)[["set", "value", "low", "high", "at_count"]]
-            panels[heads[metric]] = lines.to_dict("records")
-            bands[heads[metric]] = (mine.floor_low.min(), mine.floor_high.max())
+            panels[METRIC_TITLES[metric]] = lines.to_dict("records")
+            bands[METRIC_TITLES[metric]] = (mine.floor_low.min(), mine.floor_high.max())
     return interval_panels(panels, bands, columns=3) if panels else None
 
 # %% ../../nbs/08_report.ipynb #5f8bbe41
@@ -175,7 +175,7 @@ def all_originals() -> list[Original]:
     gans = [Original("DCGAN on tissue", "02_dcgan", "", *none, _tissue),
             Original("GAN that sees an embedding", "03_embedding_gan", "", *none, _tissue),
             Original("StyleGAN2 on brain MR", "04_stylegan2", "", *none, _brain)]
-    told = {what: [(name, value, how) for w, name, value, how in originals if w == what]
+    told = {what: [(name, value, how) for w, name, value, how in REPORTED if w == what]
             for what in _where}
     diffusion, letters = [
         [Original(what, _where[what][0], name, value, how, _ours[name], _where[what][1])
@@ -200,15 +200,24 @@ def our_number(
         if value is not None:
             key = place.rpartition(":")[2]
             same = key == one.number.lower()
-            return f"{key} {digits(value)}", ["of other images" if same else f"`{key}` is not that"]
+            return f"{key} {format_number(value)}", [
+                "of other images" if same else f"`{key}` is not that"
+            ]
         mine = rows[(rows.metric == place) & (rows.set == "synthetic")] if len(rows) else rows
         if len(mine):
             row = mine.iloc[0]
-            inside = f" ({digits(row.low)} to {digits(row.high)})" if np.isfinite(row.low) else ""
+            inside = (
+                f" ({format_number(row.low)} to {format_number(row.high)})"
+                if np.isfinite(row.low)
+                else ""
+            )
             by = f" by {row.extractor}" if row.extractor else ""
             said = [] if place in ("fid", "is", "ssim") else ["another extractor"]
-            return (f"{heads.get(place, place)} {digits(row.value)}{inside}{by}, {row.images} "
-                    "images", [*said, "the number of images is not theirs"])
+            title = METRIC_TITLES.get(place, place)
+            return (
+                f"{title} {format_number(row.value)}{inside}{by}, {row.images} images",
+                [*said, "the number of images is not theirs"],
+            )
     return "", ["ours has no such number"]
 
 

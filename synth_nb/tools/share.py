@@ -19,8 +19,8 @@ import pandas as pd
 # %% ../../nbs/08_share.ipynb #2cfdd368
 from ..data.export import markdown_table
 from ..diffusion.sets import sample_dataset
-from ..evaluation.report import better_low
-from ..evaluation.scores import digits, heads
+from ..evaluation.report import LOWER_IS_BETTER
+from ..evaluation.scores import METRIC_TITLES, format_number
 from ..core.files import notebook_path, resolve, display_path, atomic_write, atomic_folder
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
@@ -63,7 +63,7 @@ def facts_of(
     return Facts(folder, manifest, numbers[numbers.set == "synthetic"], judged)
 
 # %% ../../nbs/08_share.ipynb #985875e4
-_better = dict.fromkeys(better_low, "lower") | dict.fromkeys(("density", "vendi", "spread"),
+_better = dict.fromkeys(LOWER_IS_BETTER, "lower") | dict.fromkeys(("density", "vendi", "spread"),
                                                              "like real") | dict(accuracy="0.5")
 
 
@@ -73,14 +73,18 @@ def scores_text(facts: Facts) -> str:
         words = facts.folder / "evaluation.md"
         return words.read_text(encoding="utf-8") if words.is_file() else "It was not judged.\n"
     rows = []
-    for one in facts.numbers[facts.numbers.metric.isin(list(heads))].to_dict("records"):
+    for one in facts.numbers[facts.numbers.metric.isin(list(METRIC_TITLES))].to_dict("records"):
         inside = [one["low"], one["high"], one["floor_low"], one["floor_high"]]
-        low, high, least, most = (digits(value) for value in inside)
-        fewer = digits(one["at_count"])
-        floor = f"{digits(one['floor'])} ({least} to {most})" if least else digits(one["floor"])
-        rows.append({"judged by": one["extractor"], "number": heads[one["metric"]],
+        low, high, least, most = (format_number(value) for value in inside)
+        fewer = format_number(one["at_count"])
+        floor = (
+            f"{format_number(one['floor'])} ({least} to {most})"
+            if least
+            else format_number(one["floor"])
+        )
+        rows.append({"judged by": one["extractor"], "number": METRIC_TITLES[one["metric"]],
                      "better is": _better.get(one["metric"].partition("_inf")[0], "higher"),
-                     "value": digits(one["value"]) + (f" ({low} to {high})" if low else ""),
+                     "value": format_number(one["value"]) + (f" ({low} to {high})" if low else ""),
                      "images": f"{one['images']:.0f}, against {one['real_images']:.0f} real",
                      "at fewer": fewer and f"{fewer} at {one['count']:.0f}",
                      "real against real": floor})
@@ -179,12 +183,19 @@ def results_of(facts: Facts) -> list:  # of `EvalResult`, for the Hub
     from huggingface_hub import EvalResult
 
     task = _tasks.get(facts.manifest.get("notebook"), "unconditional-image-generation")
-    rows = facts.numbers[facts.numbers.metric.isin(better_low)] if len(facts.numbers) else []
-    return [EvalResult(
-        task, facts.source, facts.source, f"{one.metric}_{one.extractor}", round(one.value, 4),
-        metric_name=f"{heads[one.metric]} by {one.extractor}, {one.images:.0f} images against "
-                    f"{one.real_images:.0f}, floor {digits(one.floor)}")
-        for one in (rows.itertuples() if len(rows) else [])]
+    rows = facts.numbers[facts.numbers.metric.isin(LOWER_IS_BETTER)] if len(facts.numbers) else []
+    return [
+        EvalResult(
+            task,
+            facts.source,
+            facts.source,
+            f"{one.metric}_{one.extractor}",
+            round(one.value, 4),
+            metric_name=f"{METRIC_TITLES[one.metric]} by {one.extractor}, {one.images:.0f} images "
+            f"against {one.real_images:.0f}, floor {format_number(one.floor)}",
+        )
+        for one in (rows.itertuples() if len(rows) else [])
+    ]
 
 # %% ../../nbs/08_share.ipynb #01ce120c
 # what a warning about the run's own images may name; the last two are parameters
