@@ -89,7 +89,7 @@ def encode_slowly(log: Path, cache: Path, seconds: float):
     latents.encode_posterior = slow
     seed_everything(0)
     vae, data = new_autoencoder(widths=(8, 8)).eval(), open_dataset("demo", image_size=32)
-    made = latents.cached_latents(vae, data.subset("val"), views=2, batch_size=48)
+    made = latents.cached_latents(vae, data.subset("val"), "flip", batch_size=48)
     say(log, latents.digest(made.mean.numpy(), made.deviation.numpy()))
 
 

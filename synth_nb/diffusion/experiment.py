@@ -417,9 +417,11 @@ class Study:
     learnt: Tensor  # (views or 1, N, tokens, D) conditions of the training images
     asked: list[str] | Tensor  # of the held-out images
 
-    def training(self, recipe: Recipe, views: int) -> Conditioned:
+    def training(self, recipe: Recipe, symmetry: str) -> Conditioned:
         "What the model learns from."
-        data = LatentSet(cached_latents(self.vae, self.train, views), self.learnt, self.train.keys)
+        data = LatentSet(
+            cached_latents(self.vae, self.train, symmetry), self.learnt, self.train.keys
+        )
         return Conditioned(data, self.conditioner.empty(), recipe.drop, recipe.condition_noise)
 
     def judging(self) -> LatentSet:
@@ -439,15 +441,17 @@ def new_trainer(
     study: Study,
     recipe: Recipe,
     plan: Plan,
-    views: int = 2,  # of an image to learn
+    symmetry: str = "flip",  # of an image to learn
     show=None,  # called with epoch and model at the end of every epoch
     **options,  # of sampling
 ) -> Trainer:
     "The training of a conditioned model; it goes on where an earlier start stopped."
     if plan.processes > 1:
         place = pick_device(plan.device)
-        in_own_process(lambda: cached_latents(study.vae.to(place), study.train, views), plan.device)
-    training, judging = study.training(recipe, views), study.judging()
+        in_own_process(
+            lambda: cached_latents(study.vae.to(place), study.train, symmetry), plan.device
+        )
+    training, judging = study.training(recipe, symmetry), study.judging()
     unet = recipe.unet(study.conditioner.width, training.data.latents)
 
     def model():

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 # %% ../../nbs/library/segmentation/fit.ipynb #64245029
-from ..data import view
+from ..data.loader import SYMMETRIES, view
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
 from .networks import ResidualUNet, total_loss
@@ -84,7 +84,7 @@ class Pairs:
         images: np.ndarray,  # (N, 1, H, W) uint8
         masks: np.ndarray,  # (N, 1, H, W), 0 or 1
         crop: int = 0,  # pixels of a random square, cut where a side is shorter; 0: all of it
-        views: int = 1,  # 1; 2: mirrored too; 8: turned too
+        symmetry: str = "none",  # none, flip, or dihedral: turned too
         classical: bool = False,  # whether images are bent and relit too
         weights: np.ndarray | None = None,  # (N,) chances; None: each once per pass
         empty: bool = False,  # whether no mask at all may show an object
@@ -92,10 +92,12 @@ class Pairs:
     ):
         check_pairs(images, masks, empty)
         self.images, self.masks = images, masks
-        self.crop, self.views, self.classical = crop, views, classical
-        if views > 2 and len(set(self.size)) > 1:
-            raise ParameterError(f"parameter `views` {views} turns squares, got {self.size[0]}x"
-                                 f"{self.size[1]} pixels: take 2, or a `crop` that fits")
+        self.crop, self.views, self.classical = crop, SYMMETRIES[symmetry], classical
+        if self.views > 2 and len(set(self.size)) > 1:
+            raise ParameterError(
+                f"parameter `symmetry` {symmetry} turns squares, got {self.size[0]}x"
+                f"{self.size[1]} pixels: take 2, or a `crop` that fits"
+            )
         self.weights = None if weights is None else torch.as_tensor(weights).double()
         self.keys = keys or [str(i) for i in range(len(images))]
 
