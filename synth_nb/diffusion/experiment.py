@@ -260,7 +260,8 @@ class Recipe:
 @patch
 def scheduler(self: Recipe):
     "Noise schedule and sampler. Raises `ParameterError`."
-    return new_scheduler(self.objective, self.sampler)
+    types = dict(v="v_prediction", flow="flow_prediction")
+    return new_scheduler(types.get(self.objective, self.objective), self.sampler)
 
 
 @patch
@@ -275,8 +276,8 @@ def unet(self: Recipe, width: int, latents: Tensor | tuple):  # of a condition t
 @patch
 def loss(self: Recipe) -> DiffusionLoss:
     "Conditions are left out by the data, which knows what stands for none."
-    return DiffusionLoss(self.scheduler(), drop=0, min_snr=self.min_snr,
-                         time_shift=self.time_shift)
+    return DiffusionLoss(self.scheduler(), p_uncond=0, snr_gamma=self.min_snr,
+                         logit_mean=self.time_shift)
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #42fae5f1
 @patch

@@ -21,7 +21,7 @@ from ..embedders import Embedder
 from .copies import CopyAudit, audit_copies, copy_summary
 from synth_nb.evaluation.scores import (
     METRIC_TITLES,
-    format_number,
+    digits,
     score_sets,
     score_table,
     set_features,
@@ -54,7 +54,7 @@ def distance_summary(
     for row in rows[rows.metric.isin(["fid", "frechet"])].to_dict("records"):
         name, side, n = METRIC_TITLES[row["metric"]], versus_baseline(row), int(row["count"])
         value, usual, low, high = map(
-            format_number, (row[key] for key in ("at_count", "floor", "floor_low", "floor_high")))
+            digits, (row[key] for key in ("at_count", "floor", "floor_low", "floor_high")))
         of = f"`{row['set']}` by {row['extractor']}: {name} {value} at {n} images"
         floor = f"the floor is {usual} ({low} to {high})"
         means = dict(within="cannot be told from real at this number of images",
@@ -74,7 +74,7 @@ def shortfall_summary(
     said = []
     for (title, extractor), part in rows.groupby(["set", "extractor"], sort=False):
         mine = part[part.metric.isin(HIGHER_IS_BETTER)].to_dict("records")
-        pairs = [(row["metric"], format_number(row["at_count"]), format_number(row["floor"]))
+        pairs = [(row["metric"], digits(row["at_count"]), digits(row["floor"]))
                  for row in mine if versus_baseline(row) == "worse"]
         low = [f"{name} {here} against {usual} ({words[name]})" for name, here, usual in pairs]
         if low:
@@ -159,7 +159,7 @@ def compare_reported(
     lines = []
     for what, name, value, how in REPORTED:
         mine = rows[rows.metric == name.lower()]
-        here = "; ".join(f"{row['set']} {format_number(row['value'])} ({row['images']} images)"
+        here = "; ".join(f"{row['set']} {digits(row['value'])} ({row['images']} images)"
                          for row in mine.to_dict("records"))
         same = "only on the same images at the same size and count"
         why = ("no: " + how if what == "letters" else same) if here else "no: no such number here"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEIGHBOURS', 'METRIC_TITLES', 'set_features', 'measure_for', 'usable_groups', 'set_baseline', 'scores_at_count',
-           'wilson', 'two_sample_accuracy', 'clip_intervals', 'score_set', 'kernel_subsets', 'score_sets',
-           'format_number', 'score_table', 'scores_by_class']
+           'wilson', 'two_sample_accuracy', 'clip_intervals', 'score_set', 'kernel_subsets', 'score_sets', 'digits',
+           'score_table', 'scores_by_class']
 
 # %% ../../nbs/library/evaluation/scores.ipynb #6945e24c
 from collections import Counter
@@ -240,7 +240,7 @@ METRIC_TITLES = dict(
 METRIC_TITLES["is"] = "IS"
 
 
-def format_number(
+def digits(
     value: float,
 ) -> str:  # three significant digits, none after the point from 100 on
     "A number for a table."
@@ -259,9 +259,9 @@ def score_table(
     lines, lowest = {}, {}
     def row(cells, value, low, high):
         return [
-            f"{format_number(v)} ({format_number(a)} to {format_number(b)})"
+            f"{digits(v)} ({digits(a)} to {digits(b)})"
             if np.isfinite(a)
-            else format_number(v)
+            else digits(v)
             for v, a, b in zip(cells[value], cells[low], cells[high], strict=True)
         ]
 
@@ -269,7 +269,7 @@ def score_table(
         cells = mine.set_index("metric").loc[names]
         count, images = int(cells["count"].iloc[0]), int(cells.images.iloc[0])
         lines[title] = [images, *row(cells, "value", "low", "high")]
-        lines[f"{title}, at {count}"] = [count, *map(format_number, cells["at_count"])]
+        lines[f"{title}, at {count}"] = [count, *map(digits, cells["at_count"])]
         floors = [count, *row(cells, "floor", "floor_low", "floor_high")]
         lowest[f"real against real, at {count}"] = floors
     columns = ["images", *[METRIC_TITLES[name] for name in names]]
