@@ -190,13 +190,13 @@ def test_sections_that_are_no_squares_turn_without_distortion():
     "A square stays one at every angle."
     import torch
 
-    from synth_nb.segmentation.fit import random_warps, warp
+    from synth_nb.segmentation.fit import random_warps, warp_pair
 
     mask = torch.zeros(8, 1, 64, 128)
     mask[..., 22:42, 54:74] = 1
     torch.manual_seed(0)
     maps = random_warps(8, (64, 128), scale=0, shear=0, bend=0)
-    turned = warp(mask, mask, maps)[1][:, 0, 10:54, 42:86].numpy()  # without mirrored ones
+    turned = warp_pair(mask, mask, maps)[1][:, 0, 10:54, 42:86].numpy()  # without mirrored ones
     for one in turned:
         spread = np.linalg.eigvalsh(np.cov(np.argwhere(one).T))
         assert spread[1] / spread[0] < 1.05 and abs(one.sum() - 400) < 20

@@ -15,7 +15,7 @@ from torch import Tensor
 # %% ../../nbs/library/em/masks.ipynb #cfca2eaa
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
-from ..segmentation.fit import random_warps, warp
+from ..segmentation.fit import random_warps, warp_pair
 
 # %% ../../nbs/library/em/masks.ipynb #3c53a5c5
 def without_specks(
@@ -62,7 +62,7 @@ def remodelled(
     with fork_rng(seed):
         picked = torch.from_numpy(masks[rows.ravel()]).float()
         maps = random_warps(len(picked), picked.shape[2:])
-        made = without_specks(warp(torch.zeros_like(picked), picked, maps)[1], smallest)
+        made = without_specks(warp_pair(torch.zeros_like(picked), picked, maps)[1], smallest)
     made = made.reshape(n, tries, *masks.shape[1:])
     if wanted is None:
         return made[:, 0]
