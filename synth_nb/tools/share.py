@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 # %% ../../nbs/08_share.ipynb #2cfdd368
-from ..data.export import markdown_table
+from ..data.tables import markdown_table
 from ..diffusion.sets import sample_dataset
 from ..evaluation.report import better_low
 from ..evaluation.scores import digits, heads
