@@ -65,9 +65,10 @@ docs: .venv/docs  ## the site in _docs/, from the notebooks as they are; warning
 lab-test: .venv/dev  ## every panel in JupyterLab, in a browser (`make test` tries one)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/test_lab.py --all-panels
 
-lint: .venv/dev  ## notebooks clean, library exported from them, ruff
+lint: .venv/dev  ## notebooks clean, library exported from them, words of the glossary, ruff
 	$(BIN)/python tests/drift.py
 	$(BIN)/python tests/undefined.py
+	$(BIN)/python tests/words.py
 	$(BIN)/ruff check .
 
 test: .venv/tested  ## lint, tests in the notebooks, tests in tests/; nothing if nothing changed

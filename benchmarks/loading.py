@@ -90,7 +90,7 @@ if __name__ == "__main__":
             plain.append(seconds(by_image_folder, photos, workers))
             first.append(first_pass(photos))
             os.environ["SYNTH_NB_CACHE"] = str(Path(base) / "cache")
-            data = Views(open_dataset(photos, 256), views=2)
+            data = Views(open_dataset(photos, 256), "flip")
             again.append(seconds(by_cache, data))
         print(f"{machine()}; {chosen.images} images, {workers} workers, {chosen.rounds} rounds\n")
         for name, ours in (("epoch from the cache", again), ("first pass", first)):

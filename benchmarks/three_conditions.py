@@ -40,11 +40,30 @@ from synth_nb.figures.plots import save as save_figure
 from synth_nb.figures.plots import sheet
 from synth_nb.training.loop import Plan
 
-COMMON = dict(image_size="64", channels=3, epochs=2, images_per_epoch=6400, batch_size=16, lr=1e-3,
-              vae_steps=2400, vae_cell=4, vae_width=16, unet_size="tiny", objective="v",
-              sampler="dpm++", views=8, condition_noise=0.1, dropout=0.1, guidance_scale=5.0,
-              sampling_steps=12, candidates=4, components=64, embedder="efficientnet_lite0",
-              max_minutes=0, judges=["efficientnet_lite2", "efficientnet_lite1"])
+COMMON = dict(
+    image_size="64",
+    channels=3,
+    epochs=2,
+    images_per_epoch=6400,
+    batch_size=16,
+    lr=1e-3,
+    vae_steps=2400,
+    vae_cell=4,
+    vae_width=16,
+    unet_size="tiny",
+    objective="v",
+    sampler="dpm++",
+    symmetry="dihedral",
+    condition_noise=0.1,
+    dropout=0.1,
+    guidance_scale=5.0,
+    sampling_steps=12,
+    candidates=4,
+    components=64,
+    embedder="efficientnet_lite0",
+    max_minutes=0,
+    judges=["efficientnet_lite2", "efficientnet_lite1"],
+)
 OWN = dict(t2i={}, i2i=dict(head="components"), e2i=dict(head="tuned"))
 
 
@@ -71,7 +90,7 @@ def study_of(room: str, given: dict, data) -> Study:
         said = open_captions(given["captions"], data, given["dataset"])
         made = text_conditions(train, held_out, said, eye)
     else:
-        chosen = given["head"], given["components"], given["views"]
+        chosen = given["head"], given["components"], given["symmetry"]
         made = image_conditions(train, held_out, eye, *chosen)
     return Study(train, held_out, vae, *made)
 
@@ -82,7 +101,7 @@ def trained(run, study: Study, given: dict) -> tuple[str, int]:
     plan = Plan(given["epochs"], given["batch_size"], given["images_per_epoch"],
                 seed=given["seed"], device=given["device"], precision=given["precision"],
                 max_minutes=given["max_minutes"])
-    trainer = new_trainer(run.folder, study, Recipe.of(given), plan, given["views"], **options)
+    trainer = new_trainer(run.folder, study, Recipe.of(given), plan, given["symmetry"], **options)
     status = trainer.fit()
     with atomic_folder(run.path("model")) as place:
         save(trainer.made(), place)

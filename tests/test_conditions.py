@@ -181,14 +181,15 @@ def test_a_given_model_is_judged_without_training(finished, patches, room):
 
 
 def test_finished_runs_are_compared(finished):
-    from synth_nb.diffusion.comparison import collect, compared, samples_side_by_side
+    from synth_nb.diffusion.comparison import collect, comparison_table, samples_side_by_side
 
     folders = [str(finished(room)) for room in ("i2i", "t2i")]
     runs = collect(folders)
     assert set(runs.condition) == {"text", "image embedding"}
     assert runs[runs.extractor == "efficientnet_lite0@64"].used.all()
-    table = compared(runs, "efficientnet_lite2@64")
-    assert list(table.index) == ["text", "image embedding", "real, asking half", "floor"]
+    table = comparison_table(runs, "efficientnet_lite2@64")
+    assert list(table.index) == ["text", "image embedding", "real, conditioning half",
+                                 "real against real"]
     assert samples_side_by_side(folders) is not None
 
 

@@ -67,7 +67,7 @@ def trained(folder, digits, judge, epochs=2, network="small"):
         numbers = epoch_numbers(judge, now().sample(12, 0), digits.held_out, seed=0)
         return write_epoch(numbers, folder, epoch, 0)
 
-    plan = Plan(epochs, 4, 12, device="cpu", keep_every=1, keep_state=True)
+    plan = Plan(epochs, 4, 12, device="cpu", snapshot_every=1, keep_state=True)
     phase = denoising_phase(unet, schedule, 10, total=6)
     trainer = Trainer(folder, Views(digits.train, 1), dict(unet=unet), [phase], plan,
                       dict(unet=0.9), evaluate, lambda at: save(now(), at))

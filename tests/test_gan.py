@@ -35,7 +35,7 @@ def pixel_game():
 
 def embedding_game(sees, augment=""):
     ds, eye = open_dataset("demo", 32).train, load_embedder("efficientnet_lite0@32")
-    images = EmbeddedViews(ds, eye, 2) if sees == ["embedding"] else Views(ds, 2)
+    images = EmbeddedViews(ds, eye, "flip") if sees == ["embedding"] else Views(ds, "flip")
     known = EmbeddedViews(ds, eye, 1).embeddings[0]
     sight = Sight(eye, sees, known, DiffAugment(augment))
     D = EmbeddingDiscriminator(sight(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)

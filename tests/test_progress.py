@@ -307,7 +307,7 @@ def test_the_ending_does_not_fail_for_what_is_missing(tmp_path):
 CHANGES = """
 import os
 from pathlib import Path
-from synth_nb import story, grid
+from synth_nb.tools import grid
 from synth_nb.tools.story import run_state
 images = Path("images"); images.mkdir(); (images / "a.png").write_bytes(b"1")
 

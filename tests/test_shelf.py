@@ -13,10 +13,7 @@ from synth_nb.core.runs import RENAMED_LOADERS, load_model
 
 ROOT = Path(__file__).parent.parent
 OWN = {  # what a story alone needs, it exports itself
-    "synth_nb.diffusion.comparison": "05_comparison",
     "synth_nb.segmentation.protocol": "06_em_protocol",
-    "synth_nb.tools.report": "08_report",
-    "synth_nb.tools.share": "08_share",
 }
 STORY = re.compile(r"\d\d_\w+")
 

@@ -29,7 +29,7 @@ SOURCES = {  # page → its file
     if ".ipynb_checkpoints" not in path.parts}  # fmt: skip
 SHOWN = [name for name, path in SOURCES.items() if path.suffix == ".md"]
 SHOWN += ["02_dcgan", "03_embedding_gan", "05_e2i", "06_em_segmentation", "08_evaluation",
-          "library/metrics/index", "library/metrics/distances", "library/pages"]  # fmt: skip
+          "library/metrics/index", "library/metrics/distances", "library/tools/pages"]  # fmt: skip
 
 
 class Page(HTMLParser):

@@ -34,7 +34,7 @@ EYE = "efficientnet_lite2@64"
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "nbs" / "04_stylegan2.ipynb"
 SMALL = dict(image_size=32, channel_base=256, channel_max=16, z_dim=16, kimg=0.064,
-             images_per_epoch=32, n_samples=16, projection_steps=3, keep_every=1)
+             images_per_epoch=32, n_samples=16, projection_steps=3, snapshot_every=1)
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_the_old_words_become_parameters(asked, capsys):
     space = asked(until="from_old_words", **old)
     new = space["parameters"]
     assert new["dataset"] == "digits" and new["configuration"] == "paper256"
-    assert new["batch_size"] == 16 and new["views"] == 2 and new["num_processes"] == 1
-    assert new["keep_every"] == 10 and new["images_per_epoch"] == 4000
+    assert new["batch_size"] == 16 and new["symmetry"] == "flip" and new["num_processes"] == 1
+    assert new["snapshot_every"] == 10 and new["images_per_epoch"] == 4000
     assert new["sample_seeds"] == "1,2-3" and new["truncation"] == 0.5
     assert not {"data", "batch", "seeds"} & new.keys()
     assert capsys.readouterr().out.count("has become") == len(old)

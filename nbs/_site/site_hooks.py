@@ -9,7 +9,7 @@ import latex2mathml.converter
 import myst
 from docutils.nodes import SkipNode
 
-from synth_nb import pages
+from synth_nb.tools import pages
 
 
 def read(app, docname: str, source: list[str]):

@@ -16,7 +16,7 @@ from pathlib import Path
 from .files import digest, notebook_path, project_root
 
 # %% ../../nbs/library/core/fingerprint.ipynb #2297de40
-FREE_PARAMETERS = "epochs kimg max_minutes keep_every outputs run_name dataset".split()
+FREE_PARAMETERS = "epochs kimg max_minutes snapshot_every outputs run_name dataset".split()
 FREE_PARAMETERS += "device num_processes num_nodes".split()
 
 # %% ../../nbs/library/core/fingerprint.ipynb #01276962

@@ -68,7 +68,9 @@ LIMITS = {
     **dict.fromkeys(["epochs", "batch_size", "sampling_steps"], (1, None)),
     **dict.fromkeys(["num_processes", "num_nodes"], (1, None)),
     **dict.fromkeys(["vae_steps", "accumulate", "components", "candidates", "seeds"], (1, None)),
-    **dict.fromkeys(["images_per_epoch", "keep_every", "max_minutes", "guidance_scale"], (0, None)),
+    **dict.fromkeys(
+        ["images_per_epoch", "snapshot_every", "max_minutes", "guidance_scale"], (0, None)
+    ),
     **dict.fromkeys(["lr", "vae_lr", "kimg"], ("above 0", None)),
     **dict.fromkeys(["z_dim", "width", "hidden"], (1, None)),
     **dict.fromkeys(["beta1", "beta2", "ema"], (0, 1)),
@@ -78,7 +80,7 @@ LIMITS = {
 }
 CHOICES = {
     "channels": (1, 3),
-    "views": (1, 2, 8),
+    "symmetry": ("none", "flip", "dihedral"),
     "upsampling": ("resize", "transposed"),
     "norm": ("batch", "spectral", "none"),
     "loss": ("logistic", "hinge"),

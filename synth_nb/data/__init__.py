@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['open_dataset', 'find_source', 'ImageDataset', 'to_float', 'to_uint8', 'to_unit', 'parse_size', 'endings', 'DataError',
-           'ImageError', 'Source', 'decode_source', 'Views', 'view', 'views_of', 'with_split', 'export', 'write_tiles',
-           'audit']
+           'ImageError', 'Source', 'decode_source', 'Views', 'view', 'largest_symmetry', 'with_split', 'export',
+           'write_tiles', 'audit']
 
 # %% ../../nbs/library/data/index.ipynb #731bb164
 from .quality.audit import audit
@@ -20,11 +20,11 @@ from synth_nb.data.dataset import (
 )
 from .quality.export import export
 from .readers.find import find_source
-from .loader import Views, view, views_of
+from .loader import Views, largest_symmetry, view
 from .readers.slides import write_tiles
 from .readers.sources import DataError, ImageError, Source, endings, parse_size
 
 # %% ../../nbs/library/data/index.ipynb #2efbd00c
 _all_ = [open_dataset, find_source, ImageDataset, to_float, to_uint8, to_unit, parse_size,
-         endings, DataError, ImageError, Source, decode_source, Views, view, views_of,
+         endings, DataError, ImageError, Source, decode_source, Views, view, largest_symmetry,
          with_split, export, write_tiles, audit]

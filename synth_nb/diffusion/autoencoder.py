@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #7604a0ce
-from ..data import ImageDataset, Views, to_float, view, views_of
+from ..data import ImageDataset, Views, to_float, view, largest_symmetry
 from ..core.devices import pick_device
 from ..core.files import cache_root, digest, resolve, atomic_folder
 from ..core.parameters import ParameterError
@@ -223,7 +223,7 @@ def train_autoencoder(
     embedder,  # for the perceptual term, or None
     device: str,
     precision: str,
-    chosen: dict,  # steps, views (2 or 8), seed, lr, batch_size, widths
+    chosen: dict,  # steps, symmetry (flip or dihedral), seed, lr, batch_size, widths
 ):
     "Train an autoencoder, continuing where a stopped training of the same folder was."
     steps, seed, batch = (chosen[name] for name in ("steps", "seed", "batch_size"))
@@ -234,7 +234,7 @@ def train_autoencoder(
     loss = ReconstructionLoss(embedder.to(pick_device(device)) if embedder else None)
     phase = Phase(loss, optimizer, scheduler=warmup(optimizer, 50, steps))
     plan = Plan(4, batch, steps * batch // 4, seed=seed, device=device, precision=precision)
-    trainer = Trainer(folder, Views(dataset, chosen["views"]), dict(vae=vae), [phase], plan,
+    trainer = Trainer(folder, Views(dataset, chosen["symmetry"]), dict(vae=vae), [phase], plan,
                       dict(vae=0.995), what="autoencoder")
     trainer.fit()
     vae = trainer.model("vae").eval()
@@ -255,8 +255,10 @@ def fit_autoencoder(
     precision: str = "auto",
 ) -> AutoencoderKL:  # on `device`, frozen, latents whitened
     "Train an autoencoder on a data set, in every view, or load it from the cache."
-    views = views_of(*check_size(dataset))
-    chosen = dict(steps=steps, views=views, seed=seed, lr=lr, batch_size=batch_size, widths=widths)
+    symmetry = largest_symmetry(*check_size(dataset))
+    chosen = dict(
+        steps=steps, symmetry=symmetry, seed=seed, lr=lr, batch_size=batch_size, widths=widths
+    )
     perceptual = f"{embedder.id}-{embedder.revision}" if embedder else ""
     key = digest(dataset.fingerprint, chosen, perceptual, precision, AUTOENCODER_VERSION)[:16]
     folder = cache_root() / "autoencoders" / key

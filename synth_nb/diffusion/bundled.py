@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 # %% ../../nbs/library/diffusion/bundled.ipynb #74e0517a
 import synth_nb
-from ..data import ImageDataset, views_of
+from ..data import ImageDataset, largest_symmetry
 from .autoencoder import train_autoencoder
 from ..embedders import load_embedder
 from ..core.devices import pick_device
@@ -83,6 +83,8 @@ def train_bundled(
     device: str = "auto",
 ):
     "Train the autoencoder of the demo, or go on with it; it lies in `folder / 'model'`."
-    views = views_of(*train.image_size)
-    chosen = dict(steps=steps, views=views, seed=seed, lr=2e-3, batch_size=8, widths=BUNDLED_WIDTHS)
+    symmetry = largest_symmetry(*train.image_size)
+    chosen = dict(
+        steps=steps, symmetry=symmetry, seed=seed, lr=2e-3, batch_size=8, widths=BUNDLED_WIDTHS
+    )
     train_autoencoder(train, folder, load_embedder("efficientnet_lite0"), device, "auto", chosen)

@@ -225,9 +225,9 @@ def image_conditions(
     eye: Embedder,
     head: str,  # tuned, components or none
     components: int = 64,
-    views: int = 2,  # of a training image
+    symmetry: str = "flip",  # of a training image
 ) -> tuple[EmbeddingConditioner, Tensor, Tensor]:  # also (views, M, 1, k), embeddings (N, D)
     "What to ask a model for with an image: the conditioner, what is learnt, what is asked for."
     conditioner = fit_conditioner(head, eye, train, components)
-    learnt = conditioner.tokens(view_embeddings(eye, train, views))
+    learnt = conditioner.tokens(view_embeddings(eye, train, symmetry))
     return conditioner, learnt, embed_images(eye, held_out.images)

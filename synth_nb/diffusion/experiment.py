@@ -260,7 +260,8 @@ class Recipe:
 @patch
 def scheduler(self: Recipe):
     "Noise schedule and sampler. Raises `ParameterError`."
-    return new_scheduler(self.objective, self.sampler)
+    types = dict(v="v_prediction", flow="flow_prediction")
+    return new_scheduler(types.get(self.objective, self.objective), self.sampler)
 
 
 @patch
@@ -275,8 +276,8 @@ def unet(self: Recipe, width: int, latents: Tensor | tuple):  # of a condition t
 @patch
 def loss(self: Recipe) -> DiffusionLoss:
     "Conditions are left out by the data, which knows what stands for none."
-    return DiffusionLoss(self.scheduler(), drop=0, min_snr=self.min_snr,
-                         time_shift=self.time_shift)
+    return DiffusionLoss(self.scheduler(), p_uncond=0, snr_gamma=self.min_snr,
+                         logit_mean=self.time_shift)
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #42fae5f1
 @patch
@@ -417,9 +418,11 @@ class Study:
     learnt: Tensor  # (views or 1, N, tokens, D) conditions of the training images
     asked: list[str] | Tensor  # of the held-out images
 
-    def training(self, recipe: Recipe, views: int) -> Conditioned:
+    def training(self, recipe: Recipe, symmetry: str) -> Conditioned:
         "What the model learns from."
-        data = LatentSet(cached_latents(self.vae, self.train, views), self.learnt, self.train.keys)
+        data = LatentSet(
+            cached_latents(self.vae, self.train, symmetry), self.learnt, self.train.keys
+        )
         return Conditioned(data, self.conditioner.empty(), recipe.drop, recipe.condition_noise)
 
     def judging(self) -> LatentSet:
@@ -439,15 +442,17 @@ def new_trainer(
     study: Study,
     recipe: Recipe,
     plan: Plan,
-    views: int = 2,  # of an image to learn
+    symmetry: str = "flip",  # of an image to learn
     show=None,  # called with epoch and model at the end of every epoch
     **options,  # of sampling
 ) -> Trainer:
     "The training of a conditioned model; it goes on where an earlier start stopped."
     if plan.processes > 1:
         place = pick_device(plan.device)
-        in_own_process(lambda: cached_latents(study.vae.to(place), study.train, views), plan.device)
-    training, judging = study.training(recipe, views), study.judging()
+        in_own_process(
+            lambda: cached_latents(study.vae.to(place), study.train, symmetry), plan.device
+        )
+    training, judging = study.training(recipe, symmetry), study.judging()
     unet = recipe.unet(study.conditioner.width, training.data.latents)
 
     def model():

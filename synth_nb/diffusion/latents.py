@@ -21,6 +21,7 @@ from torch import Tensor
 
 # %% ../../nbs/library/diffusion/latents.ipynb #096d4ba3
 from ..data import ImageDataset, to_float, view
+from ..data.loader import SYMMETRIES
 from ..data.cache import check_room
 from synth_nb.diffusion.autoencoder import (
     check_channels,
@@ -134,11 +135,11 @@ class Latents:
         return mean + deviation * torch.randn_like(mean)
 
 # %% ../../nbs/library/diffusion/latents.ipynb #ee95d423
-def _check_views(dataset: ImageDataset, views: int):
+def _check_symmetry(dataset: ImageDataset, symmetry: str):
     height, width = dataset.image_size
-    if views > 2 and height != width:
+    if symmetry == "dihedral" and height != width:
         raise ValueError(
-            f"{views} views need square images, these are {height}x{width}; use 1 or 2"
+            f"`symmetry` dihedral needs square images, these are {height}x{width}; use none or flip"
         )
 
 # %% ../../nbs/library/diffusion/latents.ipynb #ef0bee7e
@@ -156,14 +157,15 @@ def posteriors(
 def cached_latents(
     vae: AutoencoderKL,
     dataset: ImageDataset,
-    views: int = 1,  # 1, 2 or 8
+    symmetry: str = "none",  # none, flip or dihedral
     batch_size: int = 64,
 ) -> Latents:
     """Latents of every view of every image, from the cache.
 
-    Raises `ValueError` for 8 views of an oblong image, `ParameterError` for other channels.
+    Raises `ValueError` for dihedral views of an oblong image, `ParameterError` for other channels.
     """
-    _check_views(dataset, views)
+    _check_symmetry(dataset, symmetry)
+    views = SYMMETRIES[symmetry]
     check_channels(vae, dataset.channels)
     n, side = len(dataset), 2 ** (len(vae.config.block_out_channels) - 1)
     row = (2, vae.config.latent_channels, *(length // side for length in dataset.image_size))
@@ -198,7 +200,7 @@ def standardise(
 def view_embeddings(
     embedder: Embedder,
     dataset: ImageDataset,
-    views: int = 1,  # 1, 2 or 8
+    symmetry: str = "none",  # none, flip or dihedral
 ) -> Tensor:  # (views, N, D) float32
     "Embeddings of every view of every image, through the embedding cache."
     images = dataset.images
@@ -210,7 +212,9 @@ def view_embeddings(
     name = digest(embedder.id, embedder.revision)[:16]
     (cache_root() / "embeddings").mkdir(exist_ok=True)
     with FileLock(cache_root() / "embeddings" / f"{name}.lock"):
-        return torch.stack([embed_images(embedder, turned(number)) for number in range(views)])
+        return torch.stack(
+            [embed_images(embedder, turned(number)) for number in range(SYMMETRIES[symmetry])]
+        )
 
 # %% ../../nbs/library/diffusion/latents.ipynb #e87dd6cf
 class LatentSet:

@@ -19,7 +19,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 
 # %% ../../nbs/library/em/autoencoder.ipynb #23929edd
-from ..data import view
+from ..data.loader import SYMMETRIES, view
 from ..core.devices import pick_device
 from ..core.files import atomic_folder
 from ..core.parameters import ParameterError
@@ -106,10 +106,13 @@ class Scans:
         images: np.ndarray,  # (N, 1, H, W) uint8
         masks: np.ndarray | None = None,  # (N, 1, H, W), 0 or 1; None: grey scans alone
         labelled: np.ndarray | None = None,  # indices whose masks may be used; None: all
-        views: int = 8,  # 8 for squares, else 2
+        symmetry: str = "dihedral",  # dihedral for squares, else flip
     ):
         check_scans(images)
-        self.images, self.views = torch.from_numpy(np.ascontiguousarray(images)), views
+        self.images, self.views = (
+            torch.from_numpy(np.ascontiguousarray(images)),
+            SYMMETRIES[symmetry],
+        )
         self.known = torch.zeros(len(images), 1, 1, 1)
         self.known[slice(None) if labelled is None else labelled] = 1
         self.keys = [str(i) for i in range(len(images))]

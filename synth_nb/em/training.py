@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/library/em/training.ipynb #9ba66611
-from ..data import to_uint8, view, views_of
+from ..data import to_uint8, view, largest_symmetry
 from ..diffusion import DiffusionLoss, LatentSet, held_out_loss, new_scheduler
 from .autoencoder import ScanVAE, Scans, check_scans, encoded, fit_vae, restored
 from .masks import coverage
@@ -59,8 +59,8 @@ def scans_for(
     if not masks[labelled].any():
         raise ParameterError("the masks that may be used are empty: no pairs can be learnt")
     joint = way == "joint"
-    views = views_of(*images.shape[2:])
-    return Scans(images, masks if joint else None, labelled if joint else None, views)
+    symmetry = largest_symmetry(*images.shape[2:])
+    return Scans(images, masks if joint else None, labelled if joint else None, symmetry)
 
 # %% ../../nbs/library/em/training.ipynb #a6a8b009
 def conditions_for(
@@ -132,7 +132,7 @@ class PairTraining:
     smallest: int = 12  # pixels of an object
     device: str = "auto"
     precision: str = "fp32"
-    keep_every: int = 0
+    snapshot_every: int = 0
     max_minutes: float = 0  # of the diffusion model
     num_processes: int = 1  # of the diffusion model
     num_nodes: int = 1
@@ -160,7 +160,7 @@ class PairTraining:
         "As the trainer takes it; with `best` the best epoch is returned to."
         return Plan(self.epochs, self.batch_size, self.images_per_epoch, self.accumulate, seed,
                     self.device, self.precision, best=best, max_minutes=self.max_minutes,
-                    patience=self.epochs + 1 if best else 0, keep_every=self.keep_every,
+                    patience=self.epochs + 1 if best else 0, snapshot_every=self.snapshot_every,
                     num_processes=self.num_processes, num_nodes=self.num_nodes)
 
 # %% ../../nbs/library/em/training.ipynb #b8a16402

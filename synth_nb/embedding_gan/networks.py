@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 # %% ../../nbs/library/embedding_gan/networks.ipynb #37d637e7
 from ..data import ImageDataset, to_unit
-from ..data.loader import view
+from ..data.loader import SYMMETRIES, view
 from ..dcgan import Discriminator, Game, generator_loss, squared_slope
 from ..embedders import Embedder, embed_images
 from ..core.parameters import ParameterError
@@ -166,10 +166,12 @@ class EmbeddedViews:
         self,
         dataset: ImageDataset,
         embedder: Embedder,
-        views: int = 8,  # 1, 2 or 8
+        symmetry: str = "dihedral",  # none, flip or dihedral
     ):
         self.keys, pixels = dataset.keys, torch.from_numpy(np.array(dataset.images))
-        turned = (view(pixels, number).contiguous() for number in range(views))  # one at a time
+        turned = (
+            view(pixels, number).contiguous() for number in range(SYMMETRIES[symmetry])
+        )  # one at a time
         self.embeddings = torch.stack([embed_images(embedder, part) for part in turned])  # V, N, D
 
     def __len__(self):

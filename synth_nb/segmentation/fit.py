@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 # %% ../../nbs/library/segmentation/fit.ipynb #64245029
-from ..data import view
+from ..data.affine import lookup_grid, rotation, warp
+from ..data.loader import SYMMETRIES, view
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
 from .networks import ResidualUNet, total_loss
@@ -40,12 +41,11 @@ def random_maps(
     angle = torch.deg2rad((2 * torch.rand(count) - 1) * turn)
     factor = 1 + (2 * torch.rand(count, 2) - 1) * scale
     slant = (2 * torch.rand(count) - 1) * shear
-    sine, cosine = angle.sin(), angle.cos()
-    rows = [torch.stack([cosine, slant - sine], 1), torch.stack([sine, cosine], 1)]
-    matrix = torch.stack(rows, 1) * factor[:, None]
-    matrix = matrix * torch.tensor([[1, height / width], [width / height, 1]])  # turned in pixels
-    theta = torch.cat([matrix, torch.zeros(count, 2, 1)], 2)
-    grid = F.affine_grid(theta, [count, 1, height, width], align_corners=False)
+    matrices = rotation(angle)[:, :2]
+    matrices[:, 0, 1] += slant
+    matrices[:, :, :2] *= factor[:, None]
+    matrices[:, :, :2] *= torch.tensor([[1, height / width], [width / height, 1]])  # in pixels
+    grid = lookup_grid(matrices, size)
     coarse = torch.randn(count, 2, knots, knots) * bend * 2
     smooth = F.interpolate(coarse, size, mode="bicubic", align_corners=False)
     return grid + (smooth / torch.tensor([width, height]).view(1, 2, 1, 1)).permute(0, 2, 3, 1)
@@ -57,8 +57,7 @@ def deformed(
     maps: Tensor,  # from `random_maps`
 ) -> tuple[Tensor, Tensor]:  # what lies outside is mirrored in
     "Send images and masks through the same maps."
-    options = dict(mode="bilinear", padding_mode="reflection", align_corners=False)
-    bent = F.grid_sample(torch.cat([images, masks.float()], 1), maps, **options)
+    bent = warp(torch.cat([images, masks.float()], 1), maps)
     return bent[:, :1], (bent[:, 1:] >= 0.5).float()
 
 # %% ../../nbs/library/segmentation/fit.ipynb #4ce2bfa2
@@ -84,7 +83,7 @@ class Pairs:
         images: np.ndarray,  # (N, 1, H, W) uint8
         masks: np.ndarray,  # (N, 1, H, W), 0 or 1
         crop: int = 0,  # pixels of a random square, cut where a side is shorter; 0: all of it
-        views: int = 1,  # 1; 2: mirrored too; 8: turned too
+        symmetry: str = "none",  # none, flip, or dihedral: turned too
         classical: bool = False,  # whether images are bent and relit too
         weights: np.ndarray | None = None,  # (N,) chances; None: each once per pass
         empty: bool = False,  # whether no mask at all may show an object
@@ -92,10 +91,12 @@ class Pairs:
     ):
         check_pairs(images, masks, empty)
         self.images, self.masks = images, masks
-        self.crop, self.views, self.classical = crop, views, classical
-        if views > 2 and len(set(self.size)) > 1:
-            raise ParameterError(f"parameter `views` {views} turns squares, got {self.size[0]}x"
-                                 f"{self.size[1]} pixels: take 2, or a `crop` that fits")
+        self.crop, self.views, self.classical = crop, SYMMETRIES[symmetry], classical
+        if self.views > 2 and len(set(self.size)) > 1:
+            raise ParameterError(
+                f"parameter `symmetry` {symmetry} turns squares, got {self.size[0]}x"
+                f"{self.size[1]} pixels: take 2, or a `crop` that fits"
+            )
         self.weights = None if weights is None else torch.as_tensor(weights).double()
         self.keys = keys or [str(i) for i in range(len(images))]
 

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 # %% ../../nbs/06_em_protocol.ipynb #fbbb5fe5
-from ..data import DataError, views_of
+from ..data import DataError, largest_symmetry
 from ..figures.plots import appearance, new_figure
 from ..core.files import digest, atomic_write
 from ..core.parameters import ParameterError
@@ -62,7 +62,7 @@ def arm_pairs(
         both = [np.concatenate(pair) for pair in zip(real, synthetic, strict=True)]
         return Pairs(*both, weights=chances)
     if arm == "R+aug":
-        return Pairs(*real, views=views_of(*real[0].shape[2:]), classical=True)
+        return Pairs(*real, symmetry=largest_symmetry(*real[0].shape[2:]), classical=True)
     return Pairs(*real, weights=balanced(real[1]) if arm == "R over" else None)
 
 # %% ../../nbs/06_em_protocol.ipynb #2f7ea100

@@ -234,8 +234,8 @@ old_words = {  # old word → parameter here, and what to know about it
     "network": ("model", "a run folder, a snapshot in one, or an official checkpoint"),
     "seeds": ("sample_seeds", "as '1-10' or '1,2,5', one image each"),
     "trunc": ("truncation", "ψ: 1 leaves styles as they are, 0 gives the average image"),
-    "snap": ("keep_every", "in epochs of 4 kimg, the original's ticks"),
-    "mirror": ("views", "1: as they are; 2: mirrored too"),
+    "snap": ("snapshot_every", "in epochs of 4 kimg, the original's ticks"),
+    "mirror": ("symmetry", "none: as they are; flip: mirrored too"),
     "cfg": ("configuration", f"auto, {', '.join(configurations)}"),
     "gpus": ("num_processes", "one process for each GPU"),
 }
@@ -254,7 +254,7 @@ def from_old_words(
             raise ParameterError(f"no old word `{word}`; there are {', '.join(old_words)}")
         name, meaning = old_words[word]
         if word == "mirror":
-            value = 2 if value in (True, 1, "1", "true", "True") else 1
+            value = "flip" if value in (True, 1, "1", "true", "True") else "none"
         if name in chosen and chosen[name] != value:
             both = f"`{word}` is {value!r} and `{name}` is {chosen[name]!r}"
             raise ParameterError(f"{both}, but they are the same parameter: give one of them")

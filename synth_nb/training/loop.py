@@ -80,7 +80,7 @@ class Plan:
     precision: str = "auto"
     best: str = ""  # score to keep the best checkpoint of; lower is better
     patience: int = 0  # evaluations without improvement until it stops; 0: never
-    keep_every: int = 0  # epochs from one loadable snapshot to the next; 0: none
+    snapshot_every: int = 0  # epochs from one loadable snapshot to the next; 0: none
     keep_state: bool = False  # with each of them all that going on from there takes
     max_minutes: float = 0  # stop in good order after so long; 0: no limit
     checkpoint_minutes: float = 5  # longest time between two checkpoints
@@ -579,7 +579,7 @@ def judge(self: Trainer):
         self.log.append(row)
         self.latest = {k: v for k, v in row.items() if "loss" in k}
         self.show()
-    if self.save and plan.keep_every and epoch % plan.keep_every == 0 and self.keeps():
+    if self.save and plan.snapshot_every and epoch % plan.snapshot_every == 0 and self.keeps():
         with atomic_folder(self.folder / "checkpoints" / f"epoch_{epoch}") as folder:
             self.save(folder)
             if plan.keep_state:
@@ -675,7 +675,11 @@ def announce(self: Trainer):
     gpu = self.device.type == "cuda"
     used = torch.cuda.max_memory_allocated() if gpu else psutil.Process().memory_info().rss
     state = 4 * (3 * parameters + averaged)
-    kept = self.plan.epochs // self.plan.keep_every if self.plan.keep_every and self.save else 0
+    kept = (
+        self.plan.epochs // self.plan.snapshot_every
+        if self.plan.snapshot_every and self.save
+        else 0
+    )
     disk = state * (3 if self.plan.best else 2) + kept * 4 * parameters
     several = f", {self.plan.processes} processes" if self.plan.processes > 1 else ""
     steps = f"{self.what}: steps {self.at.step} to {self.total} on {self.device.type}{several}"
