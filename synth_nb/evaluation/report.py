@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 # %% ../../nbs/library/evaluation/report.ipynb #281b7fda
-from ..data.export import markdown_table
+from ..data.tables import markdown_table
 from ..embedders import Embedder
 from .copies import CopyAudit, audit_copies, copy_summary
 from synth_nb.evaluation.scores import (

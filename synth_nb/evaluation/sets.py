@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/evaluation/sets.ipynb #791ce211
 from ..data import DataError, ImageDataset, find_source, open_dataset, parse_size, to_uint8
-from ..data.sources import open_image
+from ..data.readers.sources import open_image
 from ..embedders import image_keys
 from ..core.files import digest, resolve, display_path
 from ..core.parameters import ParameterError

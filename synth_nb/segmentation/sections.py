@@ -16,7 +16,7 @@ import numpy as np
 
 # %% ../../nbs/library/segmentation/sections.ipynb #3dfd2aed
 from ..data import DataError, ImageError, open_dataset
-from synth_nb.data.microscopy import (
+from synth_nb.data.readers.microscopy import (
     PageReader,
     check_readable,
     grey_pixels,

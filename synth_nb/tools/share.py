@@ -19,7 +19,7 @@ import pandas as pd
 from ..core.files import atomic_folder, atomic_write, display_path, notebook_path, resolve
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
-from ..data.export import markdown_table
+from ..data.tables import markdown_table
 from ..diffusion.sets import sample_dataset
 from ..evaluation.report import LOWER_IS_BETTER
 from ..evaluation.scores import METRIC_TITLES, digits
