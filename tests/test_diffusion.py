@@ -18,6 +18,7 @@ from synth_nb.core.runs import Samples
 from synth_nb.core.seeding import derive_seed, seed_everything
 from synth_nb.core.testing import assert_near
 from synth_nb.diffusion import (
+    PREDICTION_TYPES,
     DiffusionLoss,
     Latents,
     LatentSet,
@@ -29,7 +30,6 @@ from synth_nb.diffusion import (
     new_pipeline,
     new_scheduler,
     new_unet,
-    objectives,
     sample_dataset,
     trainable,
 )
@@ -217,7 +217,8 @@ def trained(folder: Path, epochs: int, unet=None, data=None, lr=1e-3, **loss) ->
     seed_everything(0)
     unet = unet or new_unet(16, 8)
     optimizer = torch.optim.AdamW(trainable(unet), lr)
-    phase = Phase(DiffusionLoss(new_scheduler(loss.pop("objective", "v")), **loss), optimizer)
+    scheduler = new_scheduler(loss.pop("prediction_type", "v_prediction"))
+    phase = Phase(DiffusionLoss(scheduler, **loss), optimizer)
     plan = TrainingConfig(epochs, 4, 8, device="cpu", precision="fp32")
     data = data or latent_set()
     trainer = Trainer(folder, data, dict(unet=unet), [phase], plan, dict(unet=0.9))
@@ -266,8 +267,8 @@ assert not any(name.startswith("synth_nb") for name in sys.modules)
     assert_near(torch.load(tmp_path / "made.pt") * 2 - 1, made)
 
 
-@pytest.mark.parametrize("objective", objectives)
-def test_every_objective_learns_and_stays_finite(tmp_path, objective):
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_every_prediction_type_learns_and_stays_finite(tmp_path, prediction_type):
     class Constant(LatentSet):
         def __getitem__(self, indices):
             batch = super().__getitem__(indices)
@@ -275,8 +276,8 @@ def test_every_objective_learns_and_stays_finite(tmp_path, objective):
 
     parts = latent_set(tokens=3)
     data = Constant(parts.latents, parts.conditions, parts.keys, parts.masks)
-    trainer = trained(tmp_path, 8, data=data, objective=objective, lr=3e-3, min_snr=5.0,
-                      time_shift=0.5)
+    trainer = trained(tmp_path, 8, data=data, prediction_type=prediction_type, lr=3e-3,
+                      snr_gamma=5.0, logit_mean=0.5)
     losses = [row["loss"] for row in trainer.log.rows]
     assert np.isfinite(losses).all() and losses[-1] < 0.8 * losses[0]
 

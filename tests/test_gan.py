@@ -20,7 +20,7 @@ from synth_nb.data import Views, open_dataset, to_uint8
 from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
 from synth_nb.embedders import load_embedder
 from synth_nb.embedding_gan import EmbeddedViews, EmbeddingDiscriminator, EmbeddingGame, Sight
-from synth_nb.evaluation.sets import made_by
+from synth_nb.evaluation.sets import weights_tag
 from synth_nb.training.log import read_metrics
 from synth_nb.training.loop import Trainer, TrainingConfig
 
@@ -132,7 +132,7 @@ def test_images_of_a_given_model_are_made_anew_when_it_learnt_on(notebook, marks
     net = torch.nn.Linear(2, 1)
     net.c_dim = 0  # as StyleGAN2's
     given, names = SimpleNamespace(generator=net, unet=net), []
-    space = dict(given=given, generator=given, trainer=None, made_by=made_by, label=0,
+    space = dict(given=given, generator=given, trainer=None, weights_tag=weights_tag, label=0,
                  run=SimpleNamespace(kept=lambda name, make: names.append(name)))
 
     def kept():

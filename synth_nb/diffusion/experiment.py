@@ -31,7 +31,7 @@ from .pretrained import trainable
 from .sampling import generate
 from .text import Agreement, TextConditioner, read_text_model
 from ..embedders import Embedder, embed_images, load_embedder
-from ..evaluation.sets import least_images
+from ..evaluation.sets import MIN_IMAGES
 from ..training.processes import in_own_process
 from ..core.devices import pick_device
 from ..core.parameters import ParameterError
@@ -47,10 +47,10 @@ def halves(
 ) -> tuple[np.ndarray, np.ndarray]:  # rows that ask, rows that judge; never the same
     "Divide held-out images. Raises `DataError` where a side is too small to be judged."
     ask, judge = divided(held_out, seed)
-    if min(len(ask), len(judge)) < least_images:
+    if min(len(ask), len(judge)) < MIN_IMAGES:
         sides = f"of {len(held_out)} held-out images, {len(ask)} ask and {len(judge)} judge"
         more = "give more images or groups to hold out, or raise `n_samples`"
-        raise DataError(f"{held_out.source}: {sides}; {least_images} each are the least: {more}")
+        raise DataError(f"{held_out.source}: {sides}; {MIN_IMAGES} each are the least: {more}")
     return ask, judge
 
 
@@ -72,7 +72,7 @@ def by_place(held_out: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
     order = np.lexsort(held_out.positions.T[::-1])
     ask, judge = order[: len(order) // 2], order[len(order) // 2 :]
     apart = ~held_out.overlaps()[np.ix_(judge, ask)].any(1)
-    return np.sort(ask), np.sort(judge[apart] if apart.sum() >= least_images else judge)
+    return np.sort(ask), np.sort(judge[apart] if apart.sum() >= MIN_IMAGES else judge)
 
 
 def by_group(groups: np.ndarray, counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -261,7 +261,8 @@ class Recipe:
 @patch
 def scheduler(self: Recipe):
     "Noise schedule and sampler. Raises `ParameterError`."
-    return new_scheduler(self.objective, self.sampler)
+    types = dict(v="v_prediction", flow="flow_prediction")
+    return new_scheduler(types.get(self.objective, self.objective), self.sampler)
 
 
 @patch
@@ -276,8 +277,8 @@ def unet(self: Recipe, width: int, latents: Tensor | tuple):  # of a condition t
 @patch
 def loss(self: Recipe) -> DiffusionLoss:
     "Conditions are left out by the data, which knows what stands for none."
-    return DiffusionLoss(self.scheduler(), drop=0, min_snr=self.min_snr,
-                         time_shift=self.time_shift)
+    return DiffusionLoss(self.scheduler(), p_uncond=0, snr_gamma=self.min_snr,
+                         logit_mean=self.time_shift)
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #42fae5f1
 @patch

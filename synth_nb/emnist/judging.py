@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/emnist/judging.ipynb #1b3b6231
 from ..data import ImageDataset, to_float, to_uint8
+from ..data.affine import lookup_grid, rotation, warp
 from ..embedders import Embedder, embed_images
 from .sampling import LetterModel, Way
 from ..evaluation.scores import wilson
@@ -47,12 +48,11 @@ def moved(
         return (2 * torch.rand(len(images)) - 1) * most
 
     angle, size = draw(math.radians(turn)), 1 + draw(scale)
-    cosine, sine = angle.cos() / size, angle.sin() / size
-    first = torch.stack([cosine, draw(slant) - sine, draw(shift / 14)], 1)
-    second = torch.stack([sine, cosine, draw(shift / 14)], 1)
-    maps = torch.stack([first, second], 1).to(images.device)
-    grid = F.affine_grid(maps, images.shape, align_corners=False)
-    return F.grid_sample(images + 1, grid, align_corners=False) - 1
+    matrices = rotation(angle)[:, :2] / size[:, None, None]
+    matrices[:, 0, 1] += draw(slant)
+    matrices[:, 0, 2], matrices[:, 1, 2] = draw(shift / 14), draw(shift / 14)
+    grid = lookup_grid(matrices.to(images.device), images.shape[2:])
+    return warp(images + 1, grid, "zeros") - 1
 
 # %% ../../nbs/library/emnist/judging.ipynb #e23f9926
 class Reader(nn.Module):
