@@ -22,8 +22,8 @@ from synth_nb.emnist.sampling import LetterModel, letter_sampling, load, save
 from synth_nb.emnist.training import denoising_phase
 from synth_nb.emnist.useful import usefulness_by_count
 from synth_nb.evaluation import ImageSet
-from synth_nb.evaluation.sets import as_set
-from synth_nb.training.loop import Plan, Trainer
+from synth_nb.evaluation.sets import to_image_set
+from synth_nb.training.loop import Trainer, TrainingConfig
 
 
 def trainer_for(data, network, folder, steps=0, lr=1.5e-3, batch=32, seed=0):
@@ -31,9 +31,10 @@ def trainer_for(data, network, folder, steps=0, lr=1.5e-3, batch=32, seed=0):
     seed_everything(seed)
     unet, scheduler = new_unet(len(data.classes), network=network), letter_scheduler()
     phase = denoising_phase(unet, scheduler, len(data.classes), lr, steps)
-    plan = Plan(1, batch, batch * max(steps, 1), seed=seed, device="cpu", precision="fp32")
-    images = Views(data.train, 1)
-    trainer = Trainer(Path(folder), images, dict(unet=unet), [phase], plan, dict(unet=0.998))
+    config = TrainingConfig(1, batch, batch * max(steps, 1), seed=seed, device="cpu",
+                            precision="fp32")
+    images = Views(data.train, "none")
+    trainer = Trainer(Path(folder), images, dict(unet=unet), [phase], config, dict(unet=0.998))
     model = LetterModel(trainer.model("unet"), scheduler, list(data.classes))
     return trainer, model
 
@@ -42,7 +43,8 @@ def step(chosen, data):
     "A step of each network against the small one."
     print("| step of 32 | ours, ms | theirs, ms | ratio |\n| --- | --- | --- | --- |")
     for network in ("middle", "documented"):
-        sides = [trainer_for(data, n, tempfile.mkdtemp())[0].advance for n in ("small", network)]
+        trainers = [trainer_for(data, n, tempfile.mkdtemp())[0] for n in ("small", network)]
+        sides = [trainer.training_step for trainer in trainers]
         done = alternate(*sides, chosen.rounds, warm=1, clock=time.process_time)
         print(row(f"small against {network}", done), flush=True)
 
@@ -50,9 +52,9 @@ def step(chosen, data):
 def train(chosen, data):
     "Spend CPU seconds on a network; the rate falls to zero at their end."
     trainer, _ = trainer_for(data, chosen.network, tempfile.mkdtemp(), 3)
-    trainer.advance()
+    trainer.training_step()
     began = time.process_time()
-    trainer.advance(), trainer.advance()
+    trainer.training_step(), trainer.training_step()
     steps = max(2, int(chosen.seconds * 2 / (time.process_time() - began)))
     trainer, model = trainer_for(data, chosen.network, tempfile.mkdtemp(), steps, chosen.lr)
     began = time.process_time()
@@ -90,8 +92,8 @@ def useful(chosen, data):
     model = load(chosen.model)
     samples = model.sample(chosen.n, 0)
     fake = ImageSet("synthetic", to_uint8(samples.images), samples.labels, model.classes)
-    table = usefulness_by_count(as_set("real", data.train), as_set("held out", data.held_out), fake,
-                     device="cpu")
+    real, held_out = to_image_set("real", data.train), to_image_set("held out", data.held_out)
+    table = usefulness_by_count(real, held_out, fake, device="cpu")
     print(table.round(3).to_markdown(), flush=True)
 
 

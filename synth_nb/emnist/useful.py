@@ -19,11 +19,11 @@ from .classifier import random_affine
 from ..evaluation import ImageSet
 from synth_nb.evaluation.useful import (
     balanced_rows,
-    classes_in,
-    classify,
-    no_use,
-    same_labels,
-    with_intervals,
+    present_classes,
+    train_and_classify,
+    missing_for_usefulness,
+    align_labels,
+    accuracy_intervals,
 )
 from ..figures.plots import colours, new_figure
 from ..core.seeding import derive_seed
@@ -61,11 +61,11 @@ def test_hits(
 ) -> np.ndarray:  # (M,) bool: which test letters were classified rightly
     "Train a small network on these rows, and test it."
     images = [torch.as_tensor(np.array(source.images[rows.numpy()])) for source, rows in sides]
-    labels = torch.cat([same_labels(source, classes)[rows] for source, rows in sides])
+    labels = torch.cat([align_labels(source, classes)[rows] for source, rows in sides])
     unseen = torch.as_tensor(np.array(test.images))
-    found = classify(torch.cat(images), labels, unseen, steps, seed, device, "a classifier learns",
-                     random_affine if augment else None)
-    return found == same_labels(test, classes).numpy()
+    found = train_and_classify(torch.cat(images), labels, unseen, steps, seed, device,
+                               "a classifier learns", random_affine if augment else None)
+    return found == align_labels(test, classes).numpy()
 
 # %% ../../nbs/library/emnist/useful.ipynb #5a519415
 def one_draw(
@@ -78,9 +78,9 @@ def one_draw(
     device: str,
 ) -> dict[tuple[int, str], np.ndarray]:  # (count, arm) → (M,) bool; count 0: needs none
     "All arms with one draw of real letters."
-    classes = classes_in(test)
-    labels, work = same_labels(train, classes), (classes, test, steps, seed, device)
-    synthetic = class_rows(same_labels(fake, classes), len(classes))
+    classes = present_classes(test)
+    labels, work = align_labels(train, classes), (classes, test, steps, seed, device)
+    synthetic = class_rows(align_labels(fake, classes), len(classes))
     everything = torch.cat(class_rows(labels, len(classes)))
     found = {(0, "synthetic"): test_hits([(fake, torch.cat(synthetic))], *work),
              (0, "all real"): test_hits([(train, everything)], *work)}
@@ -108,11 +108,11 @@ def usefulness_by_count(
     Counts that some class does not have are left out. Raises `ValueError` for sets without
     labels or with different ones.
     """
-    if reason := no_use(train, test, fake):
+    if reason := missing_for_usefulness(train, test, fake):
         raise ValueError(reason)
-    classes = classes_in(test)
-    truth = same_labels(test, classes)
-    least = min(map(len, class_rows(same_labels(train, classes), len(classes))))
+    classes = present_classes(test)
+    truth = align_labels(test, classes)
+    least = min(map(len, class_rows(align_labels(train, classes), len(classes))))
     counts = [count for count in counts if count <= least]
     draws = [one_draw(train, test, fake, counts, steps, seed + i, device) for i in range(n_draws)]
     right = {key: np.stack([draw[key] for draw in draws]) for key in draws[0]}
@@ -121,7 +121,7 @@ def usefulness_by_count(
         own = {arm: x for (number, arm), x in right.items() if number == count}
         against = "real" if count else "all real"
         rows += [dict(real_per_class=count, **row)
-                 for row in with_intervals(own, truth.numpy(), test.groups, against)]
+                 for row in accuracy_intervals(own, truth.numpy(), test.groups, against)]
     count = len(fake) // len(classes)
     about = dict(seeds=n_draws, steps=steps, synthetic_per_class=count, test_images=len(test))
     return pd.DataFrame(rows).assign(**about)
