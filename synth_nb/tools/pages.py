@@ -159,7 +159,7 @@ def link_to(
 
 
 def address(
-    name: str,  # "open_run" or "Run.kept"
+    name: str,  # "open_run" or "Run.cached"
     here: str = "",  # notebook that speaks of it
 ) -> str:  # "library/runs.ipynb#open_run", or "" where it is not known or not clear
     "Where a name is documented."
