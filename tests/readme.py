@@ -116,17 +116,17 @@ def result(file: Path, page: str) -> str:
         return ""
     extractor = rows[0]["extractor"]
     mine = {(row["set"], row["metric"]): row for row in rows if row["extractor"] == extractor}
-    made = mine["synthetic", "kernel"]
+    synthetic = mine["synthetic", "kernel"]
     sets = ["untrained", "real, training"] if page.startswith("nbs/") else ["untrained"]
     others = [mine.get((name, "kernel")) for name in sets]
     name, report = file.parent.parent.name, file.with_name("report.md")
     target = report if report.is_file() else file
     link = Path(os.path.relpath(target, (ROOT / page).parent)).as_posix()
     cells = [
-        f"[`{name}`]({link})<br>{extractor}", f"{made['images']}/{made['real_images']}",
-        ranged(made, "value", "low", "high"),
+        f"[`{name}`]({link})<br>{extractor}", f"{synthetic['images']}/{synthetic['real_images']}",
+        ranged(synthetic, "value", "low", "high"),
         *(rounded(other["value"]) if other else "" for other in others),
-        ranged(made, "floor", "floor_low", "floor_high"),
+        ranged(synthetic, "floor", "floor_low", "floor_high"),
         rounded(mine["synthetic", "recall"]["value"]),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"

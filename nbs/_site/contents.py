@@ -54,10 +54,10 @@ def card(path: Path) -> str:
     if not picture:
         return ""
     words, file, run = picture.groups()
-    made = f"[manifest](../outputs/{run}/manifest.json)"
+    manifest = f"[manifest](../outputs/{run}/manifest.json)"
     return "\n".join([
         ":::{container} card", "", f"[![{words}]({file})]({path.name})", "",
-        f"**[{module.title}]({path.name})** {plain(module.summary)} ({made})", ":::", ""])
+        f"**[{module.title}]({path.name})** {plain(module.summary)} ({manifest})", ":::", ""])
 
 
 def gallery(folder: Path) -> str:
@@ -74,9 +74,9 @@ def dotted(module) -> str:
 def origin(name: str) -> str:
     "Which file a page is made from and which module that makes; the search knows both by it."
     module = library()[name]
-    said = f"{{.origin}}\n[`{name}.ipynb`]({repository(f'nbs/{name}.ipynb')})"
-    made = f" makes [`{dotted(module)}`]({repository(module.file)})" if module.file else ""
-    return said + made
+    text = f"{{.origin}}\n[`{name}.ipynb`]({repository(f'nbs/{name}.ipynb')})"
+    target = f" makes [`{dotted(module)}`]({repository(module.file)})" if module.file else ""
+    return text + target
 
 
 def _first(text: str) -> str:
