@@ -28,7 +28,8 @@ HEADS = {
 }  # fmt: skip
 ORDER = [  # in which the stories are read
     "07_emnist", "01_data_prep", "02_dcgan", "03_embedding_gan", "04_stylegan2", "05_e2i",
-    "05_i2i", "05_t2i", "06_em_segmentation", "06_em_ddpm", "06_em_protocol"]  # fmt: skip
+    "05_i2i", "05_t2i", "05_comparison", "06_em_segmentation", "06_em_ddpm",
+    "06_em_protocol"]  # fmt: skip
 TURKISH = {  # notebook → title and summary
     "01_data_prep": (
         "Veri",
@@ -53,6 +54,10 @@ TURKISH = {  # notebook → title and summary
     "05_t2i": (
         "Metinden görüntüye",
         "Koşulu bir CLIP metin kodlayıcısından geçen açıklamalar olan gizil difüzyon."),
+    "05_comparison": (
+        "Metin, görüntü ya da doku gömmesi?",
+        "Tek bir difüzyon modelinin koşulu olarak metin, görüntü ve doku gömmesi: biten "
+        "çalıştırmalardan, tohumlar üzerinden aralıklarıyla puanlar."),
     "06_em_ddpm": (
         "Maskeleriyle elektron mikrografları, gürültüden",
         "Elektron mikrograflarını bölütleme maskeleriyle birlikte üreten gizil difüzyon."),
