@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from synth_nb.core.testing import assert_near
+from synth_nb.data.affine import scaling
 from synth_nb.stylegan2 import augment
-from synth_nb.stylegan2.augment import Augment, Dice
+from synth_nb.stylegan2.augment import Augment, BatchRandom
 
-WORDS = [name for names in augment.groups.values() for name in names if name != "noise"]
+WORDS = [name for names in augment.GROUPS.values() for name in names if name != "noise"]
 CHOICES = [*WORDS, "blit", "geom", "color", "bgc"]
 
 
-class Fixed(Dice):
+class Fixed(BatchRandom):
     "Everything happens, and every number has the same percentile."
 
     def __init__(self, count: int, percentile: float):
@@ -27,8 +28,8 @@ class Fixed(Dice):
     def normal(self):  # the reference takes the error function's inverse without the factor √2
         return torch.erfinv(2 * self.uniform() - 1)
 
-    def happens(self, chance):
-        return torch.full((self.count,), chance > 0)
+    def bernoulli(self, p):
+        return torch.full((self.count,), p > 0)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,11 @@ def reference():
 @pytest.mark.parametrize("words", CHOICES)
 @pytest.mark.parametrize("case", ["0.2", "0.8", "0.8_gray"])
 def test_same_as_published(reference, monkeypatch, words, case):
-    one_turn = augment.geometric[:6] + augment.geometric[7:]  # the reference fixes only the first
-    monkeypatch.setattr(augment, "geometric", one_turn)
+    one_turn = augment.GEOMETRIC[:6] + augment.GEOMETRIC[7:]  # the reference fixes only the first
+    monkeypatch.setattr(augment, "GEOMETRIC", one_turn)
     images = reference["x_gray" if "gray" in case else "x"]
-    dice = Fixed(len(images), float(case.split("_")[0]))
-    ours = Augment(words, p=1).change(images, 1.0, dice)[:, :, reference["rows"]]
+    rng = Fixed(len(images), float(case.split("_")[0]))
+    ours = Augment(words, p=1).change(images, 1.0, rng)[:, :, reference["rows"]]
     name = dict(imgfilter="filter").get(words, words)
     assert_near(ours, reference[f"{name}@{case}"])
 
@@ -57,7 +58,7 @@ def test_gradient_of_a_gradient_penalty(word):
 
     def penalty(x):
         torch.manual_seed(2)  # the same draws every time
-        [slope] = torch.autograd.grad((changes.change(x, 1.0, Dice(2)) ** 3).sum(), x,
+        [slope] = torch.autograd.grad((changes.change(x, 1.0, BatchRandom(2)) ** 3).sum(), x,
                                       create_graph=True)
         return slope.square().sum()
 
@@ -108,6 +109,6 @@ def test_half_precision_training_does_not_round_images():
 
 def test_a_far_zoom_out_is_filled_with_reflections():
     images = torch.ones(1, 1, 16, 16)
-    tiny = augment.scaling(*torch.full((2, 1), 0.15, dtype=torch.float64))
-    seen = augment.transform(images, tiny, torch.tensor(augment.sym6))
+    tiny = scaling(*torch.full((2, 1), 0.15, dtype=torch.float64))
+    seen = augment.apply_geometric(images, tiny, torch.tensor(augment.SYM6))
     assert (seen - 1).abs().max() < 0.02

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/emnist/judging.ipynb #1b3b6231
 from ..data import ImageDataset, to_float, to_uint8
+from ..data.affine import lookup_grid, rotation, warp
 from ..embedders import Embedder, embed_images
 from .sampling import LetterModel, Way
 from ..evaluation.scores import wilson
@@ -31,7 +32,8 @@ from ..core.files import cache_root, digest, atomic_write
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
 from ..core.seeding import fork_rng
-from ..training.loop import Phase, Plan, Trainer, warmup
+from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.schedules import warmup
 
 # %% ../../nbs/library/emnist/judging.ipynb #fd73f1b5
 def moved(
@@ -46,12 +48,11 @@ def moved(
         return (2 * torch.rand(len(images)) - 1) * most
 
     angle, size = draw(math.radians(turn)), 1 + draw(scale)
-    cosine, sine = angle.cos() / size, angle.sin() / size
-    first = torch.stack([cosine, draw(slant) - sine, draw(shift / 14)], 1)
-    second = torch.stack([sine, cosine, draw(shift / 14)], 1)
-    maps = torch.stack([first, second], 1).to(images.device)
-    grid = F.affine_grid(maps, images.shape, align_corners=False)
-    return F.grid_sample(images + 1, grid, align_corners=False) - 1
+    matrices = rotation(angle)[:, :2] / size[:, None, None]
+    matrices[:, 0, 1] += draw(slant)
+    matrices[:, 0, 2], matrices[:, 1, 2] = draw(shift / 14), draw(shift / 14)
+    grid = lookup_grid(matrices.to(images.device), images.shape[2:])
+    return warp(images + 1, grid, "zeros") - 1
 
 # %% ../../nbs/library/emnist/judging.ipynb #e23f9926
 class Reader(nn.Module):
@@ -147,7 +148,7 @@ def taught(
         return F.cross_entropy(nets["reader"](batch["image"]), batch["label"], label_smoothing=0.1)
 
     phase = Phase(loss, optimizer, scheduler=warmup(optimizer, steps // 6, steps))
-    plan = Plan(1, 64, 64 * steps, seed=seed, device=device, precision="fp32")
+    plan = TrainingConfig(1, 64, 64 * steps, seed=seed, device=device, precision="fp32")
     with fork_rng(seed), tempfile.TemporaryDirectory() as folder:
         Trainer(Path(folder), data, dict(reader=reader), [phase], plan, what="the judge").fit()
 

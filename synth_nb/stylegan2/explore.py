@@ -13,7 +13,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 
 # %% ../../nbs/library/stylegan2/explore.ipynb #53f5fd3c
 from ..data import to_unit
-from ..dcgan.model import slerp
+from ..core.latents import slerp_path
 from ..embedders import Embedder
 from ..core.files import atomic_write
 from ..core.parameters import ParameterError
@@ -112,12 +111,8 @@ def walk(
     listed = parse_seeds(seeds) if isinstance(seeds, (str, int)) else list(seeds)
     if len(listed) < 2 or steps < 1:
         raise ParameterError(f"a walk needs two seeds and a step, not {len(listed)} and {steps}")
-    stops = [z_for_seed(seed, model.generator.z_dim) for seed in listed]
-    stops += [stops[0]] if closed else []
-    shares = torch.arange(steps)[:, None] / steps
-    legs = [slerp(a, b, shares) for a, b in pairwise(stops)]
-    z = torch.cat(legs if closed else [*legs, stops[-1]])
-    return model.images(model.styles(z, label, truncation))
+    stops = torch.cat([z_for_seed(seed, model.generator.z_dim) for seed in listed])
+    return model.images(model.styles(slerp_path(stops, steps, closed), label, truncation))
 
 # %% ../../nbs/library/stylegan2/explore.ipynb #79c552b2
 def save_film(

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 # %% ../../nbs/library/stylegan2/model.ipynb #2624b450
 from ..data import ImageDataset
-from ..dcgan.model import latents
+from ..core.latents import gaussian_latents
 from ..core.devices import pick_device
 from ..core.files import resolve, display_path
 from ..core.parameters import ParameterError
@@ -163,7 +163,7 @@ def sample(
 ) -> Samples:  # with the latents as `conditions`
     "Images of a seed; image i depends on nothing but the seed and i."
     check_generation(n, truncation, noise_mode)
-    z, classes = latents(n, self.generator.z_dim, seed, first), self.generator.c_dim
+    z, classes = gaussian_latents(n, self.generator.z_dim, seed, first), self.generator.c_dim
     numbers = range(first, first + n)
     seeds = [derive_seed(derive_seed(seed, i), 1) for i in numbers]
     labels = [i % classes for i in numbers] if labels is None and classes else labels
