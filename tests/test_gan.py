@@ -21,7 +21,8 @@ from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
 from synth_nb.embedders import load_embedder
 from synth_nb.embedding_gan import EmbeddedViews, EmbeddingDiscriminator, EmbeddingGame, Sight
 from synth_nb.evaluation.sets import weights_tag
-from synth_nb.training.loop import Plan, Trainer, read_metrics
+from synth_nb.training.log import read_metrics
+from synth_nb.training.loop import Trainer, TrainingConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,11 +55,11 @@ def trained(folder, make, epochs, stop_after=None):
     "Weights, averages and log of a small training, or of its beginning."
     seed_everything(0)
     game, networks, data = make()
-    plan = Plan(epochs, 8, images_per_epoch=24, device="cpu")
+    plan = TrainingConfig(epochs, 8, images_per_epoch=24, device="cpu")
     phases = game.phases(networks["G"], networks["D"], 1e-3, (0.5, 0.99))
     trainer = Trainer(folder, data, networks, phases, plan, dict(G=0.9))
     if stop_after:
-        trainer.over = lambda: trainer.at.step == stop_after
+        trainer.time_is_up = lambda: trainer.position.step == stop_after
     assert trainer.fit() == ("stopped" if stop_after else "complete")
     state = trainer.state()
     return [t for part in ("modules", "averages") for net in state[part].values()

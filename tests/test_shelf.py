@@ -27,8 +27,8 @@ def test_the_path_of_a_module_gives_its_notebook():
     found = modules()
     assert len(found) > 90
     for name, file in found.items():
-        said = re.search(r"File to edit: (\S+)\.$", file.read_text(encoding="utf-8"), re.M)[1]
-        assert notebook_path(name) == (file.parent / said).resolve(), name
+        notebook = re.search(r"File to edit: (\S+)\.$", file.read_text(encoding="utf-8"), re.M)[1]
+        assert notebook_path(name) == (file.parent / notebook).resolve(), name
 
 
 @pytest.mark.parametrize("name, path", [
