@@ -118,8 +118,20 @@ def differences(
 
 # %% ../../nbs/library/core/runs.ipynb #7c5e0d32
 RENAMED_PARAMETERS = {  # as older manifests have them → today's, sorted
+    "classical": "classical_augmentation",
+    "embedders": "eval_embedders",
+    "judge": "eval_embedders",
     "keep_every": "snapshot_every",
+    "repeats": "n_repeats",
+    "shrink": "downsample",
+    "smallest": "min_object_size",
+    "test": "test_fraction",
+    "vae_cell": "vae_downsampling",
+    "vae_channels": "latent_channels",
+    "val": "val_fraction",
     "views": "symmetry",
+    "way": "mode",
+    "wide_time": "wide_time_embedding",
 }
 
 
@@ -128,6 +140,8 @@ def _of_today(name: str, value) -> tuple[str, object]:
     name = RENAMED_PARAMETERS.get(name, name)
     if name == "eval_embedders" and isinstance(value, str):  # one, before it was a list
         value = [value]
+    if name == "mode" and value == "masks":
+        value = "mask_conditioned"
     if name == "symmetry" and isinstance(value, int):  # the number of views
         value = {0: "auto", 1: "none", 2: "flip", 8: "dihedral"}[value]
     return name, value
