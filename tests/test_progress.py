@@ -23,7 +23,7 @@ from synth_nb.core.progress import (
     Progress,
     Terminal,
     board,
-    fitted,
+    fit_line,
     read_feed,
     stage,
     with_progress,
@@ -110,7 +110,7 @@ def test_a_log_gets_a_line_a_minute(tmp_path, monkeypatch):
     monkeypatch.setattr("synth_nb.core.progress.time.monotonic", lambda: now)
     with open(tmp_path / "log", "w") as log:
         terminal = Terminal(log)
-        monkeypatch.setattr("synth_nb.core.progress.watcher", lambda: terminal)
+        monkeypatch.setattr("synth_nb.core.progress.progress_sink", lambda: terminal)
         with Progress(300, what="training") as line:
             for step in range(1, 301):
                 now += 1.0
@@ -138,7 +138,7 @@ def test_the_time_left_follows_what_steps_take_now():
 def test_pauses_are_counted_as_often_as_they_come(monkeypatch):
     now = 0.0
     monkeypatch.setattr("synth_nb.core.progress.time.monotonic", lambda: now)
-    monkeypatch.setattr("synth_nb.core.progress.watcher", lambda: None)
+    monkeypatch.setattr("synth_nb.core.progress.progress_sink", lambda: None)
     with Progress(40, pauses=4) as line:
         for step in range(1, 21):
             now += 1
@@ -188,7 +188,7 @@ def test_an_error_ends_its_line(capsys):
 
 def test_no_width_is_too_small():
     for width in range(1, 60):
-        assert len(fitted(["training 1234/1600", "5 min 20 s left"], width)) <= max(width, 3)
+        assert len(fit_line(["training 1234/1600", "5 min 20 s left"], width)) <= max(width, 3)
 
 
 def notebook(path: Path, *cells: str) -> Path:
