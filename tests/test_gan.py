@@ -20,8 +20,9 @@ from synth_nb.data import Views, open_dataset, to_uint8
 from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
 from synth_nb.embedders import load_embedder
 from synth_nb.embedding_gan import EmbeddedViews, EmbeddingDiscriminator, EmbeddingGame, Sight
-from synth_nb.evaluation.sets import made_by
-from synth_nb.training.loop import Plan, Trainer, read_metrics
+from synth_nb.evaluation.sets import weights_tag
+from synth_nb.training.log import read_metrics
+from synth_nb.training.loop import Trainer, TrainingConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,11 +55,11 @@ def trained(folder, make, epochs, stop_after=None):
     "Weights, averages and log of a small training, or of its beginning."
     seed_everything(0)
     game, networks, data = make()
-    plan = Plan(epochs, 8, images_per_epoch=24, device="cpu")
+    plan = TrainingConfig(epochs, 8, images_per_epoch=24, device="cpu")
     phases = game.phases(networks["G"], networks["D"], 1e-3, (0.5, 0.99))
     trainer = Trainer(folder, data, networks, phases, plan, dict(G=0.9))
     if stop_after:
-        trainer.over = lambda: trainer.at.step == stop_after
+        trainer.time_is_up = lambda: trainer.position.step == stop_after
     assert trainer.fit() == ("stopped" if stop_after else "complete")
     state = trainer.state()
     return [t for part in ("modules", "averages") for net in state[part].values()
@@ -126,12 +127,12 @@ def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
 
 @pytest.mark.parametrize(("notebook", "marks"), [
     ("02_dcgan", ["synthetic = "]), ("03_embedding_gan", ["synthetic = "]),
-    ("04_stylegan2", ["synthetic = run.kept(", "truncated = "]), ("07_emnist", ["synthetic = "])])
+    ("04_stylegan2", ["synthetic = run.cached(", "truncated = "]), ("07_emnist", ["synthetic = "])])
 def test_images_of_a_given_model_are_made_anew_when_it_learnt_on(notebook, marks):
     net = torch.nn.Linear(2, 1)
     net.c_dim = 0  # as StyleGAN2's
     given, names = SimpleNamespace(generator=net, unet=net), []
-    space = dict(given=given, generator=given, trainer=None, made_by=made_by, label=0,
+    space = dict(given=given, generator=given, trainer=None, weights_tag=weights_tag, label=0,
                  run=SimpleNamespace(kept=lambda name, make: names.append(name)))
 
     def kept():

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/dcgan/losses.ipynb #c17189e5
 from ..core.parameters import ParameterError
-from ..training.loop import Phase, falling
+from ..training.loop import Phase
+from ..training.schedules import linear_decay
 
 # %% ../../nbs/library/dcgan/losses.ipynb #428596d3
 forms = ("logistic", "hinge")
@@ -120,7 +121,7 @@ class Game:
     ) -> list[Phase]:  # for a `Trainer` whose networks are called `G` and `D`
         "Generator, discriminator, and R1 where it has a weight, each with its optimiser."
         adam = [torch.optim.Adam(net.parameters(), lr, betas=betas) for net in (G, D)]
-        slow = [falling(one, total, fall) if fall else None for one in adam]
+        slow = [linear_decay(one, total, fall) if fall else None for one in adam]
         found = [Phase(self.generator, adam[0], "G", clip=None, scheduler=slow[0]),
                  Phase(self.discriminator, adam[1], "D", clip=None, scheduler=slow[1])]
         penalty = Phase(self.penalty, adam[1], "R1", every=self.every, clip=None)
