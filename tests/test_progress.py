@@ -314,6 +314,7 @@ def test_the_ending_does_not_fail_for_what_is_missing(tmp_path):
 
 CHANGES = """
 import os
+import re
 from pathlib import Path
 from synth_nb.tools import grid
 from synth_nb.tools.story import run_state
@@ -323,11 +324,12 @@ def state(**more):
     grid.code_hash.cache_clear(); grid.defaults.cache_clear()
     return run_state("05_e2i", dict(epochs=10, dataset="images") | more)
 
-def changed(name, old, new):
+def changed(name, pattern, new):
     file = Path(name); text = file.read_text(encoding="utf-8")
-    assert old in text, (name, old)
+    other, count = re.subn(pattern, new, text, count=1)
+    assert count == 1 and other != text, (name, pattern)
     before, times = state(), file.stat()
-    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    file.write_text(other, encoding="utf-8")
     after = state()
     file.write_text(text, encoding="utf-8")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -336,12 +338,12 @@ def changed(name, old, new):
 
 assert state() == state() != state(epochs=11)
 assert state() != state(dataset="demo")
-print(changed("nbs/05_e2i.ipynb", "# Embedding to image", "# Other words"),
-      changed("nbs/05_e2i.ipynb", "save_figure(figure, run.path", "save_figure(figure,  run.path"),
-      changed("nbs/05_e2i.ipynb", "sheet(synthetic[:48]", "sheet(synthetic[:40]"),
-      changed("nbs/05_e2i.ipynb", "guidance_scale: float = 5.0", "guidance_scale: float = 4.0"),
-      changed("synth_nb/diffusion/experiment.py", "drop: float = 0.1", "drop: float = 0.2"),
-      changed("synth_nb/evaluation/scores.py", "repeats: int = 40", "repeats: int = 50"),
+print(changed("nbs/05_e2i.ipynb", '"# ', '"# Other words: '),
+      changed("nbs/05_e2i.ipynb", r"run\\.path\\(", "run.path( "),
+      changed("nbs/05_e2i.ipynb", r"run\\.finish\\(", "1; run.finish("),
+      changed("nbs/05_e2i.ipynb", "guidance_scale: float = ", "guidance_scale: float = 1 + "),
+      changed("synth_nb/diffusion/experiment.py", r"\\Z", "\\nADDED = 1\\n"),
+      changed("synth_nb/evaluation/scores.py", r"\\Z", "\\nADDED = 1\\n"),
       changed("images/a.png", "1", "22"))
 """
 

@@ -119,9 +119,16 @@ def differences(
 # %% ../../nbs/library/core/runs.ipynb #7c5e0d32
 RENAMED_PARAMETERS = {  # as older manifests have them → today's, sorted
     "classical": "classical_augmentation",
+    "draws": "n_draws",
+    "drop": "p_uncond",
     "embedders": "eval_embedders",
+    "extractors": "eval_embedders",
+    "few": "n_real_per_class",
     "judge": "eval_embedders",
+    "judge_steps": "classifier_steps",
+    "judge_width": "classifier_width",
     "keep_every": "snapshot_every",
+    "prediction": "prediction_type",
     "repeats": "n_repeats",
     "shrink": "downsample",
     "smallest": "min_object_size",
