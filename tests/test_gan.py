@@ -17,45 +17,51 @@ from synth_nb.core.runs import load_model
 from synth_nb.core.seeding import seed_everything
 from synth_nb.core.testing import assert_near
 from synth_nb.data import Views, open_dataset, to_uint8
-from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
+from synth_nb.dcgan import DiffAugment, Discriminator, GANLosses, Generator, gan_phases
 from synth_nb.embedders import load_embedder
-from synth_nb.embedding_gan import EmbeddedViews, EmbeddingDiscriminator, EmbeddingGame, Sight
+from synth_nb.embedding_gan import (
+    CachedEmbeddings,
+    EmbeddingDiscriminator,
+    EmbeddingGANLosses,
+    FeatureStack,
+)
 from synth_nb.evaluation.sets import made_by
 from synth_nb.training.loop import Plan, Trainer, read_metrics
 
 ROOT = Path(__file__).parent.parent
 
 
-def pixel_game():
+def pixel_gan():
     augmentation = DiffAugment()
     networks = dict(G=Generator(32, width=4), D=Discriminator(32, width=4, norm="spectral"))
-    game = Game(augmentation, lambda batch: augmentation(batch["image"]), gamma=1.0, every=2)
-    return game, networks, Views(open_dataset("demo", 32).train)
+    losses = GANLosses(augmentation, lambda batch: augmentation(batch["image"]), gamma=1.0,
+                       every=2)
+    return losses, networks, Views(open_dataset("demo", 32).train)
 
 
-def embedding_game(sees, augment=""):
-    ds, eye = open_dataset("demo", 32).train, load_embedder("efficientnet_lite0@32")
-    images = EmbeddedViews(ds, eye, "flip") if sees == ["embedding"] else Views(ds, "flip")
-    known = EmbeddedViews(ds, eye, 1).embeddings[0]
-    sight = Sight(eye, sees, known, DiffAugment(augment))
-    D = EmbeddingDiscriminator(sight(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
-    game = EmbeddingGame(sight, form="hinge", gamma=0.1, every=2)
-    return game, dict(G=Generator(32, width=4), D=D), images
+def embedding_gan(inputs, augment=""):
+    ds, embedder = open_dataset("demo", 32).train, load_embedder("efficientnet_lite0@32")
+    images = CachedEmbeddings(ds, embedder, "flip") if inputs == ["embedding"] else Views(ds, "flip")
+    train_embeddings = CachedEmbeddings(ds, embedder, 1).embeddings[0]
+    features = FeatureStack(embedder, inputs, train_embeddings, DiffAugment(augment))
+    D = EmbeddingDiscriminator(features(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
+    losses = EmbeddingGANLosses(features, form="hinge", gamma=0.1, every=2)
+    return losses, dict(G=Generator(32, width=4), D=D), images
 
 
-GAMES = {
-    "pixels": pixel_game,
-    "cached embeddings": lambda: embedding_game(["embedding"]),
-    "all of it": lambda: embedding_game(["embedding", "layers", "tokens", "pixels"], "translation"),
+GANS = {
+    "pixels": pixel_gan,
+    "cached embeddings": lambda: embedding_gan(["embedding"]),
+    "all of it": lambda: embedding_gan(["embedding", "layers", "tokens", "pixels"], "translation"),
 }
 
 
 def trained(folder, make, epochs, stop_after=None):
     "Weights, averages and log of a small training, or of its beginning."
     seed_everything(0)
-    game, networks, data = make()
+    losses, networks, data = make()
     plan = Plan(epochs, 8, images_per_epoch=24, device="cpu")
-    phases = game.phases(networks["G"], networks["D"], 1e-3, (0.5, 0.99))
+    phases = gan_phases(losses, networks["G"], networks["D"], 1e-3, (0.5, 0.99))
     trainer = Trainer(folder, data, networks, phases, plan, dict(G=0.9))
     if stop_after:
         trainer.over = lambda: trainer.at.step == stop_after
@@ -65,41 +71,42 @@ def trained(folder, make, epochs, stop_after=None):
             for t in net.values()]
 
 
-@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("name", GANS)
 def test_going_on_after_a_stop_gives_the_same_bits(name, tmp_path):
-    whole = trained(tmp_path / "whole", GAMES[name], 2)
-    trained(tmp_path / "parts", GAMES[name], 2, stop_after=4)  # in the middle of an epoch
-    parts = trained(tmp_path / "parts", GAMES[name], 2)
-    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
-    for folder in ("whole", "parts"):
+    once = trained(tmp_path / "once", GANS[name], 2)
+    trained(tmp_path / "parts", GANS[name], 2, stop_after=4)  # in the middle of an epoch
+    parts = trained(tmp_path / "parts", GANS[name], 2)
+    assert all(torch.equal(a, b) for a, b in zip(once, parts, strict=True))
+    for folder in ("once", "parts"):
         assert len(read_metrics(tmp_path / folder)) == 2
 
 
 def test_accumulation_gives_every_piece_its_own_images():
-    game, networks, data = pixel_game()
+    losses, networks, data = pixel_gan()
     for piece in ([0, 1, 2], [3, 4, 5, 6]):
-        game.generator(networks, data[piece])
+        losses.generator(networks, data[piece])
     sizes = []
     networks["D"].register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
     for piece in ([0, 1, 2], [3, 4, 5, 6]):
-        game.discriminator(networks, data[piece])
-    assert sizes == [3, 3, 4, 4] and not game.kept
+        losses.discriminator(networks, data[piece])
+    assert sizes == [3, 3, 4, 4] and not losses.cached
 
 
-def test_gradients_reach_the_generator_through_every_kind_of_sight():
-    for sees in (["embedding"], ["layers"], ["tokens"], ["pixels"], ["embedding", "layers"]):
-        game, networks, _ = embedding_game(sees) if "embedding" in sees else _without_r1(sees)
-        game.generator(networks, dict(key=range(4))).backward()
+def test_gradients_reach_the_generator_through_every_input():
+    for inputs in (["embedding"], ["layers"], ["tokens"], ["pixels"], ["embedding", "layers"]):
+        build = embedding_gan if "embedding" in inputs else _without_r1
+        losses, networks, _ = build(inputs)
+        losses.generator(networks, dict(key=range(4))).backward()
         norms = [p.grad.norm().item() for p in networks["G"].parameters()]
-        assert min(norms) > 0, sees
-        assert all(p.grad is None for p in game.see.embedder.parameters()), sees
+        assert min(norms) > 0, inputs
+        assert all(p.grad is None for p in losses.prepare.embedder.parameters()), inputs
 
 
-def _without_r1(sees):
-    eye = load_embedder("efficientnet_lite0@32")
-    sight = Sight(eye, sees, torch.randn(9, eye.dim))
-    D = EmbeddingDiscriminator(sight(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
-    return EmbeddingGame(sight), dict(G=Generator(32, width=4), D=D), None
+def _without_r1(inputs):
+    embedder = load_embedder("efficientnet_lite0@32")
+    features = FeatureStack(embedder, inputs, torch.randn(9, embedder.dim))
+    D = EmbeddingDiscriminator(features(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
+    return EmbeddingGANLosses(features), dict(G=Generator(32, width=4), D=D), None
 
 
 def cell_with(notebook: str, mark: str) -> str:
@@ -148,10 +155,10 @@ def test_images_of_a_given_model_are_made_anew_when_it_learnt_on(notebook, marks
 
 
 def test_an_embedder_without_gradients_is_refused():
-    eye = load_embedder("efficientnet_lite0@32")
-    eye.differentiable = False
+    embedder = load_embedder("efficientnet_lite0@32")
+    embedder.differentiable = False
     with pytest.raises(ValueError, match=r"`efficientnet_lite0@32` passes no gradients"):
-        Sight(eye, ["embedding"], torch.randn(9, eye.dim))
+        FeatureStack(embedder, ["embedding"], torch.randn(9, embedder.dim))
 
 
 @pytest.mark.parametrize("size", [0, 7, 30, 100, 225])
