@@ -17,10 +17,10 @@ from PIL import Image
 from synth_nb.data import open_dataset
 from synth_nb.embedders import embed_images, image_keys, load_embedder
 from synth_nb.evaluation.copies import (
-    InViews,
-    relative_nearness,
-    same_picture,
-    search,
+    SAME_IMAGE,
+    SymmetricViews,
+    find_copies,
+    relative_distance,
     thumbnails,
 )
 from synth_nb.evaluation.scores import wilson
@@ -28,7 +28,7 @@ from synth_nb.evaluation.scores import wilson
 KINDS = ("as it is", "view", "JPEG 75", "JPEG 50", "view and JPEG 75")
 
 
-def planted(views: InViews, row: int, kind: str, rng) -> np.ndarray:  # (C, H, W)
+def planted(views: SymmetricViews, row: int, kind: str, rng) -> np.ndarray:  # (C, H, W)
     "A copy of a training image."
     number = rng.integers(1, len(views.numbers)) if "view" in kind else 0
     image = views[[number * len(views.images) + row]][0]
@@ -72,7 +72,7 @@ def opened(given, copies: int) -> tuple[np.ndarray, np.ndarray]:  # training ima
     return images[: given.train], images[given.train :]
 
 
-def of_seed(seed: int, given, copies: int, embedder, views: InViews, seen, others):
+def of_seed(seed: int, given, copies: int, embedder, views: SymmetricViews, seen, others):
     "One search: the kinds of the planted copies, and the table, those first, then fresh ones."
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(others[0]))
@@ -83,16 +83,16 @@ def of_seed(seed: int, given, copies: int, embedder, views: InViews, seen, other
     spaces = {name: (torch.cat([plant, other[asked]]), train, other[usual])
               for name, plant, train, other in zip(
                   ("features", "pixels"), spaces_of(embedder, made), seen, others, strict=True)}
-    return kinds, search(spaces, given.train)[0]
+    return kinds, find_copies(spaces, given.train)[0]
 
 
 def main():
     given = settings()
     copies = max(given.synthetic // 100, 1)
     train, rest = opened(given, copies)
-    embedder, views = load_embedder(given.embedder, "auto"), InViews(train)
+    embedder, views = load_embedder(given.embedder, "auto"), SymmetricViews(train)
     seen, others = spaces_of(embedder, views), spaces_of(embedder, rest)
-    again = relative_nearness(others[1], seen[1], given.train)[0] < same_picture
+    again = relative_distance(others[1], seen[1], given.train)[0] < SAME_IMAGE
     print(f"{int(again.sum())} of {len(rest)} other images are training images again: left out")
     others = [x[~again] for x in others]
     found, missed, flagged, honest = np.zeros(3, int), {}, [0, 0], [0, 0]

@@ -30,7 +30,7 @@ from synth_nb.emnist import (
     save,
 )
 from synth_nb.evaluation import ImageSet
-from synth_nb.evaluation.sets import as_set
+from synth_nb.evaluation.sets import to_image_set
 from synth_nb.training.loop import Plan, Trainer
 
 
@@ -98,8 +98,12 @@ def few(chosen, data):
     model = load(chosen.model)
     made = model.sample(chosen.n, 0)
     fake = ImageSet("synthetic", to_uint8(made.images), made.labels, model.classes)
-    table = few_real(as_set("real", data.train), as_set("held out", data.held_out), fake,
-                     device="cpu")
+    table = few_real(
+        to_image_set("real", data.train),
+        to_image_set("held out", data.held_out),
+        fake,
+        device="cpu",
+    )
     print(table.round(3).to_markdown(), flush=True)
 
 

@@ -10,7 +10,7 @@ import torch
 from common import alternate, machine
 
 from synth_nb.segmentation.networks import ResidualUNet
-from synth_nb.segmentation.predict import blended, starts, tiled
+from synth_nb.segmentation.predict import predict_blended, predict_tiled, window_starts
 
 
 def line(name: str, found: dict, far: float) -> str:
@@ -24,7 +24,7 @@ def centred(net, section: torch.Tensor, window: int) -> torch.Tensor:
     "Windows with half overlap, a call each, of which the centre is kept (at a border all of it)."
     out, edge = torch.empty(section.shape[1:]), window // 4
     assert edge >= net.reach, "a centre that sees the window's border is not exact"
-    places = [starts(side, window, window // 2) for side in out.shape]
+    places = [window_starts(side, window, window // 2) for side in out.shape]
     for y in places[0]:
         for x in places[1]:
             cut = section[None, :, y : y + window, x : x + window].float() / 127.5 - 1
@@ -48,21 +48,26 @@ def main():
     print("| --- | --- | --- | --- | --- |")
     for window in given.windows:
         core = window - 2 * net.reach
-        far = (tiled(net, section) - tiled(net, section, core)).abs().max().item()
-        found = alternate(lambda: tiled(net, section), lambda core=core: tiled(net, section, core),
-                          rounds, 1, time.process_time)
+        far = (predict_tiled(net, section) - predict_tiled(net, section, core)).abs().max().item()
+        found = alternate(
+            lambda: predict_tiled(net, section),
+            lambda core=core: predict_tiled(net, section, core),
+            rounds,
+            1,
+            time.process_time,
+        )
         print(line(f"a call per {window} px window, {core} px of it kept", found, far), flush=True)
     if side >= 256:
-        far = (tiled(net, section) - centred(net, section, 256)).abs().max().item()
-        found = alternate(lambda: tiled(net, section), lambda: centred(net, section, 256),
+        far = (predict_tiled(net, section) - centred(net, section, 256)).abs().max().item()
+        found = alternate(lambda: predict_tiled(net, section), lambda: centred(net, section, 256),
                           rounds, 1, time.process_time)
         print(line("a call per 256 px window, half overlap", found, far), flush=True)
-    one, many = (lambda size=size: blended(net, section, 128, 64, size) for size in (1, 16))
+    one, many = (lambda size=size: predict_blended(net, section, 128, 64, size) for size in (1, 16))
     far = (many() - one()).abs().max().item()
     found = alternate(many, one, rounds, 1, time.process_time)
     print(line("blended windows, 16 in a call against 1", found, far), flush=True)
-    far = (tiled(net, section) - one()).abs().max().item()
-    found = alternate(lambda: tiled(net, section), one, rounds, 1, time.process_time)
+    far = (predict_tiled(net, section) - one()).abs().max().item()
+    found = alternate(lambda: predict_tiled(net, section), one, rounds, 1, time.process_time)
     print(line("blended windows, 1 in a call (not the same result)", found, far), flush=True)
 
 

@@ -18,7 +18,7 @@ from common import alternate, machine
 from PIL import Image
 from skimage.data import immunohistochemistry
 
-from synth_nb.data.slides import open_slide, plan_slide, write_slide_tiles
+from synth_nb.data.readers.slides import open_slide, plan_slide, write_slide_tiles
 
 
 def write_slide(path, height, width):

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from synth_nb.data import DataError
-from synth_nb.data import archives as archives_module
-from synth_nb.data.archives import archive_source, open_archive
 from synth_nb.data.cache import decode_source
 from synth_nb.data.dataset import assemble
-from synth_nb.data.find import folder_source
+from synth_nb.data.readers import archives as archives_module
+from synth_nb.data.readers.archives import archive_source, open_archive
+from synth_nb.data.readers.find import folder_source
 
 
 def picture(seed, ending="png", size=16):
@@ -196,7 +196,7 @@ def test_methods_without_a_bound(tmp_path, method):
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tar.bz2", "x.tar.xz"])
 def test_a_packed_tar_that_grows(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("synth_nb.data.stacks.never_a_bomb", 10_000)
+    monkeypatch.setattr("synth_nb.data.readers.stacks.never_a_bomb", 10_000)
     refused(MAKERS[name](tmp_path / name, {"1.bmp": b"\0" * 10_000_000}), "beyond 200 to 1")
     assert not list(Path(os.environ["SYNTH_NB_CACHE"]).rglob("*.*"))
 

@@ -12,10 +12,10 @@ from PIL import Image, ImageEnhance
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError, open_dataset
-from synth_nb.data.audit import audit
-from synth_nb.data.copies import near_by_features, near_by_hash, thumbnail
-from synth_nb.data.find import folder_source
-from synth_nb.data.sources import Source, demo_source
+from synth_nb.data.quality.audit import audit
+from synth_nb.data.quality.copies import near_by_features, near_by_hash, thumbnail
+from synth_nb.data.readers.find import folder_source
+from synth_nb.data.readers.sources import Source, demo_source
 
 DEMO = demo_source(64, 64)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError, Views, open_dataset
-from synth_nb.data import find as find_module
+from synth_nb.data.readers import find as find_module
 
 
 def noise(seed, height=40, width=50, channels=3):

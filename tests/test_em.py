@@ -15,7 +15,7 @@ from PIL import Image
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError
-from synth_nb.segmentation.predict import blended, check_threshold, predict_sections
+from synth_nb.segmentation.predict import check_threshold, predict_blended, predict_sections
 from synth_nb.segmentation.protocol import Cells, Protocol, run_protocol
 from synth_nb.segmentation.sections import open_sections, split_in_three
 
@@ -111,7 +111,7 @@ def test_a_section_smaller_than_a_window(stacks):
     net = ResidualUNet(widths=(4, 8)).eval()
     small = torch.zeros(1, 48, 64, dtype=torch.uint8)
     with pytest.raises(ParameterError, match="`window` 64 is larger than the section, 48x64"):
-        blended(net, small, 64, 8)
+        predict_blended(net, small, 64, 8)
     assert predict_sections(net, small[None]).shape == (1, 1, 48, 64)  # tiles take any size
 
 
@@ -190,13 +190,13 @@ def test_sections_that_are_no_squares_turn_without_distortion():
     "A square stays one at every angle."
     import torch
 
-    from synth_nb.segmentation.fit import deformed, random_maps
+    from synth_nb.segmentation.fit import random_warps, warp_pair
 
     mask = torch.zeros(8, 1, 64, 128)
     mask[..., 22:42, 54:74] = 1
     torch.manual_seed(0)
-    maps = random_maps(8, (64, 128), scale=0, shear=0, bend=0)
-    turned = deformed(mask, mask, maps)[1][:, 0, 10:54, 42:86].numpy()  # without mirrored ones
+    maps = random_warps(8, (64, 128), scale=0, shear=0, bend=0)
+    turned = warp_pair(mask, mask, maps)[1][:, 0, 10:54, 42:86].numpy()  # without mirrored ones
     for one in turned:
         spread = np.linalg.eigvalsh(np.cov(np.argwhere(one).T))
         assert spread[1] / spread[0] < 1.05 and abs(one.sum() - 400) < 20

@@ -17,7 +17,7 @@ from synth_nb.core.devices import quiet_logging
 from synth_nb.core.testing import assert_near
 from synth_nb.embedders import embed_images, inception, load_embedder
 from synth_nb.embedders.base import Embedder
-from synth_nb.embedders.hub import told
+from synth_nb.embedders.hub import ANNOUNCED
 from synth_nb.embedders.images import cache_folder
 
 timm = pytest.importorskip("timm")
@@ -199,7 +199,7 @@ def offline_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    told.clear()
+    ANNOUNCED.clear()
 
     def publish(name, commit="0123456789" * 4):
         repo = tmp_path / "hub" / ("models--" + name.replace("/", "--"))
@@ -267,7 +267,7 @@ def test_inception_is_fetched_checked_and_named(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     said = refused("inception", OSError)
-    assert inception.inception_url in said and str(path) in said
+    assert inception.INCEPTION_URL in said and str(path) in said
     asked = []
 
     def served(url, dst, sha256):
@@ -276,7 +276,7 @@ def test_inception_is_fetched_checked_and_named(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", served)
     assert "begins with" in refused("inception") and path.is_file()
-    assert asked == [(inception.inception_url, inception.inception_sha256)]
+    assert asked == [(inception.INCEPTION_URL, inception.INCEPTION_SHA256)]
     refused("inception")
     assert len(asked) == 1  # what is there is not fetched again
     found = hashlib.sha256(b"another file").hexdigest()

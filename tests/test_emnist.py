@@ -39,7 +39,7 @@ from synth_nb.emnist import (
 from synth_nb.emnist.judging import moved
 from synth_nb.emnist.model import spread_times
 from synth_nb.evaluation import ImageSet
-from synth_nb.evaluation.sets import as_set
+from synth_nb.evaluation.sets import to_image_set
 from synth_nb.training.loop import Plan, Trainer, read_metrics
 from synth_nb.training.processes import SharedDraws
 
@@ -205,7 +205,9 @@ def test_without_a_network_emnist_says_how_to_get_it(monkeypatch):
 
 def test_synthetic_letters_that_are_real_ones_help_who_has_few(digits):
     few = of_characters(digits, "0125")
-    train, test = (as_set(t, part) for t, part in (("real", few.train), ("test", few.held_out)))
+    train, test = (
+        to_image_set(t, part) for t, part in (("real", few.train), ("test", few.held_out))
+    )
     half = np.arange(len(train)) % 2 == 0
     made = replace(train.select(~half), title="made")
     table = few_real(train.select(half), test, made, (1,), seeds=2, steps=25, device="cpu")

@@ -20,15 +20,15 @@ from synth_nb.embedders import embed_images, load_embedder
 from synth_nb.evaluation import (
     audit_copies,
     check_pair,
-    judge_run,
-    judge_sets,
-    open_question,
-    table_of,
+    evaluate_run,
+    open_inputs,
+    score_sets,
+    score_table,
 )
-from synth_nb.evaluation.copies import InViews, allowed, search, thumbnails
-from synth_nb.evaluation.scores import measure_for, real_floor, usable_groups
-from synth_nb.evaluation.sets import ImageSet, as_set, draw, words_in
-from synth_nb.evaluation.useful import no_use, usefulness, with_intervals
+from synth_nb.evaluation.copies import SymmetricViews, find_copies, flag_quota, thumbnails
+from synth_nb.evaluation.scores import measure_for, set_baseline, usable_groups
+from synth_nb.evaluation.sets import ImageSet, parse_list, random_subset, to_image_set
+from synth_nb.evaluation.useful import accuracy_intervals, missing_for_usefulness, usefulness
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,20 +73,20 @@ def test_an_empty_folder_and_a_missing_one(tmp_path):
     (tmp_path / "empty").mkdir()
     for word, said in (("empty", "empty"), ("not there", "not there")):
         with pytest.raises((DataError, OSError), match=said):
-            open_question("demo", str(tmp_path / word))
+            open_inputs("demo", str(tmp_path / word))
 
 
 def test_a_run_without_a_model(tmp_path):
     manifest = dict(loader="synth_nb.diffusion.experiment:load", parameters=dict(dataset="demo"))
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(FileNotFoundError, match="only its tables were kept"):
-        open_question("", str(tmp_path))
+        open_inputs("", str(tmp_path))
 
 
 def test_lists_of_sets():
-    assert words_in("['a b', \"c\"]") == ["a b", "c"]
+    assert parse_list("['a b', \"c\"]") == ["a b", "c"]
     with pytest.raises(ParameterError, match="`synthetic` is no list"):
-        words_in("[a, b")
+        parse_list("[a, b")
 
 
 # --- numbers
@@ -94,7 +94,7 @@ def test_lists_of_sets():
 
 def test_same_distribution_is_within_the_floor(eye, phantoms):
     real, fake = (ImageSet(t, phantoms[i : i + 80]) for t, i in (("real", 0), ("synthetic", 100)))
-    rows = judge_sets(real, [fake], [eye], repeats=40).set_index("metric")
+    rows = score_sets(real, [fake], [eye], repeats=40).set_index("metric")
     for name in ("frechet", "kernel", "coverage", "recall"):
         one = rows.loc[name]
         slack = 0.5 * (one.floor_high - one.floor_low)
@@ -106,16 +106,16 @@ def test_same_distribution_is_within_the_floor(eye, phantoms):
 def test_floor_is_at_the_count_of_a_small_set(eye, phantoms):
     real = ImageSet("real", phantoms[:100])
     fakes = [ImageSet("few", phantoms[200:220]), ImageSet("more", phantoms[300:390])]
-    rows = judge_sets(real, fakes, [eye], repeats=20)
+    rows = score_sets(real, fakes, [eye], repeats=20)
     counts = rows[rows.metric == "frechet"].set_index("set")["count"]
     assert counts.to_dict() == {"few": 20, "more": 50}
-    assert "real against real, at 20" in table_of(rows, eye.id).index
+    assert "real against real, at 20" in score_table(rows, eye.id).index
 
 
 def test_two_sets_of_one_title_are_refused(eye, phantoms):
     sets = [ImageSet("synthetic", phantoms[i : i + 20]) for i in (0, 20)]
     with pytest.raises(DataError, match="two sets are called 'synthetic': give each its own title"):
-        judge_sets(ImageSet("real", phantoms[40:80]), sets, [eye])
+        score_sets(ImageSet("real", phantoms[40:80]), sets, [eye])
 
 
 def test_groups_stay_together():
@@ -126,7 +126,7 @@ def test_groups_stay_together():
     assert groups is None and "2 groups, too few" in said
     x = torch.randn(60, 4).double() + 10 * torch.arange(60)[:, None].div(6).floor()
     seen = []
-    real_floor(lambda a, b: seen.append((a, b)) or {"m": 0.0}, x, 30, 4, groups=many.groups)
+    set_baseline(lambda a, b: seen.append((a, b)) or {"m": 0.0}, x, 30, 4, groups=many.groups)
     for a, b in seen:
         patients = [set((y[:, 0] / 10).round().div(1).int().tolist()) for y in (a, b)]
         assert len(a) == len(b) and len(patients[0] & patients[1]) <= 2
@@ -152,7 +152,7 @@ def compressed(image, quality=75):
 
 
 def test_views_are_read_one_by_one(phantoms):
-    views = InViews(phantoms[:10])
+    views = SymmetricViews(phantoms[:10])
     assert len(views) == 80 and (views[[3]][0] == phantoms[3]).all()
     turned = [np.rot90(phantoms[3], k, (1, 2)) for k in range(4)]
     expected = {np.ascontiguousarray(x).tobytes() for t in turned for x in (t, t[..., ::-1])}
@@ -161,7 +161,7 @@ def test_views_are_read_one_by_one(phantoms):
 
 def test_planted_copies_are_found_and_others_left_alone(eye, phantoms):
     train, rest = phantoms[:120], phantoms[120:]
-    views, found, total, alarms, honest = InViews(train), 0, 0, 0, 0
+    views, found, total, alarms, honest = SymmetricViews(train), 0, 0, 0, 0
     seen, others = [(embed_images(eye, x), thumbnails(x)) for x in (views, rest)]
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -174,7 +174,7 @@ def test_planted_copies_are_found_and_others_left_alone(eye, phantoms):
                   for name, f, s, o in zip(
                       ("features", "pixels"), (lambda x: embed_images(eye, x), thumbnails),
                       seen, others, strict=True)}
-        table, expected, _ = search(spaces, 120)
+        table, expected, _ = find_copies(spaces, 120)
         assert expected <= 0.01
         found, total = found + table["copy"][:6].sum(), total + 6
         alarms, honest = alarms + table["copy"][6:].sum(), honest + len(fresh)
@@ -184,7 +184,7 @@ def test_planted_copies_are_found_and_others_left_alone(eye, phantoms):
 
 def test_the_share_of_false_alarms_is_kept():
     for n in (10, 99, 100, 200, 399, 1000):
-        rank = int(allowed(0.01, n) * n + 1e-9)
+        rank = int(flag_quota(0.01, n) * n + 1e-9)
         assert (rank + 1) / (n + 1) <= max(0.01, 1 / (n + 1)) + 1e-12
 
 
@@ -202,7 +202,7 @@ def test_a_report_says_where_all_held_out_images_are_training_images_in_another_
 ):
     train, fake = ImageSet("training", phantoms[:60]), ImageSet("synthetic", phantoms[60:120])
     mirrored = ImageSet("real", np.ascontiguousarray(phantoms[:60, ..., ::-1]))
-    _, audit = judge_run(tmp_path, mirrored, train, [fake], [eye])
+    _, audit = evaluate_run(tmp_path, mirrored, train, [fake], [eye])
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert audit is None and "60 of 60 are training images again" in report
     assert "- not judged: the warnings say why" in report
@@ -213,24 +213,26 @@ def test_a_report_says_where_all_held_out_images_are_training_images_in_another_
 
 def test_what_is_missing_for_labels_is_said():
     one = replace(coloured(40), labels=torch.arange(40) % 2, classes=["a", "b"])
-    assert no_use(one, one, one) == ""
-    assert "no labels" in no_use(one, one, replace(one, labels=None))
-    assert "one class" in no_use(one, replace(one, labels=0 * one.labels), one)
-    assert "give `train`" in no_use(None, one, one)
-    assert "fewer than 8 images of b" in no_use(one, one, replace(one, classes=["a", "c"]))
+    assert missing_for_usefulness(one, one, one) == ""
+    assert "no labels" in missing_for_usefulness(one, one, replace(one, labels=None))
+    assert "one class" in missing_for_usefulness(one, replace(one, labels=0 * one.labels), one)
+    assert "give `train`" in missing_for_usefulness(None, one, one)
+    assert "fewer than 8 images of b" in missing_for_usefulness(
+        one, one, replace(one, classes=["a", "c"])
+    )
 
 
 def test_differences_are_paired():
     rng = np.random.default_rng(0)
     right = rng.random((3, 200)) < 0.7
-    rows = with_intervals({"real": right, "same": right.copy()}, np.arange(200) % 2)
+    rows = accuracy_intervals({"real": right, "same": right.copy()}, np.arange(200) % 2)
     assert rows[1]["diff_low"] == rows[1]["diff_high"] == 0 and rows[1]["low"] < rows[1]["high"]
 
 
 def test_both_classifiers_learn_and_keep_the_random_streams(eye):
     digits = open_dataset("digits", 32, channels=1)
     two = digits.select(digits.labels < 2)
-    train, test = as_set("training", two.train), as_set("real", two.held_out)
+    train, test = to_image_set("training", two.train), to_image_set("real", two.held_out)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -267,5 +269,5 @@ def test_two_folders_by_papermill(tmp_path, phantoms):
 
 def test_draw_keeps_labels_and_images_together():
     one = replace(coloured(50), labels=torch.arange(50), classes=list(map(str, range(50))))
-    few = draw(one, 7, seed=3)
+    few = random_subset(one, 7, seed=3)
     assert (few.images == one.images[few.labels.numpy()]).all() and len(few) == 7

@@ -13,10 +13,10 @@ from PIL import Image
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.data import open_dataset, to_uint8
-from synth_nb.data.audit import audit
-from synth_nb.data.export import export, folder_names
-from synth_nb.data.find import folder_source
-from synth_nb.data.sources import DataError
+from synth_nb.data.quality.audit import audit
+from synth_nb.data.quality.export import export, folder_names
+from synth_nb.data.readers.find import folder_source
+from synth_nb.data.readers.sources import DataError
 
 
 def images(n=7, channels=3, height=32, width=32, seed=0):

@@ -25,7 +25,7 @@ from synth_nb.embedding_gan import (
     EmbeddingGANLosses,
     FeatureStack,
 )
-from synth_nb.evaluation.sets import made_by
+from synth_nb.evaluation.sets import weights_tag
 from synth_nb.training.loop import Plan, Trainer, read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -138,7 +138,7 @@ def test_images_of_a_given_model_are_made_anew_when_it_learnt_on(notebook, marks
     net = torch.nn.Linear(2, 1)
     net.c_dim = 0  # as StyleGAN2's
     given, names = SimpleNamespace(generator=net, unet=net), []
-    space = dict(given=given, generator=given, trainer=None, made_by=made_by, label=0,
+    space = dict(given=given, generator=given, trainer=None, weights_tag=weights_tag, label=0,
                  run=SimpleNamespace(kept=lambda name, make: names.append(name)))
 
     def kept():

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from synth_nb.core.parameters import ParameterError
-from synth_nb.data import microscopy
 from synth_nb.data.cache import decode_source, mapped
-from synth_nb.data.microscopy import PageReader, em_source, grey_pixels
-from synth_nb.data.sources import DataError, ImageError
+from synth_nb.data.readers import microscopy
+from synth_nb.data.readers.microscopy import PageReader, em_source, grey_pixels
+from synth_nb.data.readers.sources import DataError, ImageError
 
 
 def section(i, height=64, width=96):

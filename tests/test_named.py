@@ -14,9 +14,15 @@ from PIL import Image
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError
-from synth_nb.data import named as named_module
 from synth_nb.data.cache import decode_source
-from synth_nb.data.named import digits_source, emnist_source, hub_source, kaggle_source, read_idx
+from synth_nb.data.readers import named as named_module
+from synth_nb.data.readers.named import (
+    digits_source,
+    emnist_source,
+    hub_source,
+    kaggle_source,
+    read_idx,
+)
 
 
 def noise(n, height=28, width=28):

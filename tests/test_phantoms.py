@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from synth_nb.core.parameters import ParameterError
-from synth_nb.data.phantoms import em_phantom, em_phantom_source, mr_phantom, mr_phantom_source
+from synth_nb.data.phantoms.em import em_phantom, em_phantom_source
+from synth_nb.data.phantoms.mr import mr_phantom, mr_phantom_source
 
 sources = [mr_phantom_source, em_phantom_source]
 

@@ -35,9 +35,11 @@ def test_the_path_of_a_module_gives_its_notebook():
 
 
 @pytest.mark.parametrize("name, path", [
-    ("synth_nb.data.archives", "library/data/archives"), ("synth_nb.data", "library/data/index"),
-    ("synth_nb.data.__init__", "library/data/index"), ("synth_nb.core.runs", "library/core/runs"),
-    ("synth_nb.__main__", "library/main"), ("05_e2i", "05_e2i"), ("gone", "gone"),
+    ("synth_nb.data.readers.archives", "library/data/readers/archives"),
+    ("synth_nb.data.readers", "library/data/readers/index"),
+    ("synth_nb.data", "library/data/index"), ("synth_nb.data.__init__", "library/data/index"),
+    ("synth_nb.core.runs", "library/core/runs"), ("synth_nb.__main__", "library/main"),
+    ("05_e2i", "05_e2i"), ("gone", "gone"),
 ])  # fmt: skip
 def test_from_a_name_to_its_notebook(name, path):
     assert notebook_path(name) == ROOT / "nbs" / f"{path}.ipynb"

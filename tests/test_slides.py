@@ -16,9 +16,9 @@ from PIL import Image
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.data.cache import decode_source
-from synth_nb.data.find import folder_source
-from synth_nb.data.slides import open_slide, slide_mpp, write_tiles, wsi_source
-from synth_nb.data.sources import DataError
+from synth_nb.data.readers.find import folder_source
+from synth_nb.data.readers.slides import open_slide, slide_mpp, write_tiles, wsi_source
+from synth_nb.data.readers.sources import DataError
 
 pytest.importorskip("openslide")
 tifffile = pytest.importorskip("tifffile")
@@ -220,7 +220,7 @@ def test_files_hold_the_pixels_and_the_table_their_places(folder, tmp_path, caps
 killed = """
     import os, signal, sys
     from PIL import Image
-    from synth_nb.data.slides import write_tiles
+    from synth_nb.data.readers.slides import write_tiles
     save, done = Image.Image.save, []
     def counted(image, path, **options):
         done.append(path)

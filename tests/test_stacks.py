@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from synth_nb.data import DataError, open_dataset
-from synth_nb.data.find import folder_source
-from synth_nb.data.stacks import dicom_stack, tiff_stack, zipped_stack
+from synth_nb.data.readers.find import folder_source
+from synth_nb.data.readers.stacks import dicom_stack, tiff_stack, zipped_stack
 
 
 def noise(seed, *shape, kind=np.uint8):
@@ -227,7 +227,7 @@ def test_zip_of_arrays_that_cannot_be_used(tmp_path, arrays, why):
 
 def test_zip_of_arrays_that_would_fill_the_disk(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "x.npz", images=np.zeros((99, 200, 200), np.uint8))
-    monkeypatch.setattr("synth_nb.data.stacks.never_a_bomb", 1000)
+    monkeypatch.setattr("synth_nb.data.readers.stacks.never_a_bomb", 1000)
     with pytest.raises(DataError, match=r"unpacks to .* beyond 200 to 1: it is not opened"):
         zipped_stack(tmp_path / "x.npz")
 

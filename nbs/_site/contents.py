@@ -22,14 +22,16 @@ def stories() -> list[str]:
 def shelf() -> list[str]:
     "The library's packages, each by its own notebook, then its single modules."
     names = [name for name in library() if name not in stories()]
-    packages = [name for name in names if name.endswith("/index")]
+    packages = [name for name in names if re.fullmatch(r"library/\w+/index", name)]
     return [*packages, *(name for name in names if dirname(name) == "library")]
 
 
 def parts(name: str) -> list[str]:
-    "The modules of a package, by the package's own notebook."
-    others = (other for other in library() if dirname(other) == dirname(name) != "library")
-    return [f"/{other}" for other in others if name.endswith("/index") and other != name]
+    "The modules and packages of a package, by the package's own notebook."
+    if not name.endswith("/index"):
+        return []
+    inside = rf"{re.escape(dirname(name))}/(\w+|\w+/index)"
+    return [f"/{other}" for other in library() if re.fullmatch(inside, other) and other != name]
 
 
 def toctree(names: list[str], caption: str = "", hidden: bool = True) -> str:

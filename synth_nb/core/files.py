@@ -45,7 +45,7 @@ def display_path(
 
 # %% ../../nbs/library/core/files.ipynb #f8a5e043
 def notebook_path(
-    name: str,  # a story, "05_e2i", or a module of the library, "synth_nb.data.archives"
+    name: str,  # a story, "05_e2i", or a module of the library, "synth_nb.data.cache"
 ) -> Path:  # absolute; need not exist
     "Where a notebook of this project lies."
     home, (library, *parts) = project_root() / "nbs", name.split(".")

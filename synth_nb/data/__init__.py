@@ -8,7 +8,7 @@ __all__ = ['open_dataset', 'find_source', 'ImageDataset', 'to_float', 'to_uint8'
            'write_tiles', 'audit']
 
 # %% ../../nbs/library/data/index.ipynb #731bb164
-from .audit import audit
+from .quality.audit import audit
 from .cache import decode_source
 from synth_nb.data.dataset import (
     ImageDataset,
@@ -18,11 +18,11 @@ from synth_nb.data.dataset import (
     to_unit,
     with_split,
 )
-from .export import export
-from .find import find_source
-from .loader import Views, view, largest_symmetry
-from .slides import write_tiles
-from .sources import DataError, ImageError, Source, endings, parse_size
+from .quality.export import export
+from .readers.find import find_source
+from .loader import Views, largest_symmetry, view
+from .readers.slides import write_tiles
+from .readers.sources import DataError, ImageError, Source, endings, parse_size
 
 # %% ../../nbs/library/data/index.ipynb #2efbd00c
 _all_ = [open_dataset, find_source, ImageDataset, to_float, to_uint8, to_unit, parse_size,

@@ -19,7 +19,14 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from .sources import DataError, ImageError, Source, cropped_size, decode, reason
+from synth_nb.data.readers.sources import (
+    DataError,
+    ImageError,
+    Source,
+    cropped_size,
+    decode,
+    reason,
+)
 from ..core.files import cache_root, digest, display_path, atomic_write
 from ..core.progress import with_progress
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from .cache import Decoded, decode_source, reader_version
-from .find import find_source
-from .sources import DataError, Source, cropped_size, parse_size
+from .readers.find import find_source
+from .readers.sources import DataError, Source, cropped_size, parse_size
 from ..core.files import digest
 from ..core.parameters import ParameterError, check_value
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 # %% ../../nbs/library/diffusion/captions.ipynb #385f0885
 from ..data import DataError, ImageDataset
-from ..data.named import open_hub
+from ..data.readers.named import open_hub
 from ..core.files import resolve, display_path
 from ..core.parameters import ParameterError
 

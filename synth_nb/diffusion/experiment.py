@@ -31,7 +31,7 @@ from .pretrained import trainable
 from .sampling import generate
 from .text import Agreement, TextConditioner, read_text_model
 from ..embedders import Embedder, embed_images, load_embedder
-from ..evaluation.sets import least_images
+from ..evaluation.sets import MIN_IMAGES
 from ..training.processes import in_own_process
 from ..core.devices import pick_device
 from ..core.parameters import ParameterError
@@ -46,10 +46,10 @@ def halves(
 ) -> tuple[np.ndarray, np.ndarray]:  # rows that ask, rows that judge; never the same
     "Divide held-out images. Raises `DataError` where a side is too small to be judged."
     ask, judge = divided(held_out, seed)
-    if min(len(ask), len(judge)) < least_images:
+    if min(len(ask), len(judge)) < MIN_IMAGES:
         sides = f"of {len(held_out)} held-out images, {len(ask)} ask and {len(judge)} judge"
         more = "give more images or groups to hold out, or raise `n_samples`"
-        raise DataError(f"{held_out.source}: {sides}; {least_images} each are the least: {more}")
+        raise DataError(f"{held_out.source}: {sides}; {MIN_IMAGES} each are the least: {more}")
     return ask, judge
 
 
@@ -71,7 +71,7 @@ def by_place(held_out: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
     order = np.lexsort(held_out.positions.T[::-1])
     ask, judge = order[: len(order) // 2], order[len(order) // 2 :]
     apart = ~held_out.overlaps()[np.ix_(judge, ask)].any(1)
-    return np.sort(ask), np.sort(judge[apart] if apart.sum() >= least_images else judge)
+    return np.sort(ask), np.sort(judge[apart] if apart.sum() >= MIN_IMAGES else judge)
 
 
 def by_group(groups: np.ndarray, counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -21,11 +21,11 @@ from ..data import ImageDataset
 from .experiment import ConditionedModel, chosen, option_names
 from .sampling import generate
 from ..embedders import Embedder, embed_images, load_embedder
-from ..embedders.inception import inception_url
+from ..embedders.inception import INCEPTION_URL
 from ..evaluation.copies import CopyAudit
-from ..evaluation.report import judge_run, markdown
-from ..evaluation.scores import table_of, wilson
-from ..evaluation.sets import ImageSet, as_set, draw
+from ..evaluation.report import evaluate_run, markdown
+from ..evaluation.scores import score_table, wilson
+from ..evaluation.sets import ImageSet, random_subset, to_image_set
 from ..metrics import retrieval_hits
 from ..core.files import atomic_write
 
@@ -92,7 +92,7 @@ def open_judges(
     device: str | torch.device = "cpu",
 ) -> list[Embedder]:
     "Extractors of an experiment: those asked for, Inception where it lies, the one that was used."
-    there = Path(torch.hub.get_dir()) / "checkpoints" / inception_url.rpartition("/")[2]
+    there = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rpartition("/")[2]
     wanted = [*names, *(["inception"] if there.is_file() else []), used]
     return [load_embedder(name, device) for name in dict.fromkeys(wanted)]
 
@@ -105,7 +105,7 @@ def write_tables(
 ):
     "Write `fidelity.csv`, and `evaluation.md` with all tables to read."
     readable = [part for e in embedders for part in (fidelity_for_people(table, e.id),
-                                                     table_of(rows, e.id))]
+                                                     score_table(rows, e.id))]
     texts = {"fidelity.csv": table.to_csv(index=False),
              "evaluation.md": "\n".join(markdown(part) for part in readable)}
     for name, text in texts.items():
@@ -125,15 +125,21 @@ def judge_experiment(
 ) -> tuple[pd.DataFrame, CopyAudit | None, pd.DataFrame]:  # numbers, copies, fidelity
     """Judge what was made for one half of the held-out images against the other half.
 
-    Writes what `judge_run` writes, `fidelity.csv`, and `evaluation.md` with the tables to read.
+    Writes what `evaluate_run` writes, `fidelity.csv`, and `evaluation.md` with the tables to read.
     """
     ask, judge = sides
-    real, training = as_set("real", held_out.select(judge)), as_set("real, training", train)
+    real, training = (
+        to_image_set("real", held_out.select(judge)),
+        to_image_set("real, training", train),
+    )
     labels, classes = held_out.labels[torch.from_numpy(ask)], list(held_out.classes)
     fakes = [ImageSet(title, images[ask], labels, classes) for title, images in sets.items()]
-    fakes += [as_set("real, asking half", held_out.select(ask)), draw(training, len(ask), seed)]
+    fakes += [
+        to_image_set("real, asking half", held_out.select(ask)),
+        random_subset(training, len(ask), seed),
+    ]
     place = embedders[0].mean.device
-    rows, audit = judge_run(folder, real, training, fakes, embedders, seed, used, device=place)
+    rows, audit = evaluate_run(folder, real, training, fakes, embedders, seed, used, device=place)
     table = fidelity_table(sets, held_out, embedders)
     write_tables(Path(folder), table, rows, embedders)
     return rows, audit, table

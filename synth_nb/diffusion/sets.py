@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/diffusion/sets.ipynb #46cd8a1a
 from ..data import to_uint8
-from ..data.export import check_place, export
+from ..data.quality.export import check_place, export
 from .latents import weights_digest
 from ..training.processes import launch, this_process
 from ..core.files import digest, resolve, atomic_write

@@ -15,7 +15,7 @@ from torch import Tensor
 # %% ../../nbs/library/em/masks.ipynb #cfca2eaa
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
-from ..segmentation.fit import deformed, random_maps
+from ..segmentation.fit import random_warps, warp_pair
 
 # %% ../../nbs/library/em/masks.ipynb #3c53a5c5
 def without_specks(
@@ -61,8 +61,8 @@ def remodelled(
     rows = near[np.arange(n)[:, None], rng.integers(near.shape[1], size=(n, tries))]
     with fork_rng(seed):
         picked = torch.from_numpy(masks[rows.ravel()]).float()
-        maps = random_maps(len(picked), picked.shape[2:])
-        made = without_specks(deformed(torch.zeros_like(picked), picked, maps)[1], smallest)
+        maps = random_warps(len(picked), picked.shape[2:])
+        made = without_specks(warp_pair(torch.zeros_like(picked), picked, maps)[1], smallest)
     made = made.reshape(n, tries, *masks.shape[1:])
     if wanted is None:
         return made[:, 0]

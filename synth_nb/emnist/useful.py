@@ -18,12 +18,12 @@ from torch import Tensor
 from .judging import moved
 from ..evaluation import ImageSet
 from synth_nb.evaluation.useful import (
+    accuracy_intervals,
+    align_labels,
     balanced_rows,
-    classes_in,
-    classify,
-    no_use,
-    same_labels,
-    with_intervals,
+    missing_for_usefulness,
+    present_classes,
+    train_and_classify,
 )
 from ..figures.plots import colours, new_figure
 from ..core.seeding import derive_seed
@@ -61,11 +61,19 @@ def learnt(
 ) -> np.ndarray:  # (M,) bool: which test letters were read rightly
     "A small network that learns from these rows."
     images = [torch.as_tensor(np.array(one.images[rows.numpy()])) for one, rows in sides]
-    labels = torch.cat([same_labels(one, classes)[rows] for one, rows in sides])
+    labels = torch.cat([align_labels(one, classes)[rows] for one, rows in sides])
     unseen = torch.as_tensor(np.array(test.images))
-    found = classify(torch.cat(images), labels, unseen, steps, seed, device, "a reader learns",
-                     None if as_they_are else moved)
-    return found == same_labels(test, classes).numpy()
+    found = train_and_classify(
+        torch.cat(images),
+        labels,
+        unseen,
+        steps,
+        seed,
+        device,
+        "a reader learns",
+        None if as_they_are else moved,
+    )
+    return found == align_labels(test, classes).numpy()
 
 # %% ../../nbs/library/emnist/useful.ipynb #5a519415
 def one_draw(
@@ -78,9 +86,9 @@ def one_draw(
     device: str,
 ) -> dict[tuple[int, str], np.ndarray]:  # (count, arm) → (M,) bool; count 0: needs none
     "All arms with one draw of real letters."
-    classes = classes_in(test)
-    given, work = same_labels(train, classes), (classes, test, steps, seed, device)
-    made = class_rows(same_labels(fake, classes), len(classes))
+    classes = present_classes(test)
+    given, work = align_labels(train, classes), (classes, test, steps, seed, device)
+    made = class_rows(align_labels(fake, classes), len(classes))
     everything = torch.cat(class_rows(given, len(classes)))
     found = {(0, "synthetic"): learnt([(fake, torch.cat(made))], *work),
              (0, "all real"): learnt([(train, everything)], *work)}
@@ -108,11 +116,11 @@ def few_real(
     Counts that some class does not have are left out. Raises `ValueError` where nothing can be
     measured.
     """
-    if reason := no_use(train, test, fake):
+    if reason := missing_for_usefulness(train, test, fake):
         raise ValueError(reason)
-    classes = classes_in(test)
-    truth = same_labels(test, classes)
-    least = min(map(len, class_rows(same_labels(train, classes), len(classes))))
+    classes = present_classes(test)
+    truth = align_labels(test, classes)
+    least = min(map(len, class_rows(align_labels(train, classes), len(classes))))
     counts = [count for count in counts if count <= least]
     draws = [one_draw(train, test, fake, counts, steps, seed + i, device) for i in range(seeds)]
     right = {key: np.stack([draw[key] for draw in draws]) for key in draws[0]}
@@ -121,7 +129,7 @@ def few_real(
         own = {arm: x for (number, arm), x in right.items() if number == count}
         against = "real" if count else "all real"
         rows += [dict(real_per_class=count, **row)
-                 for row in with_intervals(own, truth.numpy(), test.groups, against)]
+                 for row in accuracy_intervals(own, truth.numpy(), test.groups, against)]
     made = len(fake) // len(classes)
     about = dict(seeds=seeds, steps=steps, synthetic_per_class=made, test_images=len(test))
     return pd.DataFrame(rows).assign(**about)

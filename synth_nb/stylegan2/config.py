@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/library/stylegan2/config.ipynb #7d30b973
-from ..data.sources import parse_size
+from ..data.readers.sources import parse_size
 from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/stylegan2/config.ipynb #9e6aabe9

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from ..core.files import atomic_write, display_path, resolve
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
-from ..evaluation.report import latex, markdown, originals
-from ..evaluation.scores import digits, heads
+from ..evaluation.report import REPORTED, latex, markdown
+from ..evaluation.scores import METRIC_TITLES, digits
 from ..figures.plots import interval_panels
 from ..training.loop import read_metrics
 
@@ -81,7 +81,7 @@ def summary_table(
         key = score["run"], score["set"]
         line = lines.setdefault(key, dict(images=score["images"]))
         value, low, high = (digits(score[k]) for k in ("value", "low", "high"))
-        line[heads.get(score["metric"], score["metric"])] = f"{value} ({low} to {high})"
+        line[METRIC_TITLES.get(score["metric"], score["metric"])] = f"{value} ({low} to {high})"
         if score["metric"] == "kernel" and np.isfinite(score.get("floor_high") or np.nan):
             line["real vs real"] = f"{digits(score['floor_high'])} at {score['count']}"
     table = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["run", "set"])
@@ -124,8 +124,8 @@ def side_by_side(
         mine = part[part.metric == metric].drop_duplicates("run").set_index("run").reindex(names)
         if mine.value.notna().any():
             lines = mine.assign(set=names)[["set", "value", "low", "high", "at_count"]]
-            panels[heads[metric]] = lines.to_dict("records")
-            bands[heads[metric]] = (mine.floor_low.min(), mine.floor_high.max())
+            panels[METRIC_TITLES[metric]] = lines.to_dict("records")
+            bands[METRIC_TITLES[metric]] = (mine.floor_low.min(), mine.floor_high.max())
     return interval_panels(panels, bands, columns=3) if panels else None
 
 # %% ../../nbs/library/tools/report.ipynb #938c3fa3
@@ -178,7 +178,7 @@ def all_originals() -> list[Original]:
     gans = [Original("DCGAN on tissue", "02_dcgan", "", *none, _TISSUE),
             Original("GAN on embeddings", "03_embedding_gan", "", *none, _TISSUE),
             Original("StyleGAN2 on brain MR", "04_stylegan2", "", *none, _BRAIN)]
-    reported = {system: [(name, value, how) for s, name, value, how in originals if s == system]
+    reported = {system: [(name, value, how) for s, name, value, how in REPORTED if s == system]
                 for system in _NOTEBOOKS}
     diffusion, letters = [
         [Original(system, _NOTEBOOKS[system][0], name, value, how, _METRICS[name],
@@ -208,7 +208,7 @@ def _score_text(score: pd.Series) -> str:
     "A score with its interval, extractor and number of images."
     inside = f" ({digits(score.low)} to {digits(score.high)})" if np.isfinite(score.low) else ""
     by = f" by {score.extractor}" if score.extractor else ""
-    name = heads.get(score.metric, score.metric)
+    name = METRIC_TITLES.get(score.metric, score.metric)
     return f"{name} {digits(score.value)}{inside}{by}, {score.images} images"
 
 # %% ../../nbs/library/tools/report.ipynb #550372ea

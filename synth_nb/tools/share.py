@@ -19,10 +19,10 @@ import pandas as pd
 from ..core.files import atomic_folder, atomic_write, display_path, notebook_path, resolve
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
-from ..data.export import markdown_table
+from ..data.tables import markdown_table
 from ..diffusion.sets import sample_dataset
-from ..evaluation.report import better_low
-from ..evaluation.scores import digits, heads
+from ..evaluation.report import LOWER_IS_BETTER
+from ..evaluation.scores import METRIC_TITLES, digits
 
 # %% ../../nbs/library/tools/share.ipynb #42dcabc2
 @dataclass
@@ -89,16 +89,17 @@ def _evaluate(folder: Path, model, data):
     "Evaluate 24 images of a model, as the stories do."
     from synth_nb.data.dataset import to_uint8
     from synth_nb.embedders.base import load_embedder
-    from synth_nb.evaluation.report import judge_run
-    from synth_nb.evaluation.sets import ImageSet, as_set, draw
+    from synth_nb.evaluation.report import evaluate_run
+    from synth_nb.evaluation.sets import ImageSet, to_image_set, random_subset
 
-    real, train = as_set("real, held out", data.held_out), as_set("real, training", data.train)
+    real = to_image_set("real, held out", data.held_out)
+    train = to_image_set("real, training", data.train)
     images = ImageSet("synthetic", to_uint8(model.sample(24, 0).images))
-    judge_run(folder, draw(real, 24, 0), draw(train, 24, 0), [images],
+    evaluate_run(folder, random_subset(real, 24, 0), random_subset(train, 24, 0), [images],
               [load_embedder("efficientnet_lite0@32")])
 
 # %% ../../nbs/library/tools/share.ipynb #5c42a0c3
-_BETTER = (dict.fromkeys(better_low, "lower") | dict(accuracy="0.5")
+_BETTER = (dict.fromkeys(LOWER_IS_BETTER, "lower") | dict(accuracy="0.5")
            | dict.fromkeys(("density", "vendi", "spread"), "like real"))
 
 
@@ -107,7 +108,7 @@ def _score_row(row: dict) -> dict:
     low, high, least, most, value, fewer, baseline = (
         digits(row[key]) for key in ("low", "high", "floor_low", "floor_high", "value", "at_count",
                                      "floor"))
-    return {"extractor": row["extractor"], "number": heads[row["metric"]],
+    return {"extractor": row["extractor"], "number": METRIC_TITLES[row["metric"]],
             "better is": _BETTER.get(row["metric"].partition("_inf")[0], "higher"),
             "value": value + (f" ({low} to {high})" if low else ""),
             "images": f"{row['images']:.0f}, against {row['real_images']:.0f} real",
@@ -120,7 +121,7 @@ def scores_text(record: RunRecord) -> str:
     if not len(record.scores):
         page = record.folder / "evaluation.md"
         return page.read_text(encoding="utf-8") if page.is_file() else "It was not evaluated.\n"
-    named = record.scores[record.scores.metric.isin(list(heads))]
+    named = record.scores[record.scores.metric.isin(list(METRIC_TITLES))]
     rows = [_score_row(row) for row in named.to_dict("records")]
     return (f"{markdown_table(rows)}\n\nIn brackets 95 % intervals; the last two columns compare "
             "as many images, and may be read against each other. Numbers of another extractor, "
@@ -219,12 +220,12 @@ def hub_results(record: RunRecord) -> list:  # of `EvalResult`
     "Distances as the Hub lists them."
     from huggingface_hub import EvalResult
 
-    rows = record.scores[record.scores.metric.isin(better_low)] if len(record.scores) else None
+    rows = record.scores[record.scores.metric.isin(LOWER_IS_BETTER)] if len(record.scores) else None
     return [EvalResult(
         task_of(record), record.source, record.source, f"{row.metric}_{row.extractor}",
         round(row.value, 4),
-        metric_name=f"{heads[row.metric]} by {row.extractor}, {row.images:.0f} images against "
-                    f"{row.real_images:.0f}, real vs real {digits(row.floor)}")
+        metric_name=f"{METRIC_TITLES[row.metric]} by {row.extractor}, {row.images:.0f} images "
+                    f"against {row.real_images:.0f}, real vs real {digits(row.floor)}")
         for row in (rows.itertuples() if rows is not None else [])]
 
 # %% ../../nbs/library/tools/share.ipynb #d7ccc5fb
