@@ -41,7 +41,8 @@ def pixel_gan():
 
 def embedding_gan(inputs, augment=""):
     ds, embedder = open_dataset("demo", 32).train, load_embedder("efficientnet_lite0@32")
-    images = CachedEmbeddings(ds, embedder, "flip") if inputs == ["embedding"] else Views(ds, "flip")
+    dataset = CachedEmbeddings(ds, embedder, "flip") if inputs == ["embedding"] else None
+    images = dataset or Views(ds, "flip")
     train_embeddings = CachedEmbeddings(ds, embedder, 1).embeddings[0]
     features = FeatureStack(embedder, inputs, train_embeddings, DiffAugment(augment))
     D = EmbeddingDiscriminator(features(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
@@ -120,13 +121,13 @@ def cell_with(notebook: str, mark: str) -> str:
 def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
     minutes = []
 
-    def new_trainer(names, folder, what, left):
+    def new_trainer(inputs, folder, what, left):
         minutes.append(left)
         return SimpleNamespace(fit=lambda: "complete", at=SimpleNamespace(seconds=25 * 60.0))
 
-    space = dict(trainer=new_trainer([], tmp_path, "", 20), status="complete", others=["tokens"],
-                 began=time.monotonic() - 300, max_minutes=20, given=None, beside="tokens",
-                 new_trainer=new_trainer, run=SimpleNamespace(folder=tmp_path), time=time)
+    space = dict(trainer=new_trainer([], tmp_path, "", 20), status="complete", baseline=["tokens"],
+                 began=time.monotonic() - 300, max_minutes=20, pretrained=None,
+                 baseline_input="tokens", new_trainer=new_trainer, run=SimpleNamespace(folder=tmp_path), time=time)
     exec(cell_with("03_embedding_gan", "second = new_trainer("), space)
     assert minutes[1] == pytest.approx(15, abs=0.1)  # 25 over all starts, 5 in this one
 
@@ -134,24 +135,25 @@ def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
 @pytest.mark.parametrize(("notebook", "marks"), [
     ("02_dcgan", ["synthetic = "]), ("03_embedding_gan", ["synthetic = "]),
     ("04_stylegan2", ["synthetic = run.kept(", "truncated = "]), ("07_emnist", ["synthetic = "])])
-def test_images_of_a_given_model_are_made_anew_when_it_learnt_on(notebook, marks):
+def test_samples_of_a_pretrained_model_are_new_when_it_learnt_on(notebook, marks):
     net = torch.nn.Linear(2, 1)
     net.c_dim = 0  # as StyleGAN2's
-    given, names = SimpleNamespace(generator=net, unet=net), []
-    space = dict(given=given, generator=given, trainer=None, weights_tag=weights_tag, label=0,
+    pretrained, names = SimpleNamespace(generator=net, unet=net), []
+    space = dict(pretrained=pretrained, given=pretrained, generator=pretrained,
+                 trainer=None, weights_tag=weights_tag, label=0,
                  run=SimpleNamespace(kept=lambda name, make: names.append(name)))
 
-    def kept():
+    def cached_names():
         names.clear()
         for source in (cell_with(notebook, mark) for mark in marks):
-            for line in ("first", "fakes", "asked"):  # what follows is not of the given model
+            for line in ("first", "initial", "fakes", "asked"):  # not of this model
                 source = source.partition(f"\n{line} = ")[0]
             exec(source, space)
         return set(names)
 
-    assert len(before := kept()) == len(marks) and kept() == before
+    assert len(before := cached_names()) == len(marks) and cached_names() == before
     torch.nn.init.zeros_(net.weight)
-    assert not kept() & before
+    assert not cached_names() & before
 
 
 def test_an_embedder_without_gradients_is_refused():
@@ -178,14 +180,14 @@ def test_one_image_is_too_few_for_batch_normalisation():
 def papermill(notebook: str, folder: Path, **parameters) -> subprocess.CompletedProcess:
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     env["SYNTH_NB_CACHE"] = str(folder / "cache")
-    given = [word for k, v in parameters.items() for word in ("-p", k, str(v))]
+    options = [word for k, v in parameters.items() for word in ("-p", k, str(v))]
     command = [sys.executable, "-m", "papermill", str(ROOT / f"nbs/{notebook}.ipynb"),
-               str(folder / "out.ipynb"), *given, "-p", "outputs", str(folder)]
+               str(folder / "out.ipynb"), *options, "-p", "outputs", str(folder)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 SMALL = dict(image_size=32, epochs=1, images_per_epoch=16, batch_size=8, width=4, n_samples=24,
-             judge="efficientnet_lite2@64", run_name="small")
+             eval_embedders=["efficientnet_lite2@64"], run_name="small")
 
 
 @pytest.mark.parametrize("notebook", ["02_dcgan", "03_embedding_gan"])
@@ -203,20 +205,21 @@ def test_a_run_explains_itself_and_is_extended(notebook, patches, tmp_path):
     assert (manifest["epoch"], len(manifest["starts"])) == (2, 2)
     model = load_model(run, "cpu")
     assert_near(model.sample(3, 1).images, model.sample(5, 1).images[:3])
-    judged = torch.from_numpy(np.load(run / "samples" / f"synthetic_{manifest['step']}.npy"))
-    assert torch.equal(judged, to_uint8(model.sample(24, 0).images))  # not those before
+    evaluated = torch.from_numpy(np.load(run / "samples" / f"synthetic_{manifest['step']}.npy"))
+    assert torch.equal(evaluated, to_uint8(model.sample(24, 0).images))  # not those before
 
 
-def test_grey_images_pixels_beside_and_a_given_model(patches, tmp_path):
+def test_grey_images_pixels_as_an_input_and_a_pretrained_model(patches, tmp_path):
     small = SMALL | dict(dataset=patches)
-    grey = small | dict(channels=1, sees="embedding,pixels", beside="", gamma=0.1, augment="")
+    grey = small | dict(channels=1, discriminator_input="embedding,pixels", baseline_input="",
+                        gamma=0.1, augment="")
     done = papermill("03_embedding_gan", tmp_path, **grey)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "03_embedding_gan" / "small"
-    other = small | dict(channels=1, model=run, run_name="given")
+    other = small | dict(channels=1, model=run, run_name="pretrained")
     done = papermill("02_dcgan", tmp_path, **other)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not (tmp_path / "02_dcgan" / "given" / "metrics.csv").exists()
+    assert not (tmp_path / "02_dcgan" / "pretrained" / "metrics.csv").exists()
     done = papermill("02_dcgan", tmp_path, **small | dict(model=run, run_name="colour"))
     assert "the model makes 32 pixels with 1 channel:" in done.stdout + done.stderr
 
@@ -225,8 +228,8 @@ def test_grey_images_pixels_beside_and_a_given_model(patches, tmp_path):
     ("02_dcgan", dict(image_size=100), "near are 96 or 112"),
     ("02_dcgan", dict(batch_size=1), "raise `batch_size`"),
     ("02_dcgan", dict(gamma=1, norm="batch"), "`norm` spectral or none"),
-    ("03_embedding_gan", dict(sees="patches"), "not 'patches'"),
-    ("03_embedding_gan", dict(judge="efficientnet_lite0@96"), "another network"),
+    ("03_embedding_gan", dict(discriminator_input="patches"), "not 'patches'"),
+    ("03_embedding_gan", dict(eval_embedders=["efficientnet_lite0@96"]), "must be other networks"),
 ])
 def test_bad_parameters_get_one_sentence(notebook, wrong, sentence, tmp_path):
     done = papermill(notebook, tmp_path, **SMALL | wrong)

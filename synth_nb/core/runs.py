@@ -121,7 +121,12 @@ def differences(
 
 # %% ../../nbs/library/core/runs.ipynb #7c5e0d32
 RENAMED_PARAMETERS = {  # as older manifests have them → today's, sorted
+    "beside": "baseline_input",
+    "fall": "lr_decay_fraction",
+    "judge": "eval_embedders",
+    "judges": "eval_embedders",
     "keep_every": "snapshot_every",
+    "sees": "discriminator_input",
     "views": "symmetry",
 }
 

@@ -122,7 +122,8 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         for before, after in pairwise(widths):
             up = upsampling_layer(before, after, resize)
             blocks.append(nn.Sequential(up, nn.BatchNorm2d(after), nn.ReLU(True)))
-        blocks.append(nn.Sequential(upsampling_layer(widths[-1], channels, resize, bias=True), nn.Tanh()))
+        to_image = upsampling_layer(widths[-1], channels, resize, bias=True)
+        blocks.append(nn.Sequential(to_image, nn.Tanh()))
         self.blocks = init_weights(nn.Sequential(*blocks))
 
     def forward(self, z: Tensor) -> Tensor:
