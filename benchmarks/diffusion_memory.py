@@ -21,16 +21,16 @@ def train(size: str, pixels: int, batch_size: int, accumulate: int, checkpointin
     from diffusion_speed import latent_set
 
     from synth_nb.diffusion import DiffusionLoss, new_scheduler, new_unet
-    from synth_nb.training.loop import Phase, Plan, Trainer
+    from synth_nb.training.loop import Phase, Trainer, TrainingConfig
 
     data = latent_set(pixels // 8)
     unet = new_unet(768, pixels // 8, size=size, checkpointing=checkpointing)
     phase = Phase(DiffusionLoss(new_scheduler()), torch.optim.AdamW(unet.parameters(), 1e-4))
-    plan = Plan(1, batch_size, device="cpu", precision="bf16", accumulate=accumulate)
+    plan = TrainingConfig(1, batch_size, device="cpu", precision="bf16", accumulate=accumulate)
     trainer = Trainer(tempfile.mkdtemp(), data, dict(unet=unet), [phase], plan, dict(unet=0.995))
-    trainer.advance()
+    trainer.training_step()
     start = time.process_time()
-    trainer.advance()
+    trainer.training_step()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{peak:.2f} | {time.process_time() - start:.1f}")
 

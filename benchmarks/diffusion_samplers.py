@@ -33,7 +33,8 @@ from synth_nb.diffusion import (
 from synth_nb.diffusion.conditions import fit_components
 from synth_nb.embedders import embed_images, load_embedder
 from synth_nb.metrics import kernel_distance
-from synth_nb.training.loop import Phase, Plan, Trainer, warmup
+from synth_nb.training.loop import Phase, Trainer, TrainingConfig
+from synth_nb.training.schedules import warmup
 
 settings = {"DPM-Solver++, 20": ("dpm++", 20), "DDIM, 50": ("ddim", 50)}
 
@@ -47,7 +48,7 @@ def trained(train, eye, steps: int, vae_steps: int, precision: str):
     unet = new_unet(conditioner.components.shape[1], data.latents.shape[-1])
     optimizer = torch.optim.AdamW(trainable(unet), 1e-3)
     phase = Phase(DiffusionLoss(new_scheduler()), optimizer, scheduler=warmup(optimizer, 60))
-    plan = Plan(1, 16, 16 * steps, device="cpu", precision=precision)
+    plan = TrainingConfig(1, 16, 16 * steps, device="cpu", precision=precision)
     trainer = Trainer(tempfile.mkdtemp(), data, dict(unet=unet), [phase], plan, dict(unet=0.99))
     trainer.fit()
     return new_pipeline(vae, trainer.model("unet").eval(), new_scheduler()), conditioner

@@ -28,7 +28,7 @@ from synth_nb.diffusion import (
     new_unet,
 )
 from synth_nb.diffusion.sampling import autocast
-from synth_nb.training.loop import Phase, Plan, Trainer
+from synth_nb.training.loop import Phase, Trainer, TrainingConfig
 
 sd_vae = dict(
     block_out_channels=(128, 256, 512, 512),
@@ -65,9 +65,9 @@ def step(data: LatentSet, size: str, batch_size: int, device: str, precision: st
     seed_everything(0)
     unet = new_unet(data.conditions.shape[-1], data.latents.shape[-1], size=size)
     phase = Phase(DiffusionLoss(new_scheduler()), torch.optim.AdamW(unet.parameters(), 1e-4))
-    plan = Plan(1, batch_size, device=device, precision=precision)
+    plan = TrainingConfig(1, batch_size, device=device, precision=precision)
     trainer = Trainer(tempfile.mkdtemp(), data, dict(unet=unet), [phase], plan, dict(unet=0.995))
-    return trainer.advance
+    return trainer.training_step
 
 
 def compare(name: str, ours, theirs, rounds: int, device: str):

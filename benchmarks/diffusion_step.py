@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from synth_nb.core.devices import pick_device
 from synth_nb.core.seeding import seed_everything
 from synth_nb.diffusion import DiffusionLoss, Latents, LatentSet, new_scheduler, new_unet
-from synth_nb.training.loop import Phase, Plan, Trainer, warmup
+from synth_nb.training.loop import Phase, Trainer, TrainingConfig
+from synth_nb.training.schedules import warmup
 
 
 def ours(latents, conditions, batch_size, device):
@@ -28,9 +29,9 @@ def ours(latents, conditions, batch_size, device):
     optimizer = torch.optim.AdamW(unet.parameters(), 1e-4)
     phase = Phase(DiffusionLoss(new_scheduler()), optimizer, scheduler=warmup(optimizer, 60))
     data = LatentSet(latents, conditions, [str(i) for i in range(latents.shape[1])])
-    plan = Plan(1, batch_size, device=device, precision="fp32")
+    plan = TrainingConfig(1, batch_size, device=device, precision="fp32")
     trainer = Trainer(tempfile.mkdtemp(), data, dict(unet=unet), [phase], plan, dict(unet=0.995))
-    return trainer.advance
+    return trainer.training_step
 
 
 def plain(latents, conditions, batch_size, device):

@@ -31,7 +31,7 @@ from synth_nb.emnist import (
 )
 from synth_nb.evaluation import ImageSet
 from synth_nb.evaluation.sets import to_image_set
-from synth_nb.training.loop import Plan, Trainer
+from synth_nb.training.loop import Trainer, TrainingConfig
 
 
 def trainer_for(data, network, folder, steps=0, lr=1.5e-3, batch=32, seed=0):
@@ -39,9 +39,10 @@ def trainer_for(data, network, folder, steps=0, lr=1.5e-3, batch=32, seed=0):
     seed_everything(seed)
     unet, schedule = new_unet(len(data.classes), network=network), noise_schedule()
     phase = denoising_phase(unet, schedule, len(data.classes), lr, steps)
-    plan = Plan(1, batch, batch * max(steps, 1), seed=seed, device="cpu", precision="fp32")
+    config = TrainingConfig(1, batch, batch * max(steps, 1), seed=seed, device="cpu",
+                            precision="fp32")
     images = Views(data.train, 1)
-    trainer = Trainer(Path(folder), images, dict(unet=unet), [phase], plan, dict(unet=0.998))
+    trainer = Trainer(Path(folder), images, dict(unet=unet), [phase], config, dict(unet=0.998))
     model = LetterModel(trainer.model("unet"), schedule, list(data.classes))
     return trainer, model
 
@@ -50,7 +51,8 @@ def step(chosen, data):
     "A step of each network against the small one."
     print("| step of 32 | ours, ms | theirs, ms | ratio |\n| --- | --- | --- | --- |")
     for network in ("middle", "documented"):
-        sides = [trainer_for(data, n, tempfile.mkdtemp())[0].advance for n in ("small", network)]
+        trainers = [trainer_for(data, n, tempfile.mkdtemp())[0] for n in ("small", network)]
+        sides = [trainer.training_step for trainer in trainers]
         done = alternate(*sides, chosen.rounds, warm=1, clock=time.process_time)
         print(row(f"small against {network}", done), flush=True)
 
@@ -58,9 +60,9 @@ def step(chosen, data):
 def train(chosen, data):
     "Spend CPU seconds on a network; the rate falls to zero at their end."
     trainer, _ = trainer_for(data, chosen.network, tempfile.mkdtemp(), 3)
-    trainer.advance()
+    trainer.training_step()
     began = time.process_time()
-    trainer.advance(), trainer.advance()
+    trainer.training_step(), trainer.training_step()
     steps = max(2, int(chosen.seconds * 2 / (time.process_time() - began)))
     trainer, model = trainer_for(data, chosen.network, tempfile.mkdtemp(), steps, chosen.lr)
     began = time.process_time()

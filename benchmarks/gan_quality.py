@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from common import machine
 
-from synth_nb.training.loop import read_metrics
+from synth_nb.training.log import read_metrics
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ["02_dcgan", "03_embedding_gan"]

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from synth_nb.dcgan import Discriminator, GANLosses, Generator
 from synth_nb.embedders import load_embedder
 from synth_nb.embedding_gan import EmbeddingDiscriminator, EmbeddingGANLosses, FeatureStack
-from synth_nb.training.loop import Phase, Plan, Trainer
+from synth_nb.training.loop import Phase, Trainer, TrainingConfig
 
 
 class Noise:
@@ -45,9 +45,10 @@ def ours(size, batch_size, width):
     losses = GANLosses(lambda images: images, lambda batch: batch["image"])
     phases = [Phase(losses.generator, adam(G), "G", clip=None),
               Phase(losses.discriminator, adam(D), "D", clip=None)]
-    plan = Plan(1, batch_size, precision="fp32", device="cpu")
+    plan = TrainingConfig(1, batch_size, precision="fp32", device="cpu")
     networks = dict(G=G, D=D)
-    return Trainer(tempfile.mkdtemp(), Noise(size), networks, phases, plan, dict(G=0.995)).advance
+    trainer = Trainer(tempfile.mkdtemp(), Noise(size), networks, phases, plan, dict(G=0.995))
+    return trainer.training_step
 
 
 def plain(size, batch_size, width):

@@ -31,9 +31,9 @@ from synth_nb.metrics import (
 def features(n: int, width: int, shift: float, seed: int) -> torch.Tensor:
     "Non-negative, correlated features (n, width) float64."
     generator = torch.Generator().manual_seed(seed)
-    spread = torch.arange(1, width + 1) ** -0.75 * (1 + shift)
+    scale = torch.arange(1, width + 1) ** -0.75 * (1 + shift)
     mix = torch.randn(width, width, generator=torch.Generator().manual_seed(7)) / width**0.5
-    x = torch.randn(n, width, generator=generator) * spread
+    x = torch.randn(n, width, generator=generator) * scale
     return (3 * x @ mix + 0.4 + shift).abs().double()
 
 

@@ -17,7 +17,7 @@ from synth_nb.core.devices import pick_device, pick_precision
 from synth_nb.core.seeding import seed_everything
 from synth_nb.stylegan2 import choose_settings, extra_modules, new_networks, new_phases
 from synth_nb.stylegan2.config import ema_decay, memory_estimate, pieces_for
-from synth_nb.training.loop import Plan, Trainer
+from synth_nb.training.loop import Trainer, TrainingConfig
 
 published = {128: 6.8, 256: 12.5, 512: 41, 1024: 90}  # s/kimg of the original on an A100
 
@@ -53,7 +53,7 @@ def line(size: int, given: argparse.Namespace) -> str:
     pieces = pieces_for(settings, int(given.memory * 2**30), count, half)
     share = settings.batch_size // pieces
     estimate = memory_estimate(settings, share, count, half) / 2**30
-    plan = Plan(1, settings.batch_size, accumulate=pieces, device=given.device,
+    plan = TrainingConfig(1, settings.batch_size, accumulate=pieces, device=given.device,
                 precision=given.precision)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -63,11 +63,11 @@ def line(size: int, given: argparse.Namespace) -> str:
             dict(generator=ema_decay(settings)),
         )  # fmt: skip
         for _ in range(given.warm):
-            trainer.advance()
+            trainer.training_step()
         ready(device)
         start = time.perf_counter()
         for _ in range(given.steps):
-            trainer.advance()
+            trainer.training_step()
         ready(device)
         seconds = time.perf_counter() - start
     speed = 1000 * seconds / (given.steps * settings.batch_size)

@@ -38,7 +38,7 @@ from synth_nb.diffusion.text import text_conditions
 from synth_nb.embedders import load_embedder
 from synth_nb.figures.plots import save as save_figure
 from synth_nb.figures.plots import sheet
-from synth_nb.training.loop import Plan
+from synth_nb.training.loop import TrainingConfig
 
 COMMON = dict(
     image_size="64",
@@ -98,14 +98,14 @@ def study_of(room: str, given: dict, data) -> Study:
 def trained(run, study: Study, given: dict) -> tuple[str, int]:
     "Train and save; says whether it is complete, and the last step."
     options = {k: given[k] for k in ("guidance_scale", "sampling_steps", "candidates", "precision")}
-    plan = Plan(given["epochs"], given["batch_size"], given["images_per_epoch"],
+    plan = TrainingConfig(given["epochs"], given["batch_size"], given["images_per_epoch"],
                 seed=given["seed"], device=given["device"], precision=given["precision"],
                 max_minutes=given["max_minutes"])
     trainer = new_trainer(run.folder, study, Recipe.of(given), plan, given["symmetry"], **options)
     status = trainer.fit()
     with atomic_folder(run.path("model")) as place:
         save(trainer.made(), place)
-    return status, trainer.at.step
+    return status, trainer.position.step
 
 
 def images_of(run, study: Study, given: dict) -> dict:

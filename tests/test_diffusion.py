@@ -34,7 +34,7 @@ from synth_nb.diffusion import (
     trainable,
 )
 from synth_nb.diffusion.autoencoder import ReconstructionLoss
-from synth_nb.training.loop import Phase, Plan, Trainer
+from synth_nb.training.loop import Phase, Trainer, TrainingConfig
 
 FORKS = multiprocessing.get_context("forkserver")  # a process that has imported what others need
 FORKS.set_forkserver_preload(["synth_nb.diffusion", "synth_nb.embedders"])
@@ -219,7 +219,7 @@ def trained(folder: Path, epochs: int, unet=None, data=None, lr=1e-3, **loss) ->
     optimizer = torch.optim.AdamW(trainable(unet), lr)
     scheduler = new_scheduler(loss.pop("prediction_type", "v_prediction"))
     phase = Phase(DiffusionLoss(scheduler, **loss), optimizer)
-    plan = Plan(epochs, 4, 8, device="cpu", precision="fp32")
+    plan = TrainingConfig(epochs, 4, 8, device="cpu", precision="fp32")
     data = data or latent_set()
     trainer = Trainer(folder, data, dict(unet=unet), [phase], plan, dict(unet=0.9))
     trainer.fit()

@@ -26,7 +26,8 @@ from synth_nb.embedding_gan import (
     FeatureStack,
 )
 from synth_nb.evaluation.sets import weights_tag
-from synth_nb.training.loop import Plan, Trainer, read_metrics
+from synth_nb.training.log import read_metrics
+from synth_nb.training.loop import Trainer, TrainingConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -61,11 +62,11 @@ def trained(folder, make, epochs, stop_after=None):
     "Weights, averages and log of a small training, or of its beginning."
     seed_everything(0)
     losses, networks, data = make()
-    plan = Plan(epochs, 8, images_per_epoch=24, device="cpu")
+    plan = TrainingConfig(epochs, 8, images_per_epoch=24, device="cpu")
     phases = gan_phases(losses, networks["G"], networks["D"], 1e-3, (0.5, 0.99))
     trainer = Trainer(folder, data, networks, phases, plan, dict(G=0.9))
     if stop_after:
-        trainer.over = lambda: trainer.at.step == stop_after
+        trainer.time_is_up = lambda: trainer.position.step == stop_after
     assert trainer.fit() == ("stopped" if stop_after else "complete")
     state = trainer.state()
     return [t for part in ("modules", "averages") for net in state[part].values()
@@ -127,7 +128,8 @@ def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
 
     space = dict(trainer=new_trainer([], tmp_path, "", 20), status="complete", baseline=["tokens"],
                  began=time.monotonic() - 300, max_minutes=20, pretrained=None,
-                 baseline_input="tokens", new_trainer=new_trainer, run=SimpleNamespace(folder=tmp_path), time=time)
+                 baseline_input="tokens", new_trainer=new_trainer,
+                 run=SimpleNamespace(folder=tmp_path), time=time)
     exec(cell_with("03_embedding_gan", "second = new_trainer("), space)
     assert minutes[1] == pytest.approx(15, abs=0.1)  # 25 over all starts, 5 in this one
 

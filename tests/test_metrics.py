@@ -1,5 +1,6 @@
 "Metrics on odd input: what is refused, what equals give, and what must not matter."
 
+import pickle
 import subprocess
 import sys
 
@@ -9,28 +10,33 @@ import torch
 from skimage.metrics import structural_similarity
 
 from synth_nb.metrics import (
+    PRDC,
+    CopyScores,
+    FrechetDistance,
+    KernelDistance,
     authenticity,
+    classifier_two_sample_test,
+    confidence_interval,
     copy_scores,
-    feature_similarity,
-    floor,
     frechet_distance,
     frechet_infinity,
     inception_score,
-    interval,
     kernel_distance,
     kernel_distance_subsets,
+    mean_pairwise_distance,
     membership_auc,
     ms_ssim,
-    nearest,
+    nearest_neighbour,
     pairwise_ssim,
+    perceptual_distance,
     prdc,
-    spread,
+    real_baseline,
     ssim,
     train_test_gap,
-    two_sample_test,
     vendi_score,
 )
 from synth_nb.metrics.scores import _cross_accuracy, _fit_logistic, _labels, _standardised
+from synth_nb.training.processes import launch, this_process
 
 
 def normal(n, width, seed=0, scale=1.0, shift=0.0):
@@ -45,15 +51,17 @@ PAIRS = {
     "kernel_distance": kernel_distance,
     "kernel_distance_subsets": lambda a, b: kernel_distance_subsets(a, b, 3, 10)["mean"],
     "prdc": lambda a, b: prdc(a, b, 3)["coverage"],
-    "nearest": lambda a, b: nearest(a, b)[0].sum().item(),
-    "two_sample_test": lambda a, b: two_sample_test(a, b, permutations=1)["accuracy"],
+    "nearest_neighbour": lambda a, b: nearest_neighbour(a, b)[0].sum().item(),
+    "classifier_two_sample_test": lambda a, b: classifier_two_sample_test(
+        a, b, permutations=1)["accuracy"],
     "authenticity": authenticity,
     "membership_auc": lambda a, b: membership_auc(a, a, b),
     "train_test_gap": lambda a, b: train_test_gap(a, a, b),
     "copy_scores": lambda a, b: copy_scores(a[:5], a, b)["threshold"],
-    "interval": lambda a, b: interval(frechet_distance, a, b, repeats=20)["low"],
+    "confidence_interval": lambda a, b: confidence_interval(
+        frechet_distance, a, b, n_repeats=20)["low"],
     "vendi_score": lambda a, b: vendi_score(a) + vendi_score(b),
-    "spread": lambda a, b: spread(a) + spread(b),
+    "mean_pairwise_distance": lambda a, b: mean_pairwise_distance(a) + mean_pairwise_distance(b),
 }
 BAD = {
     "NaN or infinity": (torch.tensor([[0.0, torch.nan]] * 30), torch.zeros(30, 2)),
@@ -72,7 +80,7 @@ def test_bad_features_are_refused_in_one_sentence(name, sentence):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(PAIRS.keys() - {"vendi_score", "spread"}))
+@pytest.mark.parametrize("name", sorted(PAIRS.keys() - {"vendi_score", "mean_pairwise_distance"}))
 def test_different_widths_are_refused(name):
     with pytest.raises(ValueError, match=r"widths differ: \[\d, \d"):
         PAIRS[name](normal(30, 3), normal(30, 4))
@@ -85,26 +93,26 @@ EQUAL = {
     "kernel_distance": 0,
     "kernel_distance_subsets": 0,
     "prdc": 0,
-    "nearest": 0,
-    "two_sample_test": 0.5,
+    "nearest_neighbour": 0,
+    "classifier_two_sample_test": 0.5,
     "authenticity": 0,
     "membership_auc": 0.5,
     "train_test_gap": 0,
-    "interval": 0,
+    "confidence_interval": 0,
     "vendi_score": 2,
-    "spread": 0,
+    "mean_pairwise_distance": 0,
 }
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e3, -7e-4])
 @pytest.mark.parametrize("name", EQUAL)
-def test_equal_images_give_what_the_definition_says(name, value):
+def test_equal_images_give_what_follows_from_the_definition(name, value):
     same = torch.full((30, 5), value)
     scale = max(1.0, (value * value + 1) ** 3)  # the cubic kernel's own size
     assert PAIRS[name](same, same) == pytest.approx(EQUAL[name], abs=1e-9 * scale)
 
 
-@pytest.mark.parametrize("name", sorted(PAIRS.keys() - {"two_sample_test"}))
+@pytest.mark.parametrize("name", sorted(PAIRS.keys() - {"classifier_two_sample_test"}))
 def test_a_constant_feature_is_harmless(name):
     a, b = normal(40, 4), normal(50, 4, 1, 1.2)
     c, d = (torch.cat([x, torch.full((len(x), 1), 0.1)], 1) for x in (a, b))
@@ -114,7 +122,8 @@ def test_a_constant_feature_is_harmless(name):
         assert found == pytest.approx(PAIRS[name](a, b), rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", sorted(PAIRS.keys() - {"two_sample_test", "interval"}))
+@pytest.mark.parametrize(
+    "name", sorted(PAIRS.keys() - {"classifier_two_sample_test", "confidence_interval"}))
 def test_numpy_float32_and_gradients_change_nothing(name):
     a, b = normal(40, 4).float(), normal(50, 4, 1, 1.2).float()
     expected = PAIRS[name](a.double(), b.double())
@@ -127,8 +136,9 @@ def test_global_random_numbers_are_left_alone():
     np.random.seed(5)
     a, b = normal(40, 3), normal(40, 3, 1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    calls = [lambda: interval(kernel_distance, a, b, repeats=20), lambda: floor(prdc, a, 15),
-             lambda: two_sample_test(a, b, permutations=2), lambda: frechet_infinity(a, b),
+    calls = [lambda: confidence_interval(kernel_distance, a, b, n_repeats=20),
+             lambda: real_baseline(prdc, a, 15), lambda: frechet_infinity(a, b),
+             lambda: classifier_two_sample_test(a, b, permutations=2),
              lambda: kernel_distance_subsets(a, b, 3, 10), lambda: inception_score(a.softmax(1), 4)]
     for call in calls:
         assert call() == call()
@@ -154,7 +164,7 @@ def test_frechet_does_not_depend_on_the_origin():
     assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
 
 
-def test_frechet_infinity_takes_the_bias_out_and_may_keep_the_real_set_whole():
+def test_frechet_infinity_takes_the_bias_out_and_may_leave_the_real_set_complete():
     draws = [(normal(300, 12, 2 * i), normal(300, 12, 2 * i + 1)) for i in range(20)]
     both, one, plain = (
         np.mean([f(a, b) for a, b in draws])
@@ -181,7 +191,7 @@ def test_kernel_subsets_are_numpys_and_the_kernel_is_plain():
         values.append(sum(others) - 2 * kernel(x, y).mean())
     found = kernel_distance_subsets(a, b, 5, 20, 2020)
     assert found["mean"] == pytest.approx(np.mean(values), rel=1e-9)
-    assert found["deviation"] == pytest.approx(np.std(values), rel=1e-9)
+    assert found["std"] == pytest.approx(np.std(values), rel=1e-9)
 
 
 MEMORY = """
@@ -201,7 +211,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     "name, n, width, options, least",
     [
         ("prdc", 6000, 4, ", chunk=512", 6000**2 * 8),
-        ("nearest", 6000, 4, ", chunk=512", 6000**2 * 8),
+        ("nearest_neighbour", 6000, 4, ", chunk=512", 6000**2 * 8),
         ("kernel_distance", 6000, 4, ", chunk=512", 6000**2 * 8),
         ("frechet_distance", 120000, 200, "", 120000 * 200 * 8),
     ],
@@ -225,7 +235,7 @@ def test_inception_score_cuts_as_published_and_shuffles_first():
         scores.append(np.exp((part * np.log(part / part.mean(0))).sum(1).mean()))
     found = inception_score(p, 10, seed=3)
     assert found["mean"] == pytest.approx(np.mean(scores), rel=1e-9)
-    assert found["deviation"] == pytest.approx(np.std(scores), rel=1e-9)
+    assert found["std"] == pytest.approx(np.std(scores), rel=1e-9)
     by_class = torch.eye(5).repeat_interleave(20, 0)
     assert inception_score(by_class, 5)["mean"] > 4  # unshuffled it would be 1
 
@@ -257,7 +267,7 @@ def two_kinds(n: int, d: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return x, labels, torch.cat([parts, parts])
 
 
-def test_fitting_in_the_span_of_few_images_changes_no_judgement():
+def test_fitting_in_the_span_of_the_images_changes_no_decision():
     x, labels, parts = two_kinds(30, 90)
     full = (x - x.mean(0)) / x.std(0)
     assert _standardised(x).shape == (60, 60)
@@ -287,19 +297,20 @@ def test_shuffled_labels_stay_balanced_in_every_part():
     assert len(labels.T.unique(dim=0)) == 51
 
 
-def test_two_sample_test_balances_the_sets():
-    found = two_sample_test(normal(40, 3), normal(200, 3, 1), permutations=19)
+def test_the_two_sample_test_balances_the_sets():
+    found = classifier_two_sample_test(normal(40, 3), normal(200, 3, 1), permutations=19)
     assert found["images"] == 40
-    assert two_sample_test(normal(40, 3), normal(40, 3), permutations=1, size=25)["images"] == 25
+    small = classifier_two_sample_test(normal(40, 3), normal(40, 3), permutations=1, size=25)
+    assert small["images"] == 25
     assert found["p_value"] > 0.05
     with pytest.raises(ValueError, match="`permutations` must be at least 1"):
-        two_sample_test(normal(40, 3), normal(40, 3), permutations=0)
+        classifier_two_sample_test(normal(40, 3), normal(40, 3), permutations=0)
 
 
 # neighbours and copies
 
 
-def test_a_copied_set_is_judged_as_the_definition_says_at_any_offset():
+def test_a_copied_set_has_the_scores_of_the_definition_at_any_offset():
     x = normal(150, 5)
     for shift in (0, 1e5):
         found = prdc(x + shift, x + shift, 4, chunk=40)
@@ -327,7 +338,7 @@ def test_at_most_the_promised_share_of_held_out_images_is_flagged():
         copy_scores(train, train, train + 9, 0.5)
 
 
-def test_a_single_image_can_be_asked_about():
+def test_a_single_image_can_be_checked():
     train, held_out = normal(50, 3), normal(120, 3, 1)
     found = copy_scores(train[7:8], train, held_out)
     assert found["copy"].tolist() == [True] and found["nearest"].tolist() == [7]
@@ -393,42 +404,42 @@ def test_pairs_come_from_a_memory_map_without_repeats(tmp_path):
     assert pairwise_ssim(mapped, 1000)["pairs"] == 36
 
 
-def test_feature_similarity_is_one_number_per_pair_and_refuses_nan():
+def test_perceptual_distance_is_one_number_per_pair_and_refuses_nan():
     generator = torch.Generator().manual_seed(0)
     a = [torch.randn(4, c, 6, 6, generator=generator) for c in (3, 9)]
     b = [x[[0, 1, 3, 2]] for x in a]
-    found = feature_similarity(a, b)
+    found = perceptual_distance(a, b)
     assert found[:2].tolist() == [0, 0] and found[2] == found[3] and 1 < found[2] < 3
     with pytest.raises(ValueError, match="NaN"):
-        feature_similarity(a, [a[0] * torch.nan, a[1]])
+        perceptual_distance(a, [a[0] * torch.nan, a[1]])
     with pytest.raises(ValueError, match="alike"):
-        feature_similarity([], [])
+        perceptual_distance([], [])
 
 
 # uncertainty
 
 
-def test_floor_never_puts_a_group_on_both_sides():
+def test_the_baseline_never_puts_a_group_on_both_sides():
     names = [i // 7 for i in range(140)]
     features = torch.tensor([[float(g), float(i)] for i, g in enumerate(names)])
-    sizes, whole = [], False
+    sizes, by_group = [], True
 
     def look(a, b):
-        assert whole or not set(a[:, 0].tolist()) & set(b[:, 0].tolist())
+        assert not by_group or not set(a[:, 0].tolist()) & set(b[:, 0].tolist())
         assert len(set(a[:, 1].tolist()) | set(b[:, 1].tolist())) == len(a) + len(b)
         sizes.append((len(a), len(b)))
         return 0.0
 
-    floor(look, features, groups=names)
-    floor(look, features, 50, groups=names)
-    whole = True  # without groups only the images differ
-    floor(look, features, 70)
+    real_baseline(look, features, groups=names)
+    real_baseline(look, features, 50, groups=names)
+    by_group = False
+    real_baseline(look, features, 70)
     assert set(sizes) == {(70, 70), (50, 50)}
     with pytest.raises(ValueError, match="two sets of `size` images must fit"):
-        floor(look, features, 70 + 1)
+        real_baseline(look, features, 70 + 1)
 
 
-def test_interval_draws_whole_groups_and_never_twice():
+def test_the_interval_draws_complete_groups_and_never_twice():
     names = [i // 7 for i in range(140)]
     features = torch.tensor([[float(g), float(i)] for i, g in enumerate(names)])
 
@@ -438,10 +449,10 @@ def test_interval_draws_whole_groups_and_never_twice():
         assert len(b) in (140, 70) and len(b[:, 1].unique()) == len(b)
         return float(len(a))
 
-    assert interval(look, features, features, 20, groups=names)["value"] == 140
+    assert confidence_interval(look, features, features, 20, groups=names)["value"] == 140
 
 
-def test_interval_covers_the_mean_precision():
+def test_the_interval_covers_the_mean_precision():
     "Of 120 studies of 80 images; the deviation of such a share around 0.95 is 0.02."
 
     def precision(a, b):
@@ -451,8 +462,148 @@ def test_interval_covers_the_mean_precision():
         return normal(80, 3, 2 * i), normal(80, 3, 2 * i + 1, 1.5)
 
     truth = np.mean([precision(*study(i)) for i in range(1000, 1600)])
-    found = [interval(precision, *study(i), repeats=60) for i in range(120)]
+    found = [confidence_interval(precision, *study(i), n_repeats=60) for i in range(120)]
     assert np.mean([f["low"] <= truth <= f["high"] for f in found]) > 0.95 - 4 * 0.02
+
+
+# over batches and processes
+
+
+REAL, FAKE, HELD_OUT = (normal(n, 6, n, scale).float() for n, scale in
+                        ((90, 1.0), (70, 1.2), (80, 1.0)))  # fmt: skip
+
+
+def accumulators(**options) -> dict:
+    return dict(frechet=FrechetDistance(6, **options), kernel=KernelDistance(**options),
+                prdc=PRDC(3, **options), copies=CopyScores(0.05, **options))
+
+
+def add(metric, batches):
+    for kind, x in batches:
+        more = dict(held_out=kind == "held_out") if isinstance(metric, CopyScores) else {}
+        if more or kind != "held_out":
+            metric.update(x, real=kind != "fake", **more)
+
+
+def in_batches(size: int) -> list:
+    kinds = dict(real=REAL, fake=FAKE, held_out=HELD_OUT)
+    return [(kind, part) for kind, x in kinds.items() for part in x.split(size)]
+
+
+def plain(metric) -> dict[str, float]:
+    found = metric.compute()
+    found = found if isinstance(found, dict) else dict(value=found)
+    assert all(value.dtype == torch.float64 and value.ndim == 0 for value in found.values())
+    return {name: value.item() for name, value in found.items()}
+
+
+def expected(name: str) -> dict[str, float]:
+    "By the pure functions."
+    if name == "prdc":
+        return prdc(REAL, FAKE, 3)
+    if name != "copies":
+        f = dict(frechet=frechet_distance, kernel=kernel_distance)[name]
+        return dict(value=f(REAL, FAKE))
+    found = copy_scores(FAKE, REAL, HELD_OUT, 0.05)
+    return dict(copies=found["copy"].double().mean().item(), threshold=found["threshold"],
+                false_alarms=found["false_alarms"], authenticity=authenticity(REAL, FAKE),
+                membership_auc=membership_auc(REAL, HELD_OUT, FAKE))
+
+
+@pytest.mark.parametrize("size", [1, 32, 200])
+@pytest.mark.parametrize("name", list(accumulators()))
+def test_batches_give_what_the_pure_function_gives(name, size):
+    metric = accumulators()[name]
+    add(metric, in_batches(size))
+    assert plain(metric) == pytest.approx(expected(name), rel=1e-9)
+    metric.reset()
+    with pytest.raises(RuntimeError, match=r"needs features of \d or more real images, got 0"):
+        add(metric, [("fake", FAKE)])
+        metric.compute()
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")  # before an `update`, which is meant
+@pytest.mark.parametrize("name", list(accumulators()))
+def test_real_features_may_outlast_a_reset_and_forward_only_adds(name):
+    metric = accumulators(reset_real_features=False)[name]
+    add(metric, in_batches(30))
+    metric.reset()
+    with pytest.raises(RuntimeError, match="generated images, got 0"):
+        metric.compute()
+    for x in FAKE.split(40):
+        assert metric(x, real=False) is None
+    assert plain(metric) == pytest.approx(expected(name), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", list(accumulators()))
+def test_odd_batches_are_refused_and_leave_nothing_behind(name):
+    metric = accumulators()[name]
+    add(metric, in_batches(50))
+    odd = {r"widths differ: \[6, 4\]": FAKE[:, :4], "NaN or infinity": FAKE * torch.nan,
+           r"got \(6,\)": FAKE[0], r"got \(0, 6\)": FAKE[:0]}
+    for sentence, bad in odd.items():
+        with pytest.raises(ValueError, match=sentence):
+            metric.update(bad, real=False)
+    assert plain(metric) == pytest.approx(expected(name), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", list(accumulators()))
+def test_states_survive_copies_and_merge(name):
+    first, second = (accumulators()[name] for _ in range(2))
+    batches = in_batches(30)
+    add(first, batches[::2])
+    add(second, batches[1::2])
+    second = pickle.loads(pickle.dumps(second)).clone()
+    second.merge_state(first)
+    assert plain(second) == pytest.approx(expected(name), rel=1e-9)
+
+
+def test_half_precision_is_taken_and_double_precision_stays_where_set():
+    metric, exact = KernelDistance(), KernelDistance().set_dtype(torch.float64)
+    a, b = normal(40, 4), normal(50, 4, 1, 1.2)
+    for one, x, y in ((metric, a.half(), b.half()), (exact, a, b)):
+        one.update(x, real=True)
+        one.update(y, real=False)
+        assert one.compute().item() == kernel_distance(x, y)
+
+
+def test_processes_together_give_what_one_gives(tmp_path):
+    "Also where a process has no batch of some kind, or none at all."
+    deals = [lambda i: i % 2, lambda i: i > 3, lambda i: 1]
+
+    def work():
+        rank, _, _ = this_process("cpu")
+        torch.distributed.init_process_group("gloo")
+        found = []
+        for deal in deals:
+            metrics = accumulators()
+            for metric in metrics.values():
+                add(metric, [b for i, b in enumerate(in_batches(20)) if deal(i) == rank])
+            found.append({name: plain(metric) for name, metric in metrics.items()})
+        torch.save(found, tmp_path / f"{rank}.pt")
+        torch.distributed.destroy_process_group()
+
+    launch(work, 2, device="cpu")
+    for rank in range(2):
+        for found in torch.load(tmp_path / f"{rank}.pt"):
+            for name, values in found.items():
+                assert values == pytest.approx(expected(name), rel=1e-9)
+
+
+def test_torchmetrics_is_imported_where_it_is_used():
+    program = "import sys, synth_nb.metrics as m; print('torchmetrics' in sys.modules); m.PRDC"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", list(accumulators()))
+def test_batches_may_come_from_another_device(name):
+    metric = accumulators()[name].cuda()
+    add(metric, in_batches(30))
+    found = metric.compute()
+    assert all(x.is_cuda for x in (found.values() if isinstance(found, dict) else [found]))
+    assert plain(metric) == pytest.approx(expected(name), rel=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

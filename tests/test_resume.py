@@ -14,7 +14,8 @@ PROGRAM = """
 import sys, torch
 from torch import nn
 from synth_nb.core.seeding import seed_everything
-from synth_nb.training.loop import Phase, Plan, Trainer, warmup
+from synth_nb.training.loop import Phase, Trainer, TrainingConfig
+from synth_nb.training.schedules import warmup
 
 class Noise:
     keys = [str(i) for i in range(50)]
@@ -33,10 +34,10 @@ G = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64,
 D = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(576, 1))
 opt_d, opt_g = (torch.optim.Adam(m.parameters(), 1e-3) for m in (D, G))
 phases = [Phase(loss_d, opt_d, "D"), Phase(loss_g, opt_g, "G", every=2, scheduler=warmup(opt_g, 9))]
-plan = Plan(epochs=30, batch_size=12, images_per_epoch=120, device="cpu", best="score",
-            checkpoint_minutes=0.0005)
+config = TrainingConfig(epochs=30, batch_size=12, images_per_epoch=120, device="cpu", best="score",
+                        checkpoint_minutes=0.0005)
 evaluate = lambda epoch: dict(score=float(torch.rand(())))
-trainer = Trainer(sys.argv[1], Noise(), dict(G=G, D=D), phases, plan, dict(G=0.9), evaluate)
+trainer = Trainer(sys.argv[1], Noise(), dict(G=G, D=D), phases, config, dict(G=0.9), evaluate)
 print("ready", flush=True)
 trainer.fit()
 torch.save([trainer.state()["modules"], trainer.state()["averages"]], sys.argv[1] + "/end.pt")
@@ -56,8 +57,8 @@ def tensors(folder: Path) -> list[torch.Tensor]:
 
 
 def test_killed_at_random_moments_ends_bit_for_bit(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole).wait() == 0
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    assert start(alone).wait() == 0
     moments, kills = random.Random(0), 0
     for _ in range(4):
         process = start(killed)
@@ -71,7 +72,7 @@ def test_killed_at_random_moments_ends_bit_for_bit(tmp_path):
     process = start(killed)
     output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(killed), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(alone), tensors(killed), strict=True))
     rows = [line.split(",")[0] for line in (killed / "metrics.csv").read_text().splitlines()[1:]]
     assert rows == [str(10 * n) for n in range(1, 31)]
     assert len(list(killed.glob("events.*"))) == 1
@@ -92,8 +93,8 @@ def test_a_run_folder_belongs_to_one_process(tmp_path):
     code = """
 import sys
 from synth_nb.core.runs import open_run
-given = dict(outputs=sys.argv[1], run_name="mine")
-run = open_run("none", given, dict(fingerprint="a"), "synth_nb.core.runs:none")
+parameters = dict(outputs=sys.argv[1], run_name="mine")
+run = open_run("none", parameters, dict(fingerprint="a"), "synth_nb.core.runs:none")
 print(run.manifest["status"], flush=True)
 sys.stdin.readline()
 """

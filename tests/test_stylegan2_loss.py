@@ -30,7 +30,7 @@ from synth_nb.stylegan2.loss import (
     path_lengths,
     squared_slopes,
 )
-from synth_nb.training.loop import Plan, Trainer
+from synth_nb.training.loop import Trainer, TrainingConfig
 
 FILE = Path(__file__).parent / "reference" / "stylegan2_res32_rgb.npz"
 built = importlib.util.find_spec("synth_nb.stylegan2.networks") and FILE.is_file()
@@ -175,7 +175,7 @@ def trained(folder, epochs=1, accumulate=1, classes=0, apart=False, **changes) -
     phases = new_phases(settings, generator.parameters(), judge.parameters(), classes)
     parts = dict(mapping=generator.mapping, synthesis=generator.synthesis)
     modules = (parts if apart else dict(generator=generator)) | dict(discriminator=judge)
-    plan = Plan(epochs, 16, 16 * 8, accumulate, device="cpu", precision="fp32")
+    plan = TrainingConfig(epochs, 16, 16 * 8, accumulate, device="cpu", precision="fp32")
     trainer = Trainer(folder, Pictures(), modules | extra_modules(settings), phases, plan)
     trainer.fit()
     return trainer

@@ -28,7 +28,8 @@ from synth_nb.stylegan2 import (
     save,
 )
 from synth_nb.stylegan2.config import ema_decay, memory_estimate
-from synth_nb.training.loop import Plan, read_metrics
+from synth_nb.training.log import read_metrics
+from synth_nb.training.loop import TrainingConfig
 
 EYE = "efficientnet_lite2@64"
 ROOT = Path(__file__).parent.parent
@@ -168,7 +169,7 @@ def test_exported_weights_and_others_models(tmp_path):
 
 def test_an_epoch_may_be_the_data_set(asked):
     space = asked(image_size=32, images_per_epoch=0, kimg=1, dataset="digits", judge=EYE)
-    exec(cell_with("plan = Plan("), space)
+    exec(cell_with("plan = TrainingConfig("), space)
     size = len(space["images"].train)
     assert space["plan"].images_per_epoch == size and space["plan"].epochs == -(-1000 // size)
 
@@ -191,11 +192,11 @@ def average_of(asked, folder, epochs, until=0, **given):
         used.append(ema_decay(settings, images))
         return used[-1]
 
-    for mark in ("plan = Plan(", "def judged(", "def new_trainer("):
+    for mark in ("plan = TrainingConfig(", "def judged(", "def new_trainer("):
         exec(cell_with(mark), space)
     space |= dict(ema_decay=decay, judged=lambda *a: {}, save_samples=lambda *a: None)
     trainer = space["new_trainer"](folder, space["images"], space["plan"])
-    trainer.over = lambda: trainer.at.step == until
+    trainer.time_is_up = lambda: trainer.position.step == until
     trainer.fit()
     return used, [*trainer.averages["generator"].state_dict().values()]
 
@@ -219,15 +220,15 @@ def test_a_configuration_without_ramp_up_has_one_decay(asked, tmp_path):
 def test_pieces_that_cut_groups_are_refused(asked):
     space = asked(image_size=32, dataset="digits", judge=EYE, accumulate=8)
     with pytest.raises(ParameterError, match=r"`accumulate` 8 cuts 8 images .*: take 1 or 2, or"):
-        exec(cell_with("plan = Plan("), space)
+        exec(cell_with("plan = TrainingConfig("), space)
 
 
 def test_processes_that_measure_other_paths_are_refused(asked):
     few = dict(image_size=32, dataset="digits", judge=EYE, batch_size=4, num_processes=2)
     space = asked(path_weight=2, **few)
     with pytest.raises(ParameterError, match="`path_weight` measures paths of one image in 2, and"):
-        exec(cell_with("plan = Plan("), space)
-    exec(cell_with("plan = Plan("), asked(**few))  # without it they are taken
+        exec(cell_with("plan = TrainingConfig("), space)
+    exec(cell_with("plan = TrainingConfig("), asked(**few))  # without it they are taken
 
 
 def test_another_start_has_as_many_pieces_as_the_first(asked, monkeypatch):
@@ -238,7 +239,7 @@ def test_another_start_has_as_many_pieces_as_the_first(asked, monkeypatch):
     for images in (4, 8):  # that the memory holds: at first little is free, later enough
         free = memory_estimate(settings, images, count)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place, free=free: (free, free))
-        exec(cell_with("plan = Plan("), space)
+        exec(cell_with("plan = TrainingConfig("), space)
         assert space["plan"].accumulate == space["run"].manifest["pieces"] == 2
 
 
@@ -250,7 +251,7 @@ def test_a_second_training_that_is_stopped_leaves_the_run_stopped(rows, tmp_path
         open_dataset=lambda *a, **k: SimpleNamespace(source="demo", describe=dict), seed=0,
         image_size=32, other_channels=3, column="kernel", images=SimpleNamespace(source="mr"),
         run=SimpleNamespace(update=lambda **k: None, path=lambda name: tmp_path / name),
-        plan=Plan(1, 8, max_minutes=20), replace=replace, time=time, log=[row], pd=pd,
+        plan=TrainingConfig(1, 8, max_minutes=20), replace=replace, time=time, log=[row], pd=pd,
         verdict=SimpleNamespace(id="eye"), display=lambda *a: None, sheet=lambda *a: None,
         save_figure=lambda *a: None, to_uint8=lambda x: x, read_metrics=lambda at: [row] * rows,
         StyleToImage=lambda net: SimpleNamespace(

@@ -22,7 +22,8 @@ from ..core.devices import pick_device
 from ..core.files import cache_root, digest, resolve, atomic_folder
 from ..core.parameters import ParameterError
 from ..core.seeding import seed_everything
-from ..training.loop import Phase, Plan, Trainer, warmup
+from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.schedules import warmup
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #e4ef040c
 def widths_of(
@@ -233,7 +234,9 @@ def train_autoencoder(
                                   weight_decay=1e-4, fused=True)
     loss = ReconstructionLoss(embedder.to(pick_device(device)) if embedder else None)
     phase = Phase(loss, optimizer, scheduler=warmup(optimizer, 50, steps))
-    plan = Plan(4, batch, steps * batch // 4, seed=seed, device=device, precision=precision)
+    plan = TrainingConfig(
+        4, batch, steps * batch // 4, seed=seed, device=device, precision=precision
+    )
     trainer = Trainer(folder, Views(dataset, chosen["symmetry"]), dict(vae=vae), [phase], plan,
                       dict(vae=0.995), what="autoencoder")
     trainer.fit()

@@ -37,7 +37,8 @@ from ..core.devices import pick_device
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
 from ..core.seeding import seed_everything, derive_seed
-from ..training.loop import Phase, Plan, Trainer, warmup
+from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.schedules import warmup
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #0aa998e9
 def halves(
@@ -441,7 +442,7 @@ def new_trainer(
     folder: Path,  # of the run
     study: Study,
     recipe: Recipe,
-    plan: Plan,
+    plan: TrainingConfig,
     symmetry: str = "flip",  # of an image to learn
     show=None,  # called with epoch and model at the end of every epoch
     **options,  # of sampling

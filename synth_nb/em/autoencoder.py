@@ -24,7 +24,8 @@ from ..core.devices import pick_device
 from ..core.files import atomic_folder
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
-from ..training.loop import Phase, Plan, Trainer, warmup
+from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.schedules import warmup
 
 # %% ../../nbs/library/em/autoencoder.ipynb #4ca09aac
 class Residual(nn.Module):
@@ -200,7 +201,7 @@ def fit_vae(
     "Train an autoencoder, or go on where a stopped training of the same folder was."
     folder = Path(folder)
     if not (folder / "model").is_dir():
-        plan = Plan(epochs, batch_size, -(-steps // epochs) * batch_size, seed=seed,
+        plan = TrainingConfig(epochs, batch_size, -(-steps // epochs) * batch_size, seed=seed,
                     device=device, precision=precision)
         with fork_rng(seed):
             vae = ScanVAE(1 if data.masks is None else 2, latent_channels, width, cell=cell)
@@ -212,7 +213,7 @@ def fit_vae(
     return load_vae(folder / "model", device)
 
 # %% ../../nbs/library/em/autoencoder.ipynb #751000c3
-def _trained(folder: Path, data: Scans, val, vae, optimizer, plan: Plan, loss: VAELoss):
+def _trained(folder: Path, data: Scans, val, vae, optimizer, plan: TrainingConfig, loss: VAELoss):
     "The moving average of an autoencoder that was trained to the end, its rate falling to zero."
     total = plan.epochs * plan.steps_per_epoch(len(data))
     phase = Phase(loss, optimizer, scheduler=warmup(optimizer, min(50, total // 10), total))

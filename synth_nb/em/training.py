@@ -29,7 +29,8 @@ from synth_nb.em.pairs import (
 from ..training.processes import in_own_process
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng, derive_seed
-from ..training.loop import Phase, Plan, Trainer, warmup
+from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.schedules import warmup
 
 # %% ../../nbs/library/em/training.ipynb #fb61fd1f
 def unet_widths(
@@ -156,12 +157,14 @@ class PairTraining:
         steps = self.epochs * self.images_per_epoch / self.batch_size
         return min(0.9995, 1 - 10 / max(steps, 500))
 
-    def plan(self, seed: int, best: str = "") -> Plan:
+    def plan(self, seed: int, best: str = "") -> TrainingConfig:
         "As the trainer takes it; with `best` the best epoch is returned to."
-        return Plan(self.epochs, self.batch_size, self.images_per_epoch, self.accumulate, seed,
-                    self.device, self.precision, best=best, max_minutes=self.max_minutes,
-                    patience=self.epochs + 1 if best else 0, snapshot_every=self.snapshot_every,
-                    num_processes=self.num_processes, num_nodes=self.num_nodes)
+        return TrainingConfig(
+            self.epochs, self.batch_size, self.images_per_epoch, self.accumulate, seed, self.device,
+            self.precision, best=best, patience=self.epochs + 1 if best else 0,
+            snapshot_every=self.snapshot_every, max_minutes=self.max_minutes,
+            num_processes=self.num_processes, num_nodes=self.num_nodes,
+        )
 
 # %% ../../nbs/library/em/training.ipynb #b8a16402
 class PairTrainer:

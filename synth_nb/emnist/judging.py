@@ -32,7 +32,8 @@ from ..core.files import cache_root, digest, atomic_write
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
 from ..core.seeding import fork_rng
-from ..training.loop import Phase, Plan, Trainer, warmup
+from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.schedules import warmup
 
 # %% ../../nbs/library/emnist/judging.ipynb #fd73f1b5
 def moved(
@@ -147,7 +148,7 @@ def taught(
         return F.cross_entropy(nets["reader"](batch["image"]), batch["label"], label_smoothing=0.1)
 
     phase = Phase(loss, optimizer, scheduler=warmup(optimizer, steps // 6, steps))
-    plan = Plan(1, 64, 64 * steps, seed=seed, device=device, precision="fp32")
+    plan = TrainingConfig(1, 64, 64 * steps, seed=seed, device=device, precision="fp32")
     with fork_rng(seed), tempfile.TemporaryDirectory() as folder:
         Trainer(Path(folder), data, dict(reader=reader), [phase], plan, what="the judge").fit()
 

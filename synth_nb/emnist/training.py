@@ -20,7 +20,8 @@ from .model import DenoisingLoss, padded_size
 from .sampling import LetterModel
 from ..core.files import display_path
 from ..core.parameters import ParameterError
-from ..training.loop import Phase, warmup
+from ..training.loop import Phase
+from ..training.schedules import warmup
 
 # %% ../../nbs/library/emnist/training.ipynb #9271c788
 parts = dict(letters=string.ascii_letters, capitals=string.ascii_uppercase,

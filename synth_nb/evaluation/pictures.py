@@ -19,11 +19,11 @@ from torch import Tensor
 from ..embedders import Embedder
 from .scores import METRIC_TITLES, set_features
 from .sets import ImageSet, random_subset, sample_set
-from ..metrics import frechet_distance, kernel_distance, nearest
+from ..metrics import frechet_distance, kernel_distance, nearest_neighbour
 from ..figures.plots import feature_map, interval_panels
 from ..core.progress import stage
 from ..core.files import resolve
-from ..training.loop import read_metrics
+from ..training.log import read_metrics
 
 # %% ../../nbs/library/evaluation/pictures.ipynb #91494b41
 def set_map(
@@ -53,7 +53,7 @@ def neighbour_strips(
     some = random_subset(fake, n, seed)
     rows, asked = {fake.title: torch.as_tensor(np.array(some.images))}, set_features(embedder, some)
     for other in others:
-        near = nearest(asked, set_features(embedder, other))[1].numpy()
+        near = nearest_neighbour(asked, set_features(embedder, other))[1].numpy()
         rows[f"nearest {other.title}"] = torch.as_tensor(np.array(other.images[near]))
     return rows
 

@@ -20,16 +20,16 @@ from torch import Tensor
 from ..embedders import Embedder, embed_images
 from .sets import MIN_IMAGES, DataError, ImageSet
 from synth_nb.metrics import (
-    floor,
+    classifier_two_sample_test,
+    confidence_interval,
     frechet_distance,
     frechet_infinity,
     inception_score,
-    interval,
     kernel_distance,
     kernel_distance_subsets,
+    mean_pairwise_distance,
     prdc,
-    spread,
-    two_sample_test,
+    real_baseline,
     vendi_score,
 )
 from ..core.progress import Progress
@@ -65,7 +65,8 @@ def measure_for(
                  f"{name}_infinity": frechet_infinity(real, fake, points=8),
                  "kernel": 1000 * kernel_distance(real, fake)}
         found |= prdc(real, fake, NEIGHBOURS) | dict(vendi=vendi_score(fake))
-        found["spread"] = spread(fake) / max(spread(real), 1e-12)
+        own, usual = (mean_pairwise_distance(x) for x in (fake, real))
+        found["spread"] = own / max(usual, 1e-12)
         if probabilities:
             score = "is" if name == "fid" else "class_score"
             found[score] = inception_score(probabilities(fake))["mean"]
@@ -101,12 +102,12 @@ def set_baseline(
     size = min(most, len(real) // 2)
     while size >= MIN_IMAGES // 2 + NEIGHBOURS:
         try:
-            return floor(measure, real, size, repeats, seed, groups), size
+            return real_baseline(measure, real, size, repeats, seed, groups), size
         except ValueError as e:
             if "must fit" not in str(e):
                 raise
             size = int(0.8 * size)  # one large group leaves too little for the other side
-    return floor(measure, real, None, repeats, seed), len(real) // 2
+    return real_baseline(measure, real, None, repeats, seed), len(real) // 2
 
 
 def scores_at_count(
@@ -143,7 +144,8 @@ def two_sample_accuracy(
     permutations: int = 99,
 ) -> dict:  # `value`, `low`, `high`, `p_value`, `images` of each set
     "Accuracy of a classifier between the sets."
-    done = two_sample_test(real, fake, permutations=permutations, size=400, seed=seed)
+    done = classifier_two_sample_test(
+        real, fake, permutations=permutations, size=400, seed=seed)
     low, high = wilson(done["accuracy"], 2 * done["images"])
     return dict(value=done["accuracy"], low=low, high=high) | {
         name: done[name] for name in ("p_value", "images")}
@@ -174,7 +176,7 @@ def score_set(
     a, b = (set_features(embedder, x).to(device) for x in (real, fake))
     size = min(size, len(fake))
     groups = usable_groups(real)[0]
-    ends = clip_intervals(interval(measure, a, b, repeats, seed=seed, groups=groups))
+    ends = clip_intervals(confidence_interval(measure, a, b, repeats, seed=seed, groups=groups))
     smaller = scores_at_count(measure, a, b, size, max(repeats // 2, 10), seed)
     counts = dict(set=fake.title, extractor=embedder.id, images=len(fake), real_images=len(real))
     rows = [counts | dict(metric=name, **ends[name], count=size, at_count=smaller[name],
@@ -197,7 +199,7 @@ def kernel_subsets(
         return []
     size = 1000 if n >= 2000 else n // 2
     done = kernel_distance_subsets(real, fake, subsets=50, size=size)
-    mean, deviation = 1000 * done["mean"], 1000 * done["deviation"]
+    mean, deviation = 1000 * done["mean"], 1000 * done["std"]
     return [counts | dict(metric="kernel_subsets", value=mean, low=mean - deviation,
                           high=mean + deviation, count=size)]
 

@@ -27,7 +27,8 @@ from ..embedders import Embedder
 from .scores import set_features
 from .sets import ImageSet
 from ..core.seeding import fork_rng, derive_seed
-from ..training.loop import Phase, Plan, Trainer, warmup
+from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.schedules import warmup
 
 # %% ../../nbs/library/evaluation/useful.ipynb #98bd5f2f
 def present_classes(
@@ -173,7 +174,7 @@ def train_and_classify(
             return F.cross_entropy(nets["network"](batch["image"]), batch["label"])
 
         phase = Phase(loss, optimizer, scheduler=warmup(optimizer, 20, steps))
-        plan = Plan(1, 32, 32 * steps, seed=seed, device=device, precision="fp32")
+        plan = TrainingConfig(1, 32, 32 * steps, seed=seed, device=device, precision="fp32")
         with contextlib.redirect_stdout(io.StringIO()):
             trainer = Trainer(Path(folder), data, dict(network=network), [phase], plan, what=what)
             trainer.fit()

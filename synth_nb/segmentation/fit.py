@@ -24,7 +24,8 @@ from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
 from .networks import ResidualUNet, total_loss
 from .predict import choose_threshold, counts_by_threshold, predict_sections
-from ..training.loop import Phase, Plan, Trainer, warmup
+from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.schedules import warmup
 
 # %% ../../nbs/library/segmentation/fit.ipynb #00be3be8
 def random_warps(
@@ -172,7 +173,7 @@ def new_training(
     folder: Path,  # checkpoints go there
     data: Pairs,
     net: ResidualUNet,
-    plan: Plan,
+    plan: TrainingConfig,
     lr: float = 2e-3,
     loss: str = "bce+iou",
     ema: float = 0.98,
@@ -247,8 +248,10 @@ def fit_segmenter(
         return dict(loss_val=1 - float(counts_by_threshold(probabilities, val[1])["dice"].max()))
 
     with fork_rng(seed):
-        plan = Plan(evaluations, batch_size, -(-steps // evaluations) * batch_size, seed=seed,
-                    device=device, precision="fp32", best="loss_val", patience=evaluations + 1)
+        plan = TrainingConfig(
+            evaluations, batch_size, -(-steps // evaluations) * batch_size, seed=seed,
+            device=device, precision="fp32", best="loss_val", patience=evaluations + 1
+        )
         net = ResidualUNet(data.images.shape[1], widths)
         trainer = new_training(folder, data, net, plan, evaluate=evaluate, **options)
         trainer.fit()

@@ -23,7 +23,7 @@ from ..core.runs import read_manifest
 from ..evaluation.report import REPORTED, latex, markdown
 from ..evaluation.scores import METRIC_TITLES, digits
 from ..figures.plots import interval_panels
-from ..training.loop import read_metrics
+from ..training.log import read_metrics
 
 # %% ../../nbs/library/tools/report.ipynb #70434946
 def run_folders(
