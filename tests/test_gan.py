@@ -124,7 +124,7 @@ def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
 
     def new_trainer(inputs, folder, what, left):
         minutes.append(left)
-        return SimpleNamespace(fit=lambda: "complete", at=SimpleNamespace(seconds=25 * 60.0))
+        return SimpleNamespace(fit=lambda: "complete", position=SimpleNamespace(seconds=25 * 60.0))
 
     space = dict(trainer=new_trainer([], tmp_path, "", 20), status="complete", baseline=["tokens"],
                  began=time.monotonic() - 300, max_minutes=20, pretrained=None,

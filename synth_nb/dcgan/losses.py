@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/dcgan/losses.ipynb #c17189e5
 from ..core.parameters import ParameterError
-from ..training.loop import Phase, falling
+from ..training.loop import Phase
+from ..training.schedules import linear_decay
 
 # %% ../../nbs/library/dcgan/losses.ipynb #428596d3
 LOSS_FORMS = ("logistic", "hinge")
@@ -128,7 +129,7 @@ def gan_phases(
 ) -> list[Phase]:  # for a `Trainer` whose networks are called `G` and `D`
     "Generator, discriminator, and R1 where it has a weight, each with its optimiser."
     adam = [torch.optim.Adam(net.parameters(), lr, betas=betas) for net in (G, D)]
-    schedules = [falling(one, total_steps, lr_decay_fraction) if lr_decay_fraction else None
+    schedules = [linear_decay(one, total_steps, lr_decay_fraction) if lr_decay_fraction else None
                  for one in adam]
     phases = [Phase(losses.generator, adam[0], "G", clip=None, scheduler=schedules[0]),
               Phase(losses.discriminator, adam[1], "D", clip=None, scheduler=schedules[1])]
