@@ -44,7 +44,7 @@ def embedding_gan(inputs, augment=""):
     ds, embedder = open_dataset("demo", 32).train, load_embedder("efficientnet_lite0@32")
     dataset = CachedEmbeddings(ds, embedder, "flip") if inputs == ["embedding"] else None
     images = dataset or Views(ds, "flip")
-    train_embeddings = CachedEmbeddings(ds, embedder, 1).embeddings[0]
+    train_embeddings = CachedEmbeddings(ds, embedder, "none").embeddings[0]
     features = FeatureStack(embedder, inputs, train_embeddings, DiffAugment(augment))
     D = EmbeddingDiscriminator(features(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
     losses = EmbeddingGANLosses(features, form="hinge", gamma=0.1, every=2)

@@ -126,7 +126,10 @@ RENAMED_PARAMETERS = {  # as older manifests have them → today's, sorted
     "judge": "eval_embedders",
     "judges": "eval_embedders",
     "keep_every": "snapshot_every",
+    "other": "comparison_dataset",
+    "other_channels": "comparison_channels",
     "sees": "discriminator_input",
+    "target": "ada_target",
     "views": "symmetry",
 }
 
