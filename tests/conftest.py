@@ -10,8 +10,8 @@ BROWSERS = "chromium chromium-browser google-chrome-stable google-chrome".split(
 
 
 def pytest_addoption(parser):
-    said = "open every notebook that has a panel in JupyterLab, not only one"
-    parser.addoption("--all-panels", action="store_true", help=said)
+    text = "open every notebook that has a panel in JupyterLab, not only one"
+    parser.addoption("--all-panels", action="store_true", help=text)
 
 
 def pytest_configure(config):
@@ -54,7 +54,7 @@ def browser():
         except api.Error as error:
             if found:
                 raise
-            said = "no browser here: install Chromium, or run `playwright install chromium`"
-            pytest.skip(said if "Executable doesn't exist" in str(error) else str(error))
+            text = "no browser here: install Chromium, or run `playwright install chromium`"
+            pytest.skip(text if "Executable doesn't exist" in str(error) else str(error))
         yield opened
         opened.close()

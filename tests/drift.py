@@ -16,9 +16,9 @@ skip = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".*")
 
 def files(folder: Path, part: str) -> set[str]:
     "Relative paths of notebooks or modules."
-    paths = [p for ending in ("ipynb", "py") for p in (folder / part).rglob(f"*.{ending}")]
-    kept = [p for p in paths if not any(q.startswith(".") for q in p.relative_to(folder).parts)]
-    return {p.relative_to(folder).as_posix() for p in kept}
+    paths = [p for extension in ("ipynb", "py") for p in (folder / part).rglob(f"*.{extension}")]
+    visible = [p for p in paths if not any(q.startswith(".") for q in p.relative_to(folder).parts)]
+    return {p.relative_to(folder).as_posix() for p in visible}
 
 
 def drift(part: str, command: str) -> list[str]:

@@ -40,8 +40,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    said = "loads_tensorflow: comes last, since beside TensorFlow no other processes are started"
-    config.addinivalue_line("markers", said)
+    text = "loads_tensorflow: comes last, since beside TensorFlow no other processes are started"
+    config.addinivalue_line("markers", text)
 
 
 @cache
@@ -107,15 +107,15 @@ def run_notebook(path: Path) -> tuple[int, str]:
         finally:
             if process.is_alive():
                 process.kill()
-        said = output.read_text(errors="replace") if output.exists() else ""
-        return process.exitcode, said
+        text = output.read_text(errors="replace") if output.exists() else ""
+        return process.exitcode, text
 
 
 class Notebook(pytest.Item):
     def runtest(self):
-        code, said = run_notebook(self.path)
+        code, text = run_notebook(self.path)
         if code:
-            raise NotebookFailed(f"{said[-6000:]}\nexit code {code}")
+            raise NotebookFailed(f"{text[-6000:]}\nexit code {code}")
 
     def repr_failure(self, excinfo):
         if isinstance(excinfo.value, NotebookFailed):

@@ -29,9 +29,9 @@ def environment(setting: str) -> dict[str, str]:
     "The variables of a setting, beside those that are there."
     name, threads = setting.split("-")
     others = {key for values in INSTRUCTIONS.values() for key in values}
-    kept = {key: value for key, value in os.environ.items() if key not in others}
+    others_left = {key: value for key, value in os.environ.items() if key not in others}
     cache = {"SYNTH_NB_CACHE": str(FOLDER / f"{setting}-cache")}  # nothing comes from another one
-    return kept | INSTRUCTIONS[name] | cache | {"OMP_NUM_THREADS": threads}
+    return others_left | INSTRUCTIONS[name] | cache | {"OMP_NUM_THREADS": threads}
 
 
 def fingerprint() -> str:
@@ -45,14 +45,14 @@ def fingerprint() -> str:
     return found.hexdigest()[:12]
 
 
-def run(setting: str, given: list[str]) -> dict:
+def run(setting: str, words: list[str]) -> dict:
     "Run what has not passed yet; the row of the setting."
     record = FOLDER / f"{setting}.json"
     known = json.loads(record.read_text()) if record.is_file() else {}
-    if known.get("of") != [fingerprint(), given]:
+    if known.get("of") != [fingerprint(), words]:
         record.unlink(missing_ok=True)
-    options = {"RECORD": str(record), "RECORD_OF": json.dumps([fingerprint(), given])}
-    subprocess.run([sys.executable, ROOT / "tests" / "run.py", *given],
+    options = {"RECORD": str(record), "RECORD_OF": json.dumps([fingerprint(), words])}
+    subprocess.run([sys.executable, ROOT / "tests" / "run.py", *words],
                    env=environment(setting) | options)  # fmt: skip
     if not record.is_file():
         sys.exit(f"{setting}: no test was run")
@@ -74,9 +74,9 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(given: list[str]) -> int:
-    settings = [word for word in given if word in SETTINGS] or SETTINGS
-    rest = [word for word in given if word not in SETTINGS]
+def main(words: list[str]) -> int:
+    settings = [word for word in words if word in SETTINGS] or SETTINGS
+    rest = [word for word in words if word not in SETTINGS]
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows, failed = [], []
     for setting in settings:

@@ -28,7 +28,8 @@ HEADS = {
 }  # fmt: skip
 ORDER = [  # in which the stories are read
     "07_emnist", "01_data_prep", "02_dcgan", "03_embedding_gan", "04_stylegan2", "05_e2i",
-    "05_i2i", "05_t2i", "06_em_segmentation", "06_em_ddpm", "06_em_protocol"]  # fmt: skip
+    "05_i2i", "05_t2i", "05_comparison", "06_em_segmentation", "06_em_ddpm",
+    "06_em_protocol"]  # fmt: skip
 TURKISH = {  # notebook → title and summary
     "01_data_prep": (
         "Veri",
@@ -53,6 +54,10 @@ TURKISH = {  # notebook → title and summary
     "05_t2i": (
         "Metinden görüntüye",
         "Koşulu bir CLIP metin kodlayıcısından geçen açıklamalar olan gizil difüzyon."),
+    "05_comparison": (
+        "Metin, görüntü ya da doku gömmesi?",
+        "Tek bir difüzyon modelinin koşulu olarak metin, görüntü ve doku gömmesi: biten "
+        "çalıştırmalardan, tohumlar üzerinden aralıklarıyla puanlar."),
     "06_em_ddpm": (
         "Maskeleriyle elektron mikrografları, gürültüden",
         "Elektron mikrograflarını bölütleme maskeleriyle birlikte üreten gizil difüzyon."),
@@ -116,17 +121,17 @@ def result(file: Path, page: str) -> str:
         return ""
     extractor = rows[0]["extractor"]
     mine = {(row["set"], row["metric"]): row for row in rows if row["extractor"] == extractor}
-    made = mine["synthetic", "kernel"]
+    synthetic = mine["synthetic", "kernel"]
     sets = ["untrained", "real, training"] if page.startswith("nbs/") else ["untrained"]
     others = [mine.get((name, "kernel")) for name in sets]
     name, report = file.parent.parent.name, file.with_name("report.md")
     target = report if report.is_file() else file
     link = Path(os.path.relpath(target, (ROOT / page).parent)).as_posix()
     cells = [
-        f"[`{name}`]({link})<br>{extractor}", f"{made['images']}/{made['real_images']}",
-        ranged(made, "value", "low", "high"),
+        f"[`{name}`]({link})<br>{extractor}", f"{synthetic['images']}/{synthetic['real_images']}",
+        ranged(synthetic, "value", "low", "high"),
         *(rounded(other["value"]) if other else "" for other in others),
-        ranged(made, "floor", "floor_low", "floor_high"),
+        ranged(synthetic, "floor", "floor_low", "floor_high"),
         rounded(mine["synthetic", "recall"]["value"]),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"

@@ -23,9 +23,11 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from notebooks import expected, file_of, read  # noqa: E402 - it lies beside this file
+
+from synth_nb.core.progress import duration  # noqa: E402
 
 SECONDS = ROOT / "outputs" / "cache" / "tests" / "seconds.json"  # what files took here
 CLEARED = "\r\x1b[K"  # the terminal's line, from its start
@@ -37,11 +39,6 @@ def write(path: Path, values: dict):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".new").write_text(json.dumps(values, indent=1, sort_keys=True))
     path.with_suffix(".new").replace(path)
-
-
-def duration(seconds: float) -> str:
-    "`40 s` or `7 min`."
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def command(nodeid: str) -> str:
@@ -68,10 +65,10 @@ class Forecast:
         for name, start in now.items():  # a notebook is one test
             if self.total[name] == 1:
                 rest[name] = max(rest[name] - (time.monotonic() - start), 0.05 * rest[name])
-        whole = sum(self.cost.values())
-        over = whole - sum(rest.values())
+        finished = sum(self.cost.values())
+        over = finished - sum(rest.values())
         # how much slower this time is than that one; at the start nobody knows
-        early = self.measured and over < 0.1 * whole
+        early = self.measured and over < 0.1 * finished
         pace = 1.0 if early else gone * self.workers / max(over, 1e-9)
         return pace * max(sum(rest.values()) / self.workers, *rest.values())
 
@@ -144,7 +141,7 @@ class Progress:
         return bool(self.terminal and self.terminal.isatty) and os.environ.get("TERM") != "dumb"
 
     def line(self) -> str:
-        "`7 of 103 notebooks · 24 of 912 tests · about 12 min left · now 02_dcgan, test_gan`."
+        "`7 of 103 notebooks · 24 of 912 tests · about 12 min 5 s left · now 02_dcgan, test_gan`."
         total, done = self.forecast.total, self.forecast.done
         books = [name for name in total if name.endswith(".ipynb")]
         files = [name for name in total if name not in books]
@@ -179,8 +176,8 @@ class Progress:
 
     def note(self):
         "What files took, for the next time, and the record, if there is one."
-        whole = {n for n, of in self.forecast.total.items() if self.forecast.done[n] == of}
-        took = {n: round(self.took[n], 1) for n in whole if not n.startswith(".")}
+        finished = {n for n, of in self.forecast.total.items() if self.forecast.done[n] == of}
+        took = {n: round(self.took[n], 1) for n in finished if not n.startswith(".")}
         if not self.before:  # else some of a file's tests may be left out
             write(SECONDS, read(SECONDS) | took)
         if self.record:
@@ -210,16 +207,16 @@ def how_many() -> int:
     return max(1, min(cores, psutil.virtual_memory().total // 4_000_000_000, 8))
 
 
-def arguments(workers: int, record: Path | None, given: list[str]) -> list[str]:
+def arguments(workers: int, record: Path | None, words: list[str]) -> list[str]:
     "What pytest gets. A file's tests stay together: they share a browser or a trained network."
-    paths = [] if any(Path(word.split("::")[0]).exists() for word in given) else ["nbs", "tests"]
+    paths = [] if any(Path(word.split("::")[0]).exists() for word in words) else ["nbs", "tests"]
     share = ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
     own = [f"--rootdir={ROOT}", f"--first={SECONDS}", *([f"--done={record}"] if record else [])]
     quiet = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    return [*share, *own, *quiet, "-p", "notebooks", *given, *paths]
+    return [*share, *own, *quiet, "-p", "notebooks", *words, *paths]
 
 
-def main(given: list[str]) -> int:
+def main(words: list[str]) -> int:
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each process keeps one core busy
     for name, value in QUIET.items():
@@ -227,7 +224,7 @@ def main(given: list[str]) -> int:
     workers = int(os.environ.get("WORKERS") or how_many())
     record = Path(os.environ["RECORD"]) if "RECORD" in os.environ else None
     progress = Progress(workers, record)
-    status = pytest.main(arguments(workers, record, given), plugins=[progress])
+    status = pytest.main(arguments(workers, record, words), plugins=[progress])
     if status == pytest.ExitCode.NO_TESTS_COLLECTED and progress.before:
         status = pytest.ExitCode.OK  # all of them are in the record
     progress.end(status)

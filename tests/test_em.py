@@ -162,12 +162,13 @@ def line_of(notebook: str, start: str) -> str:
     return found
 
 
-def test_copies_are_searched_in_what_was_learnt():
+def test_copies_are_searched_in_all_training_chunks():
     "Overlapping chunks too: a copy of one is a copy."
     from synth_nb.evaluation import ImageSet
 
     chunks = np.zeros((5, 1, 16, 16), np.uint8)
-    names = dict(ImageSet=ImageSet, learnt=(chunks, chunks), real=dict(train=(chunks[:2], 0, [])))
+    real = dict(train=(chunks[:2], 0, []))
+    names = dict(ImageSet=ImageSet, train_chunks=(chunks, chunks), real=real)
     exec(line_of("06_em_ddpm", "train_set ="), names)
     assert len(names["train_set"].images) == 5
 
@@ -214,7 +215,7 @@ def test_where_pairs_are_made_is_no_part_of_what_they_are():
     ("`levels` 4 halves 12x12 places of the latent 3 times", dict(widths=(16, 32, 64, 64))),
     ("`width` must be a multiple of 16, got 24", dict(widths=(24, 48))),
     ("`chunk` must be a multiple of 16, got 40x40", dict(side=40, cell=2)),
-    ("`vae_cell` must be 1, 2, 4 or 8", dict(cell=3)),
+    ("`vae_downsampling` must be 1, 2, 4 or 8", dict(cell=3)),
 ])
 def test_a_network_that_does_not_fit_is_refused_before_anything_is_trained(
         tmp_path, said, options):
@@ -264,7 +265,7 @@ def pairs(folder: Path) -> list[bytes]:
     return [a.tobytes() for one in found for a in (one["images"], one["masks"])]
 
 
-def test_what_judges_teaches_nothing(plain, tmp_path):
+def test_test_sections_change_no_weight(plain, tmp_path):
     "Other test sections change scores, but no weight and no synthetic pixel."
     split, folder, one = plain
     test = replace(split.test, images=split.test.images[::-1].copy())
@@ -295,8 +296,8 @@ def test_masks_outside_the_fraction_teach_nothing(plain, tmp_path):
     assert pairs(folder) == pairs(tmp_path / "b")
 
 
-@pytest.mark.parametrize("way", ["joint", "masks"])
-def test_the_real_generator_sees_only_the_fraction(tmp_path, way):
+@pytest.mark.parametrize("mode", ["joint", "mask_conditioned"])
+def test_the_real_generator_sees_only_the_fraction(tmp_path, mode):
     "The same pairs, whatever the masks of unlabelled images hold."
     from synth_nb.em.training import PairGenerator, PairTraining
 
@@ -304,7 +305,7 @@ def test_the_real_generator_sees_only_the_fraction(tmp_path, way):
     rows = np.flatnonzero(data.masks.any((1, 2, 3)))[:4]
     other = data.masks.copy()
     other[np.setdiff1d(np.arange(16), rows)] ^= 1
-    how = PairTraining(way, 3, epochs=1, images_per_epoch=16, batch_size=8, widths=(16, 32),
+    how = PairTraining(mode, 3, epochs=1, images_per_epoch=16, batch_size=8, widths=(16, 32),
                        vae_width=8, latent_channels=4, sampling_steps=2)
     one, two = (PairGenerator(how)(data.images, m, rows, 3, 0, tmp_path / str(k))
                 for k, m in enumerate((data.masks, other)))
@@ -343,6 +344,6 @@ def test_em_vnc(monkeypatch):
     home = os.environ.get("SYNTH_NB_REAL_DATA")
     if not home:
         pytest.skip("SYNTH_NB_REAL_DATA is not set")
-    found = open_sections(f"em:{home}/em_vnc/raw", f"{home}/em_vnc/mitochondria", shrink=4)
+    found = open_sections(f"em:{home}/em_vnc/raw", f"{home}/em_vnc/mitochondria", downsample=4)
     assert found.images.shape == (20, 1, 256, 256) and 0.04 < found.masks.mean() < 0.07
     assert [len(getattr(split_in_three(found), k)) for k in ("train", "val", "test")] == [12, 2, 4]

@@ -17,7 +17,7 @@ from synth_nb.core.devices import quiet_logging
 from synth_nb.core.testing import assert_near
 from synth_nb.embedders import embed_images, inception, load_embedder
 from synth_nb.embedders.base import Embedder
-from synth_nb.embedders.hub import ANNOUNCED
+from synth_nb.embedders.hub import WARNED
 from synth_nb.embedders.images import cache_folder
 
 timm = pytest.importorskip("timm")
@@ -199,7 +199,7 @@ def offline_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    ANNOUNCED.clear()
+    WARNED.clear()
 
     def publish(name, commit="0123456789" * 4):
         repo = tmp_path / "hub" / ("models--" + name.replace("/", "--"))

@@ -136,14 +136,14 @@ def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
 
 @pytest.mark.parametrize(("notebook", "marks"), [
     ("02_dcgan", ["synthetic = "]), ("03_embedding_gan", ["synthetic = "]),
-    ("04_stylegan2", ["synthetic = run.kept(", "truncated = "]), ("07_emnist", ["synthetic = "])])
+    ("04_stylegan2", ["synthetic = run.cached(", "truncated = "]), ("07_emnist", ["synthetic = "])])
 def test_samples_of_a_pretrained_model_are_new_when_it_learnt_on(notebook, marks):
     net = torch.nn.Linear(2, 1)
     net.c_dim = 0  # as StyleGAN2's
     pretrained, names = SimpleNamespace(generator=net, unet=net), []
     space = dict(pretrained=pretrained, given=pretrained, generator=pretrained,
                  trainer=None, weights_tag=weights_tag, label=0,
-                 run=SimpleNamespace(kept=lambda name, make: names.append(name)))
+                 run=SimpleNamespace(cached=lambda name, make: names.append(name)))
 
     def cached_names():
         names.clear()

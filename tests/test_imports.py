@@ -1,4 +1,4 @@
-"""What imports what: rooms lie in floors, imports go down only, and never round in a circle.
+"""What imports what: packages have levels, imports go down only, and never round in a circle.
 
 Modules that every notebook imports stay light: what is heavy is imported where it is used.
 """
@@ -18,9 +18,9 @@ MODULES = ["data", "metrics", "core.runs", "training", "embedders", "stylegan2"]
 PROGRAM = "import sys, {name}; print(*[m for m in {heavy} if m in sys.modules])"
 
 HOME = Path(__file__).parent.parent / "synth_nb"
-FLOORS = [  # what is on no floor is a model: below the tools, above all else
+LEVELS = [  # what is on no level is a model: below the tools, above all else
     {"core", "metrics"}, {"figures", "training"}, {"data", "embedders"}, {"evaluation"}]
-MODELS, TOP = len(FLOORS), {"tools": len(FLOORS) + 1}
+MODELS, TOP = len(LEVELS), {"tools": len(LEVELS) + 1}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -72,23 +72,23 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def room(name: str) -> str:
+def package_of(name: str) -> str:
     return name.split(".")[1] if "." in name else ""
 
 
-def between_rooms(edges: dict[str, set[str]]) -> dict[str, set[str]]:
-    "Room → other rooms that its modules import."
-    rooms = {room(name): set() for name in edges}
+def between_packages(edges: dict[str, set[str]]) -> dict[str, set[str]]:
+    "Package → other packages that its modules import."
+    packages = {package_of(name): set() for name in edges}
     for name, others in edges.items():
-        rooms[room(name)] |= {room(other) for other in others} - {room(name)}
-    return rooms
+        packages[package_of(name)] |= {package_of(other) for other in others} - {package_of(name)}
+    return packages
 
 
-def upwards(rooms: dict[str, set[str]]) -> list[str]:
-    "Imports from a higher floor, in words; rooms without a floor are models, at the top."
-    floor = {name: number for number, names in enumerate(FLOORS) for name in names} | TOP
-    pairs = [(name, other) for name, others in rooms.items() for other in others]
-    return [f"{a} imports {b}" for a, b in pairs if floor.get(a, MODELS) < floor.get(b, MODELS)]
+def upwards(packages: dict[str, set[str]]) -> list[str]:
+    "Imports from a higher level, in words; packages without a level are models, at the top."
+    level = {name: number for number, names in enumerate(LEVELS) for name in names} | TOP
+    pairs = [(name, other) for name, others in packages.items() for other in others]
+    return [f"{a} imports {b}" for a, b in pairs if level.get(a, MODELS) < level.get(b, MODELS)]
 
 
 def test_modules_do_not_import_in_a_circle():
@@ -96,10 +96,11 @@ def test_modules_do_not_import_in_a_circle():
 
 
 def test_rooms_import_downwards_and_not_in_a_circle():
-    rooms = between_rooms(graph(HOME))
-    assert {"core", "data", "diffusion"} <= rooms.keys() and rooms["diffusion"] >= {"data", "core"}
-    assert upwards(rooms) == []
-    assert circle(rooms) == []
+    packages = between_packages(graph(HOME))
+    assert {"core", "data", "diffusion"} <= packages.keys()
+    assert packages["diffusion"] >= {"data", "core"}
+    assert upwards(packages) == []
+    assert circle(packages) == []
 
 
 @pytest.mark.parametrize(
@@ -124,4 +125,4 @@ def test_circles_and_ways_up_are_seen(files, names, up, tmp_path):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(text)
     edges = graph(home)
-    assert set(circle(edges)) == names and upwards(between_rooms(edges)) == up
+    assert set(circle(edges)) == names and upwards(between_packages(edges)) == up

@@ -36,8 +36,8 @@ def panels() -> list[str]:
 
 def pytest_generate_tests(metafunc):
     if "notebook" in metafunc.fixturenames:
-        whole = metafunc.config.getoption("--all-panels")
-        metafunc.parametrize("notebook", panels() if whole else [CHEAPEST])
+        every = metafunc.config.getoption("--all-panels")
+        metafunc.parametrize("notebook", panels() if every else [CHEAPEST])
 
 
 def free_port() -> int:

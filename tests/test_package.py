@@ -248,9 +248,9 @@ def owners() -> dict[str, set[str]]:
     return {name: {owner} for name, owner in NOT_INSTALLED.items()} | found
 
 
-def lacking(names: set[str], asked: set[str], owners: dict[str, set[str]]) -> list[str]:
+def lacking(names: set[str], declared: set[str], owners: dict[str, set[str]]) -> list[str]:
     "Packages whose distribution nothing asks for."
-    return sorted(name for name in names if not owners.get(name, {name}) & asked)
+    return sorted(name for name in names if not owners.get(name, {name}) & declared)
 
 
 def test_the_library_asks_for_what_it_imports(owners):
@@ -313,8 +313,8 @@ def test_commands_of_the_pages_name_parameters_that_are_there():
     for page, notebook, options in commands:
         cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
         names = declared_parameters(cells)["__annotations__"]
-        given = re.findall(r" -[pr] (\w+) ", options)
-        wrong += [f"{page}: {notebook} has no {name}" for name in given if name not in names]
+        names_used = re.findall(r" -[pr] (\w+) ", options)
+        wrong += [f"{page}: {notebook} has no {name}" for name in names_used if name not in names]
         files = re.findall(r" -f (nbs/\S+)", options)
         wrong += [f"{page}: there is no {file}" for file in files if not (ROOT / file).is_file()]
     assert wrong == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synth_nb.tools.grid import check_given
+from synth_nb.tools.grid import check_values
 
 NOTEBOOKS = Path(__file__).parent.parent / "nbs"
 FILES = sorted((NOTEBOOKS / "params").glob("*.yaml"))
@@ -15,8 +15,8 @@ FILES = sorted((NOTEBOOKS / "params").glob("*.yaml"))
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_parameter_file_fits_its_notebook(file):
     notebook = NOTEBOOKS / f"{file.stem.split('.')[0]}.ipynb"
-    given = yaml.safe_load(file.read_text(encoding="utf-8"))
-    check_given(given, json.loads(notebook.read_text(encoding="utf-8"))["cells"])
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    check_values(values, json.loads(notebook.read_text(encoding="utf-8"))["cells"])
 
 
 @pytest.mark.parametrize("profile", ["smoke", "offline", "recommended", "reported"])

@@ -23,15 +23,21 @@ from synth_nb.core.progress import (
     Progress,
     Terminal,
     board,
-    fitted,
+    fit_line,
     read_feed,
     stage,
     with_progress,
 )
-from synth_nb.tools.summary import drawn_table, ending, read_rows, said_of_copying, said_of_nearness
+from synth_nb.tools.summary import (
+    copies_sentence,
+    drawn_table,
+    nearness_sentence,
+    read_rows,
+    run_summary,
+)
 
 ROOT = Path(__file__).parent.parent
-KEPT = ROOT / "outputs/05_e2i/readme"
+README_RUN = ROOT / "outputs/05_e2i/readme"
 
 
 def clean_environment(**more) -> dict:
@@ -104,7 +110,7 @@ def test_a_log_gets_a_line_a_minute(tmp_path, monkeypatch):
     monkeypatch.setattr("synth_nb.core.progress.time.monotonic", lambda: now)
     with open(tmp_path / "log", "w") as log:
         terminal = Terminal(log)
-        monkeypatch.setattr("synth_nb.core.progress.watcher", lambda: terminal)
+        monkeypatch.setattr("synth_nb.core.progress.progress_sink", lambda: terminal)
         with Progress(300, what="training") as line:
             for step in range(1, 301):
                 now += 1.0
@@ -132,7 +138,7 @@ def test_the_time_left_follows_what_steps_take_now():
 def test_pauses_are_counted_as_often_as_they_come(monkeypatch):
     now = 0.0
     monkeypatch.setattr("synth_nb.core.progress.time.monotonic", lambda: now)
-    monkeypatch.setattr("synth_nb.core.progress.watcher", lambda: None)
+    monkeypatch.setattr("synth_nb.core.progress.progress_sink", lambda: None)
     with Progress(40, pauses=4) as line:
         for step in range(1, 21):
             now += 1
@@ -182,7 +188,7 @@ def test_an_error_ends_its_line(capsys):
 
 def test_no_width_is_too_small():
     for width in range(1, 60):
-        assert len(fitted(["training 1234/1600", "5 min 20 s left"], width)) <= max(width, 3)
+        assert len(fit_line(["training 1234/1600", "5 min 20 s left"], width)) <= max(width, 3)
 
 
 def notebook(path: Path, *cells: str) -> Path:
@@ -260,29 +266,30 @@ def test_the_engine_hands_its_line_to_whoever_asks(tmp_path):
 
 def test_the_ending_fits_every_screen():
     for width in (40, 60, 80, 200):
-        lines = ending(KEPT, width).splitlines()
+        lines = run_summary(README_RUN, width).splitlines()
         assert max(map(len, lines)) < max(width, 41)
-    assert len(ending(KEPT, 80).splitlines()) <= 23
-    head = next(line for line in ending(KEPT, 80).splitlines() if line.startswith("set "))
+    assert len(run_summary(README_RUN, 80).splitlines()) <= 23
+    lines = run_summary(README_RUN, 80).splitlines()
+    head = next(line for line in lines if line.startswith("set "))
     assert len(re.split(r" {2,}", head)) <= 6
 
 
 def test_the_ending_says_what_the_files_say():
-    words = " ".join(ending(KEPT).split())
-    kernel = {row["set"]: row for row in read_rows(KEPT / "evaluation.csv")
+    words = " ".join(run_summary(README_RUN).split())
+    kernel = {row["set"]: row for row in read_rows(README_RUN / "evaluation.csv")
               if row["metric"] == "kernel" and row["extractor"].startswith("efficientnet_lite2")}
-    made, first, floor = (kernel["synthetic"]["at_count"], kernel["untrained"]["at_count"],
+    synthetic, first, baseline = (kernel["synthetic"]["at_count"], kernel["untrained"]["at_count"],
                           kernel["synthetic"]["floor"])
-    share = 100 * (first - made) / (first - floor)
-    assert f"is {made:.0f} at 49 images" in words
+    share = 100 * (first - synthetic) / (first - baseline)
+    assert f"is {synthetic:.0f} at 49 images" in words
     assert f"untrained {first:.0f}: {share:.0f} % of the way" in words
     found = {row["extractor"].partition("@")[0]: row
-             for row in read_rows(KEPT / "fidelity.csv") if row["set"] == "synthetic"}
+             for row in read_rows(README_RUN / "fidelity.csv") if row["set"] == "synthetic"}
     for name in ("efficientnet_lite2", "efficientnet_lite1"):
         times = f"{found[name]['times_chance']:.1f} times chance, {name}"
         assert f"{100 * found[name]['top1']:.1f} % ({times})" in words
     assert "lite0" not in words  # it conditions: it flatters
-    copies = json.loads((KEPT / "evaluation.json").read_text(encoding="utf-8"))["copies"][0]
+    copies = json.loads((README_RUN / "evaluation.json").read_text(encoding="utf-8"))["copies"][0]
     flagged, usual = copies["flagged"] * 128, copies["false_alarms"] * 128
     assert f"{flagged:.0f} of 128 lie nearer" in words
     assert f"{usual:.1f}, is what chance explains: look" in words
@@ -291,21 +298,23 @@ def test_the_ending_says_what_the_files_say():
 def test_the_ending_does_not_fail_for_what_is_missing(tmp_path):
     for name in ("evaluation.csv", "fidelity.csv", "evaluation.json", "manifest.json"):
         folder = tmp_path / name
-        shutil.copytree(KEPT, folder)
+        shutil.copytree(README_RUN, folder)
         (folder / name).unlink()
-        assert re.search("missing|not measured|not looked for|without a manifest", ending(folder))
+        text = run_summary(folder)
+        assert re.search("missing|not measured|not looked for|without a manifest", text)
         (folder / name).write_text("{not what it was", encoding="utf-8")
         if name != "manifest.json":  # that one is refused in one sentence everywhere
-            ending(folder)
-    assert "were not looked for" in said_of_copying({})
+            run_summary(folder)
+    assert "were not looked for" in copies_sentence({})
     worse = [dict(set=name, extractor="a", metric="kernel", at_count=value, count=9.0, floor=0.0)
              for name, value in (("synthetic", 5.0), ("untrained", 4.0))]
-    assert "no nearer" in said_of_nearness(worse, "a")
+    assert "no nearer" in nearness_sentence(worse, "a")
     assert drawn_table([], 80) == ""
 
 
 CHANGES = """
 import os
+import re
 from pathlib import Path
 from synth_nb.tools import grid
 from synth_nb.tools.story import run_state
@@ -315,11 +324,12 @@ def state(**more):
     grid.code_hash.cache_clear(); grid.defaults.cache_clear()
     return run_state("05_e2i", dict(epochs=10, dataset="images") | more)
 
-def changed(name, old, new):
+def changed(name, pattern, new):
     file = Path(name); text = file.read_text(encoding="utf-8")
-    assert old in text, (name, old)
+    other, count = re.subn(pattern, new, text, count=1)
+    assert count == 1 and other != text, (name, pattern)
     before, times = state(), file.stat()
-    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    file.write_text(other, encoding="utf-8")
     after = state()
     file.write_text(text, encoding="utf-8")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -328,12 +338,12 @@ def changed(name, old, new):
 
 assert state() == state() != state(epochs=11)
 assert state() != state(dataset="demo")
-print(changed("nbs/05_e2i.ipynb", "# Embedding to image", "# Other words"),
-      changed("nbs/05_e2i.ipynb", "save_figure(figure, run.path", "save_figure(figure,  run.path"),
-      changed("nbs/05_e2i.ipynb", "sheet(synthetic[:48]", "sheet(synthetic[:40]"),
-      changed("nbs/05_e2i.ipynb", "guidance_scale: float = 5.0", "guidance_scale: float = 4.0"),
-      changed("synth_nb/diffusion/experiment.py", "drop: float = 0.1", "drop: float = 0.2"),
-      changed("synth_nb/evaluation/scores.py", "repeats: int = 40", "repeats: int = 50"),
+print(changed("nbs/05_e2i.ipynb", '"# ', '"# Other words: '),
+      changed("nbs/05_e2i.ipynb", r"run\\.path\\(", "run.path( "),
+      changed("nbs/05_e2i.ipynb", r"run\\.finish\\(", "1; run.finish("),
+      changed("nbs/05_e2i.ipynb", "guidance_scale: float = ", "guidance_scale: float = 1 + "),
+      changed("synth_nb/diffusion/experiment.py", r"\\Z", "\\nADDED = 1\\n"),
+      changed("synth_nb/evaluation/scores.py", r"\\Z", "\\nADDED = 1\\n"),
       changed("images/a.png", "1", "22"))
 """
 
@@ -361,5 +371,5 @@ def test_a_stop_during_the_imports_has_no_traceback():
                                stderr=subprocess.PIPE, text=True, cwd=ROOT, env=clean_environment())
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    said = process.communicate()[1]
-    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in said
+    errors = process.communicate()[1]
+    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in errors

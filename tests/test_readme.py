@@ -57,15 +57,15 @@ def differences(one: str, other: str, names=TWINS) -> list[str]:
                 for name, parts, head in zip(names, (first, second), heads, strict=True)]
     found = []
     for (_, here, mine), (_, there, theirs) in zip(first, second, strict=True):
-        places = [f"{names[0]}, “{here}”", f"{names[1]}, “{there}”"]
+        headings = [f"{names[0]}, “{here}”", f"{names[1]}, “{there}”"]
         ours, yours = facts(mine), facts(theirs)
         for kind in ours:
-            for place, lost in zip(places, (yours[kind] - ours[kind], ours[kind] - yours[kind]),
-                                   strict=True):  # fmt: skip
-                found += [f"{place}: no {kind} {value}" for value in lost]
+            lacking = (yours[kind] - ours[kind], ours[kind] - yours[kind])
+            for section, lost in zip(headings, lacking, strict=True):
+                found += [f"{section}: no {kind} {value}" for value in lost]
         if tables(mine) != tables(theirs):
             shapes = f"{tables(mine)} and {tables(theirs)}"
-            found.append(f"{' and '.join(places)}: tables with other rows or columns, {shapes}")
+            found.append(f"{' and '.join(headings)}: tables with other rows or columns, {shapes}")
     return found
 
 
@@ -113,7 +113,7 @@ def table_of(run: str, name: str) -> list[dict]:
         return list(csv.DictReader(f))
 
 
-def kept_json(run: str, name: str) -> dict:
+def run_json(run: str, name: str) -> dict:
     return json.loads((ROOT / "outputs" / run / "readme" / name).read_text(encoding="utf-8"))
 
 
@@ -133,36 +133,36 @@ def number(text: str, digits: int = 0) -> str:
     return f"{float(text):.{digits}f}".replace("-", "−")
 
 
-def said_of_metrics() -> list[str]:
+def lines_of_metrics() -> list[str]:
     "What the page says of the embedding GAN's kept run, as the run's table has it."
-    kept = values("03_embedding_gan")
+    scores = values("03_embedding_gan")
     gan, start, real = "synthetic", "untrained", "real, training"
-    floor = {metric: [kept[gan, metric][f"floor{end}"] for end in ("", "_low", "_high")]
+    baseline = {metric: [scores[gan, metric][f"floor{end}"] for end in ("", "_low", "_high")]
              for metric in ("frechet", "kernel")}  # fmt: skip
-    at, count = kept[gan, "frechet"]["at_count"], kept[gan, "frechet"]["count"]
-    low, middle, high = (number(floor["kernel"][i], 1) for i in (1, 0, 2))
-    frechet = "{} ({} to {})".format(*map(number, floor["frechet"]))
+    at, count = scores[gan, "frechet"]["at_count"], scores[gan, "frechet"]["count"]
+    low, middle, high = (number(baseline["kernel"][i], 1) for i in (1, 0, 2))
+    frechet = "{} ({} to {})".format(*map(number, baseline["frechet"]))
     rows = [f"| real against real | {count} | {frechet} | {middle} ({low} to {high}) |"]
     for name, title in ((real, "real, another region of the same section"),
                         (gan, "embedding GAN"), (start, "untrained")):  # fmt: skip
-        pair = (number(kept[name, metric]["at_count"]) for metric in ("frechet", "kernel"))
+        pair = (number(scores[name, metric]["at_count"]) for metric in ("frechet", "kernel"))
         rows.append(f"| {title} | {count} | {' | '.join(pair)} |")
-    whole, ball = kept[gan, "frechet"], kept[start, "precision"]
+    full, ball = scores[gan, "frechet"], scores[start, "precision"]
     return [
         *rows,
-        f"distance of {number(whole['value'])} at {whole['images']} images and of {number(at)} "
+        f"distance of {number(full['value'])} at {full['images']} images and of {number(at)} "
         f"at {count}",
         f"had a precision of {number(ball['value'])} here at {ball['images']} images "
         f"({number(ball['low'], 2)} to {number(ball['high'])} by its interval)",
-        f"Its recall was {number(kept[start, 'recall']['value'])} and its coverage "
-        f"{number(kept[start, 'coverage']['value'], 3)}",
-        f"and {number(kept[gan, 'accuracy']['value'], 2)}, as for the GAN above",
+        f"Its recall was {number(scores[start, 'recall']['value'])} and its coverage "
+        f"{number(scores[start, 'coverage']['value'], 3)}",
+        f"and {number(scores[gan, 'accuracy']['value'], 2)}, as for the GAN above",
     ]
 
 
 def test_the_page_about_metrics_says_what_the_run_says():
     page = text_of("nbs/guides/reading_metrics.md")
-    lost = [words for words in said_of_metrics() if words not in page]
+    lost = [words for words in lines_of_metrics() if words not in page]
     assert lost == [], "reading_metrics.md does not say what outputs/03_embedding_gan says"
     report = (ROOT / "outputs/03_embedding_gan/readme/report.md").read_text(encoding="utf-8")
     flagged = re.search(r"(\d+ of \d+) images of `synthetic` lie nearer", report)
@@ -172,63 +172,64 @@ def test_the_page_about_metrics_says_what_the_run_says():
 def test_the_page_about_metrics_says_what_the_demo_says():
     table = ROOT / "outputs/05_e2i/readme/evaluation.csv"
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
-    judge = rows[0]["extractor"]
+    extractor = rows[0]["extractor"]
     rows = list(csv.DictReader(table.with_name("fidelity.csv").open(encoding="utf-8")))
-    kept = {row["set"]: row for row in rows if row["extractor"] == judge}
-    made = kept["synthetic"]
+    scores = {row["set"]: row for row in rows if row["extractor"] == extractor}
+    synthetic = scores["synthetic"]
     page = text_of("nbs/guides/reading_metrics.md")
-    times = float(made["top1"]) / float(made["top1_chance"])
+    times = float(synthetic["top1"]) / float(synthetic["top1_chance"])
     expected = [
-        f"{number(made['top1'], 3)} of {made['images']} is {number(times)} times chance",
-        f"gets {number(kept['reconstructions']['top1'], 2)}",
+        f"{number(synthetic['top1'], 3)} of {synthetic['images']} is {number(times)} times chance",
+        f"gets {number(scores['reconstructions']['top1'], 2)}",
     ]
     assert [words for words in expected if words not in page] == []
 
 
 def flagged(run: str) -> tuple[int, int, bool]:
     "Images that the copy audit flags, of how many, and whether chance does not explain them."
-    audit = kept_json(run, "evaluation.json")["copies"][0]
+    audit = run_json(run, "evaluation.json")["copies"][0]
     return round(audit["flagged"] * audit["images"]), audit["images"], audit["found"]
 
 
-def said_of_gans() -> list[str]:
+def lines_of_gans() -> list[str]:
     "The numbers of the two GANs, as their kept runs have them."
-    said = []
+    lines = []
     for run in ("02_dcgan", "03_embedding_gan"):
-        manifest, kept, copies = kept_json(run, "manifest.json"), values(run), flagged(run)
+        manifest, scores, copies = run_json(run, "manifest.json"), values(run), flagged(run)
         sets = {f"{manifest['step']} steps of {manifest['parameters']['batch_size']}": "synthetic",
                 "untrained": "untrained", "real, training": "real, training"}  # fmt: skip
         for title, name in sets.items():
-            row = [number(kept[name, metric]["value"]) for metric in ("kernel", "frechet")]
-            row += [f"{float(kept[name, metric]['value']):.2f}".rstrip("0").rstrip(".")
+            row = [number(scores[name, metric]["value"]) for metric in ("kernel", "frechet")]
+            row += [f"{float(scores[name, metric]['value']):.2f}".rstrip("0").rstrip(".")
                     for metric in ("spread", "recall")]  # fmt: skip
             share = f"{100 * copies[0] / copies[1]:.1f} % |" if name == "synthetic" else "|"
-            said.append(f"{title} | {' | '.join(row)} | {share}")
-        kernel = kept["synthetic", "kernel"]
+            lines.append(f"{title} | {' | '.join(row)} | {share}")
+        kernel = scores["synthetic", "kernel"]
         ends = number(kernel["floor_high"])
-        said.append(f"upper end at {kernel['count']} images | {ends} |")
+        lines.append(f"upper end at {kernel['count']} images | {ends} |")
     (dcgan, *_, sure), (other, *_, also) = flagged("02_dcgan"), flagged("03_embedding_gan")
     assert sure and not also, "which of the GANs copies: the page names the DCGAN"
-    return [*said, f"The {dcgan} images flagged for the DCGAN are more than chance explains",
+    return [*lines, f"The {dcgan} images flagged for the DCGAN are more than chance explains",
             f"the {other} of the embedding GAN are not"]  # fmt: skip
 
 
-def said_of_stylegan() -> dict[str, str]:
+def lines_of_stylegan() -> dict[str, str]:
     "Page → what it says of StyleGAN2's kept run."
-    log, kept = table_of("04_stylegan2", "metrics.csv"), values("04_stylegan2")
-    manifest = kept_json("04_stylegan2", "manifest.json")
-    made, start = kept["synthetic", "kernel"], kept["untrained", "kernel"]
+    log, scores = table_of("04_stylegan2", "metrics.csv"), values("04_stylegan2")
+    manifest = run_json("04_stylegan2", "manifest.json")
+    synthetic, start = scores["synthetic", "kernel"], scores["untrained", "kernel"]
     column = next(name for name in log[0] if name.startswith("kernel_"))
     course, kimg = [float(row[column]) for row in log], int(log[-1]["images"]) // 1000
     late = sum(course[-3:]) / 3
     spoken = (
         f"after {kimg} thousand images of {manifest['parameters']['image_size']} pixels, truncated "
-        f"to 0.7. With {made['extractor']}, {made['images']} images against {made['real_images']} "
+        f"to 0.7. With {synthetic['extractor']}, {synthetic['images']} images against "
+        f"{synthetic['real_images']} "
         "held-out ones, its kernel distance ×1000 is {} (95 % interval {} to {}; untruncated), "
         "that of the untrained network {}, and the real-vs-real interval ends at {} "
         "(with {} images)"
-    ).format(*(number(made[key]) for key in ("value", "low", "high")), number(start["value"]),
-             number(made["floor_high"]), made["count"])  # fmt: skip
+    ).format(*(number(synthetic[key]) for key in ("value", "low", "high")), number(start["value"]),
+             number(synthetic["floor_high"]), synthetic["count"])  # fmt: skip
     return {
         RESULTS: spoken,
         "nbs/04_stylegan2.ipynb": f"after {kimg} kimg",
@@ -238,84 +239,84 @@ def said_of_stylegan() -> dict[str, str]:
     }  # fmt: skip
 
 
-def said_of_the_demo() -> list[str]:
+def lines_of_the_demo() -> list[str]:
     "The numbers of the demo, as its kept run has them."
-    kept, rows = values("05_e2i"), table_of("05_e2i", "fidelity.csv")
+    scores, rows = values("05_e2i"), table_of("05_e2i", "fidelity.csv")
     found = {(row["extractor"], row["set"]): row for row in rows}
-    judges = list(dict.fromkeys(row["extractor"] for row in rows))[:2]
-    made, said = [found[judge, "synthetic"] for judge in judges], []
+    extractors = list(dict.fromkeys(row["extractor"] for row in rows))[:2]
+    synthetic, lines = [found[extractor, "synthetic"] for extractor in extractors], []
     titles = {"first draws": "first samples", "real, asking half": "real, conditioning half"}
     for name in ("synthetic", "first draws", "untrained", "reconstructions", "real, training",
                  "real, asking half"):  # fmt: skip
-        one = kept[name, "kernel"]
+        one = scores[name, "kernel"]
         cells = [titles.get(name, name), f"{one['images']} / {one['real_images']}"]
         cells.append(number(one["value"]))
-        for row in (found.get((judge, name)) for judge in judges):
+        for row in (found.get((extractor, name)) for extractor in extractors):
             cells += [number(row["top1"], 3), number(row["times_chance"], 1)] if row else ["", ""]
-        said.append(" ".join(f"| {' | '.join(cells)} |".split()))
+        lines.append(" ".join(f"| {' | '.join(cells)} |".split()))
     ends = " and ".join(f"{number(row['top1_low'], 3)} to {number(row['top1_high'], 3)}"
-                        for row in made)  # fmt: skip
+                        for row in synthetic)  # fmt: skip
     count, images, sure = flagged("05_e2i")
     assert sure, "the page says that chance does not explain the demo's copies"
-    return [*said, f"chance is {number(made[0]['top1_chance'], 4)}",
+    return [*lines, f"chance is {number(synthetic[0]['top1_chance'], 4)}",
             f"intervals of the synthetic row are {ends}",
             f"{count} of {images} synthetic patches lie nearer to a training patch"]  # fmt: skip
 
 
-def said_of_pairs() -> list[str]:
+def lines_of_pairs() -> list[str]:
     "The protocol's numbers: real pairs alone and with synthetic ones, by share of the labels."
     rows = {(row["labels"], row["arm"], row["against"]): row
             for row in table_of("06_em_protocol", "protocol.csv")}  # fmt: skip
-    said = []
+    lines = []
     for share in dict.fromkeys(labels for labels, *_ in rows):
         real, both = rows[share, "R", "R"], rows[share, "R+S", "R"]
         difference, low, high = (f"{float(both[k]):+.3f}" for k in ("difference", "low", "high"))
         scores = f"{float(real['score']):.3f} | {float(both['score']):.3f}"
-        said.append(f"| {100 * float(share):.0f} % | {scores} | {difference} ({low} to {high}) | "
+        lines.append(f"| {100 * float(share):.0f} % | {scores} | {difference} ({low} to {high}) | "
                     f"{both['verdict']} |")  # fmt: skip
-    return said
+    return lines
 
 
-def said_of_letters() -> list[str]:
+def lines_of_letters() -> list[str]:
     "What synthetic digits add to a small network."
     rows = {(row["real_per_class"], row["trained_on"]): row
             for row in table_of("07_emnist", "usefulness.csv")}  # fmt: skip
-    said = []
-    for few in dict.fromkeys(few for few, _ in rows):
-        made = rows[few, "real and synthetic" if int(few) else "synthetic"]
-        real = f"{float(rows[few, 'real']['accuracy']):.3f} |" if int(few) else "|"
-        title = few if int(few) else "none"
+    lines = []
+    for n_real in dict.fromkeys(n_real for n_real, _ in rows):
+        synthetic = rows[n_real, "real and synthetic" if int(n_real) else "synthetic"]
+        real = f"{float(rows[n_real, 'real']['accuracy']):.3f} |" if int(n_real) else "|"
+        title = n_real if int(n_real) else "none"
         keys = ("difference", "diff_low", "diff_high")
-        change, low, high = (f"{float(made[key]):+.3f}" for key in keys)
-        said.append(f"| {title} | {real} {float(made['accuracy']):.3f} | "
+        change, low, high = (f"{float(synthetic[key]):+.3f}" for key in keys)
+        lines.append(f"| {title} | {real} {float(synthetic['accuracy']):.3f} | "
                     f"{change} ({low} to {high})")  # fmt: skip
-    return said
+    return lines
 
 
-def said_of_conditions() -> list[str]:
+def lines_of_conditions() -> list[str]:
     "The three conditions by the first extractor, from the kept comparison."
     text = (ROOT / "outputs/05_comparison/readme/comparison.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in text.split("\n\n")[0].splitlines()[2:5]]
-    said = []
+    lines = []
     for title, _, kernel, ends, _, times, _, copies, *_ in rows:
         mean, low, high = map(float, re.findall(r"[\d.]+", times))
         times = f"{mean} ({low:.0f} to {high:.0f})"
         share = f"{float(copies.split()[0]):.1f}".removesuffix(".0")
-        said.append(f"| {title} | {kernel} | {ends} | {times} | {share} % |")
-    return said
+        lines.append(f"| {title} | {kernel} | {ends} | {times} | {share} % |")
+    return lines
 
 
 def test_the_results_are_those_of_the_runs():
     page = text_of(RESULTS)
-    said = [said_of_gans(), said_of_the_demo(), said_of_pairs(), said_of_letters(),
-            said_of_conditions()]  # fmt: skip
-    lost = [words for part in said for words in part if words not in page]
+    lines = [lines_of_gans(), lines_of_the_demo(), lines_of_pairs(), lines_of_letters(),
+            lines_of_conditions()]  # fmt: skip
+    lost = [words for part in lines for words in part if words not in page]
     assert lost == [], f"{RESULTS} and the kept runs differ"
 
 
 def test_pages_say_what_the_run_of_stylegan_says():
-    said = said_of_stylegan()
-    assert {page: words for page, words in said.items() if words not in text_of(page)} == {}
+    lines = lines_of_stylegan()
+    assert {page: words for page, words in lines.items() if words not in text_of(page)} == {}
 
 
 def test_readme_counts_the_flagged_images_of_the_demo():
@@ -338,7 +339,7 @@ def test_the_lines_of_python_run(monkeypatch, tmp_path):
             generator = torch.Generator().manual_seed(seed)
             return Samples(torch.rand(n, 3, 64, 64, generator=generator) * 2 - 1)
 
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *given: calls.append(given))
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *values: calls.append(values))
     monkeypatch.setattr(runs, "load_model", lambda folder: calls.append(folder) or Noise())
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)[1]

@@ -52,8 +52,8 @@ def test_a_notebook_fails_with_its_cell(tmp_path, cell, code):
     about = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
     path = tmp_path / "a.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), path)
-    found, said = run_notebook(path)
-    assert found == code and ("AssertionError" in said) == bool(code)
+    found, text = run_notebook(path)
+    assert found == code and ("AssertionError" in text) == bool(code)
 
 
 def test_the_longest_go_first_and_a_record_leaves_out(monkeypatch, tmp_path):

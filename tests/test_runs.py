@@ -53,8 +53,8 @@ def untouchable(monkeypatch):
 
 def test_what_comes_before_several_processes_leaves_the_gpus_alone(tmp_path, monkeypatch):
     untouchable(monkeypatch)
-    given = dict(outputs=str(tmp_path), run_name="two", device="auto", num_processes=2)
-    run = open_run("none", given, dict(fingerprint="a"))
+    states = dict(outputs=str(tmp_path), run_name="two", device="auto", num_processes=2)
+    run = open_run("none", states, dict(fingerprint="a"))
     run.finish()
     assert run.manifest["environment"]["device"] == "cuda"
     assert pick_precision("auto", "cuda", num_processes=2) == "auto"
@@ -64,15 +64,15 @@ def test_what_comes_before_several_processes_leaves_the_gpus_alone(tmp_path, mon
 
 
 def test_every_process_goes_on_with_the_numbers_of_its_own_gpu(monkeypatch):
-    given = []
+    states = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.set_rng_state", given.append)
-    monkeypatch.setattr("torch.cuda.manual_seed", given.append)
+    monkeypatch.setattr("torch.cuda.set_rng_state", states.append)
+    monkeypatch.setattr("torch.cuda.manual_seed", states.append)
     own, never_used = torch.zeros(1), torch.ones(1)
     set_random_state(random_state() | dict(cuda=[own, never_used]))
     torch.manual_seed(11)
     set_random_state(random_state() | dict(cuda=[]))  # of a run that had no GPU
-    assert given[0] is own and given[1] == 11
+    assert states[0] is own and states[1] == 11
 
 
 def test_a_run_of_another_machine_goes_on_here():

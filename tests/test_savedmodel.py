@@ -16,7 +16,7 @@ import torch
 
 from synth_nb.core.testing import assert_near
 from synth_nb.embedders import embed_images, load_embedder
-from synth_nb.embedders.hub import ANNOUNCED
+from synth_nb.embedders.hub import WARNED
 from synth_nb.embedders.images import cache_folder
 from synth_nb.embedders.savedmodel import SavedModel, start_tensorflow
 
@@ -429,7 +429,7 @@ def offline_hub(tmp_path, monkeypatch, made):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    ANNOUNCED.clear()
+    WARNED.clear()
     repo, commit = tmp_path / "hub" / "models--google--path-foundation", "89abcdef01" * 4
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(commit)

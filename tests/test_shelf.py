@@ -12,9 +12,6 @@ from synth_nb.core.files import notebook_path
 from synth_nb.core.runs import RENAMED_LOADERS, load_model
 
 ROOT = Path(__file__).parent.parent
-OWN = {  # what a story alone needs, it exports itself
-    "synth_nb.segmentation.protocol": "06_em_protocol",
-}
 STORY = re.compile(r"\d\d_\w+")
 
 
@@ -30,8 +27,8 @@ def test_the_path_of_a_module_gives_its_notebook():
     found = modules()
     assert len(found) > 90
     for name, file in found.items():
-        said = re.search(r"File to edit: (\S+)\.$", file.read_text(encoding="utf-8"), re.M)[1]
-        assert notebook_path(OWN.get(name, name)) == (file.parent / said).resolve(), name
+        notebook = re.search(r"File to edit: (\S+)\.$", file.read_text(encoding="utf-8"), re.M)[1]
+        assert notebook_path(name) == (file.parent / notebook).resolve(), name
 
 
 @pytest.mark.parametrize("name, path", [
@@ -46,20 +43,20 @@ def test_from_a_name_to_its_notebook(name, path):
 
 
 def test_every_notebook_of_the_library_exports_its_module():
-    homes = {notebook_path(name) for name in modules()} - {notebook_path(name) for name in OWN}
+    homes = {notebook_path(name) for name in modules()}
     assert {path for path in (ROOT / "nbs/library").rglob("[!.]*.ipynb")
             if ".ipynb_checkpoints" not in path.parts} == homes  # fmt: skip
 
 
 def test_the_top_holds_stories_alone():
-    "Each has parameters, and exports nothing that others import."
+    "Each has parameters, and exports nothing."
     names = [path.stem for path in (ROOT / "nbs").glob("*.ipynb")]
     assert len(names) > 12 and [name for name in names if not STORY.fullmatch(name)] == []
     for name in names:
         text = notebook_path(name).read_text(encoding="utf-8")
         tags = [cell["metadata"].get("tags", []) for cell in json.loads(text)["cells"]]
         assert ["parameters"] in tags, name
-        assert ("#| default_exp" in text) == (name in OWN.values()), name
+        assert "#| default_exp" not in text, name
 
 
 def test_loaders_of_kept_runs_are_there():

@@ -25,7 +25,7 @@ DESKTOP, PHONE = dict(width=1400, height=900), dict(width=390, height=844)
 # every page that is no notebook, and notebooks with all that a page can hold
 SOURCES = {  # page → its file
     path.relative_to(ROOT / "nbs").with_suffix("").as_posix(): path
-    for ending in ("md", "ipynb") for path in sorted((ROOT / "nbs").rglob(f"*.{ending}"))
+    for extension in ("md", "ipynb") for path in sorted((ROOT / "nbs").rglob(f"*.{extension}"))
     if ".ipynb_checkpoints" not in path.parts}  # fmt: skip
 SHOWN = [name for name, path in SOURCES.items() if path.suffix == ".md"]
 SHOWN += ["02_dcgan", "03_embedding_gan", "05_e2i", "06_em_segmentation", "08_evaluation",
@@ -63,8 +63,8 @@ def dead_links(pages: dict[Path, Page]) -> list[str]:
             if to.scheme or to.netloc:
                 continue
             target = (file.parent / unquote(to.path)).resolve() if to.path else file
-            place = unquote(to.fragment)
-            lost = place and target in pages and place not in pages[target].ids
+            anchor = unquote(to.fragment)
+            lost = anchor and target in pages and anchor not in pages[target].ids
             if lost or not target.exists():
                 dead.append(f"{file.name} → {link}")
     return dead
@@ -73,8 +73,9 @@ def dead_links(pages: dict[Path, Page]) -> list[str]:
 def without_words(pages: dict[Path, Page]) -> list[str]:
     "Pictures that say nothing to those who do not see them; a file's name says nothing either."
     pictures = [(file, *one) for file, page in pages.items() for one in page.pictures]
-    says = re.compile(r"(?!.*/)(?!.*\.(png|jpe?g|svg)$).*\w.*\w")
-    return [f"{file.name}: {source}" for file, source, words in pictures if not says.match(words)]
+    describes = re.compile(r"(?!.*/)(?!.*\.(png|jpe?g|svg)$).*\w.*\w")
+    return [f"{file.name}: {source}" for file, source, words in pictures
+            if not describes.match(words)]  # fmt: skip
 
 
 def wrong_lines(links: list[str]) -> list[str]:
@@ -108,10 +109,10 @@ def test_the_checks_notice(tmp_path):
 
 def test_quarto_is_told_of_pages_that_are_there():
     "Its own build needs Quarto and is not tried here."
-    told = yaml.safe_load((ROOT / "nbs/_quarto.yml").read_text(encoding="utf-8"))
-    named = [one["file"] for one in told["website"]["navbar"]["left"]]
+    quarto = yaml.safe_load((ROOT / "nbs/_quarto.yml").read_text(encoding="utf-8"))
+    named = [one["file"] for one in quarto["website"]["navbar"]["left"]]
     assert named and [name for name in named if not (ROOT / "nbs" / name).is_file()] == []
-    assert told["metadata-files"] == ["nbdev.yml", "sidebar.yml"]  # nbdev writes both
+    assert quarto["metadata-files"] == ["nbdev.yml", "sidebar.yml"]  # nbdev writes both
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +131,8 @@ def pages(site) -> dict[Path, Page]:
 
 
 def test_every_source_has_a_page(site, pages):
-    made = {file.relative_to(site).with_suffix("").as_posix() for file in pages}
-    assert len(SOURCES) > 100 and SOURCES.keys() <= made
+    written = {file.relative_to(site).with_suffix("").as_posix() for file in pages}
+    assert len(SOURCES) > 100 and SOURCES.keys() <= written
 
 
 def test_links_lead_somewhere(pages):
@@ -178,16 +179,18 @@ def address(site):
 def tab(browser, address):
     "A page of the site in the browser, which has nothing to complain about and asks nobody else."
     context = browser.new_context(base_url=address, viewport=DESKTOP, color_scheme="light")
-    page, said = context.new_page(), []
-    page.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("response", lambda r: said.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+    page, problems = context.new_page(), []
+    page.on("console",
+            lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("response",
+            lambda r: problems.append(f"{r.status} {r.url}") if r.status >= 400 else None)
     outside = ("http:", "https:", "ws")
-    page.on("request", lambda r: said.append(f"asks for {r.url}")
+    page.on("request", lambda r: problems.append(f"asks for {r.url}")
             if r.url.startswith(outside) and not r.url.startswith(address) else None)  # fmt: skip
     yield page
     context.close()
-    assert said == []
+    assert problems == []
 
 
 PICTURES = "Array.from(document.images)"
@@ -216,16 +219,16 @@ def test_a_phone_needs_no_sideways_scrolling(tab):
     tab.wait_for_url("**/guides/learning_path.html")
 
 
-@pytest.mark.parametrize("asked, expected", [
+@pytest.mark.parametrize("query, expected", [
     ("frechet", "library/metrics/distances.html"),
     ("Fréchet distance", "guides/reading_metrics.html"),
     ("distances.ipynb", "library/metrics/distances.html"),
     ("open_dataset", "library/data/dataset.html"),
 ])  # fmt: skip
-def test_search_finds(tab, asked, expected):
+def test_search_finds(tab, query, expected):
     tab.goto("/index.html")
     box = tab.get_by_role("textbox").first
-    box.fill(asked)
+    box.fill(query)
     box.press("Enter")
     tab.wait_for_function("document.querySelector('p.search-summary')?.innerText.includes('found')")
     assert tab.locator(f"#search-results a[href^='{expected}']").count() >= 1

@@ -34,8 +34,8 @@ def as_script(notebook: Path) -> str:
 def overwritten(notebook: Path) -> list[str]:
     "Parameters whose name a definition takes, or an import."
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    given = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    names = {node.target.id for code in given for node in ast.parse(code).body}
+    sources = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    names = {node.target.id for code in sources for node in ast.parse(code).body}
     defined = set()
     for node in ast.parse(as_script(notebook)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

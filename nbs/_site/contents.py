@@ -56,10 +56,10 @@ def card(path: Path) -> str:
     if not picture:
         return ""
     words, file, run = picture.groups()
-    made = f"[manifest](../outputs/{run}/manifest.json)"
+    manifest = f"[manifest](../outputs/{run}/manifest.json)"
     return "\n".join([
         ":::{container} card", "", f"[![{words}]({file})]({path.name})", "",
-        f"**[{module.title}]({path.name})** {plain(module.summary)} ({made})", ":::", ""])
+        f"**[{module.title}]({path.name})** {plain(module.summary)} ({manifest})", ":::", ""])
 
 
 def gallery(folder: Path) -> str:
@@ -76,28 +76,36 @@ def dotted(module) -> str:
 def origin(name: str) -> str:
     "Which file a page is made from and which module that makes; the search knows both by it."
     module = library()[name]
-    said = f"{{.origin}}\n[`{name}.ipynb`]({repository(f'nbs/{name}.ipynb')})"
-    made = f" makes [`{dotted(module)}`]({repository(module.file)})" if module.file else ""
-    return said + made
+    text = f"{{.origin}}\n[`{name}.ipynb`]({repository(f'nbs/{name}.ipynb')})"
+    target = f" makes [`{dotted(module)}`]({repository(module.file)})" if module.file else ""
+    return text + target
 
 
 def _first(text: str) -> str:
     return plain(re.split(r"\n\s*\n|(?<=[.]) ", text)[0])
 
 
-def names() -> str:
-    "Every public function and class, by module."
-    found = []
-    for module in library().values():
-        if not module.defined:
-            continue
-        rows = [
-            f"| [`{name}`]({link_to(module.notebook, NAMES)}#{name.lower()}) | {_first(one.text)} "
+def table_of(module) -> list[str]:
+    "The public names of a module with one line each; nothing for a module without names."
+    if not module.defined:
+        return []
+    page = link_to(module.notebook, NAMES)
+    rows = [f"| [`{name}`]({page}#{name.lower()}) | {_first(one.text)} "
             f"| [source]({repository(module.file, one.line)}) |"
-            for name, one in module.defined.items()]
-        origin = f"From [{module.title}]({link_to(module.notebook, NAMES)})."
-        found += [f"## `{dotted(module)}`", "", origin, "",
-                   "| name | what it is | |", "| --- | --- | --- |", *rows, ""]
+            for name, one in module.defined.items()]  # fmt: skip
+    return [f"### `{dotted(module)}`", "", f"From [{module.title}]({page}).", "",
+            "| name | what it is | |", "| --- | --- | --- |", *rows, ""]  # fmt: skip
+
+
+def names() -> str:
+    "Every public function and class, by package and module."
+    found = []
+    for name in shelf():
+        package = dotted(library()[name])
+        tables = [line for module in library().values()
+                  if f"{dotted(module)}.".startswith(f"{package}.") for line in table_of(module)]
+        head = [f"## `{package}`", "", plain(library()[name].summary), ""]
+        found += [*head, *tables] if tables else []
     return "\n".join(found)
 
 

@@ -41,8 +41,8 @@ def with_summary(text: str) -> str:
 
 
 def outside(text: str, page: str) -> str:
-    """Links of a page (`library/runs`) to files elsewhere in the project: a run's files are handed
-    out with the site, others are read in the repository."""
+    """Links of a page (`library/core/runs`) to files elsewhere in the project: a run's files are
+    handed out with the site, others are read in the repository."""
 
     def link(match):
         words, target = match.groups()
@@ -82,11 +82,11 @@ def code(cell: dict) -> dict:
     words = re.search(r'^#\| *fig-alt: *(".*")$', source, re.M)
     if words:
         meta["mystnb"] = {"image": {"alt": json.loads(words[1])}}
-    kept = re.sub(r"^\s*#\|.*\n?", "", source, flags=re.M)
-    if kept.count("\n") >= LONG and "parameters" not in tags and "code-fold" not in source:
+    visible = re.sub(r"^\s*#\|.*\n?", "", source, flags=re.M)
+    if visible.count("\n") >= LONG and "parameters" not in tags and "code-fold" not in source:
         tags.append("hide-input")
     outputs = [one for out in cell.get("outputs", []) if (one := output(out))]
-    return cell | dict(source=kept, outputs=outputs, execution_count=None)
+    return cell | dict(source=visible, outputs=outputs, execution_count=None)
 
 
 def cells(notebook: dict, page: str) -> list[dict]:

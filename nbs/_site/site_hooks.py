@@ -29,7 +29,7 @@ def read(app, docname: str, source: list[str]):
     source[0] = text + (contents.menus(folder) if docname == app.config.root_doc else "")
 
 
-def made_from_all(app, env, added, changed, removed):
+def outdated_pages(app, env, added, changed, removed):
     "Pages that show what other pages hold are read again when any of those changed."
     return ["index", contents.NAMES, *contents.START] if added | changed | removed else []
 
@@ -42,9 +42,9 @@ def _code() -> str:
 
 def _mathml(display: str):
     def visit(self, node):
-        made = latex2mathml.converter.convert(node.astext(), display=display)
+        text = latex2mathml.converter.convert(node.astext(), display=display)
         # bars of a norm are as high as a line, as in print
-        self.body.append(made.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;'))
+        self.body.append(text.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;'))
         raise SkipNode
 
     return visit, None
@@ -53,6 +53,6 @@ def _mathml(display: str):
 def setup(app):
     app.add_config_value("site_code", _code(), "env")
     app.connect("source-read", read)
-    app.connect("env-get-outdated", made_from_all)
+    app.connect("env-get-outdated", outdated_pages)
     app.add_html_math_renderer("mathml", _mathml("inline"), _mathml("block"))
     return dict(parallel_read_safe=True, parallel_write_safe=True)

@@ -64,7 +64,7 @@ class ScanVAE(ModelMixin, ConfigMixin):
         super().__init__()
         pixels = channels * cell**2
         if cell not in (1, 2, 4, 8) or not 0 < latent_channels <= pixels:
-            raise ParameterError("parameter `vae_cell` must be 1, 2, 4 or 8 and `vae_channels` at "
+            raise ParameterError("`vae_downsampling` must be 1, 2, 4 or 8 and `latent_channels` at "
                                  f"most {pixels} there, got {cell} and {latent_channels}")
         self.analysis = nn.Conv2d(pixels, latent_channels, 1)
         self.synthesis = nn.Conv2d(latent_channels, pixels, 1)

@@ -191,7 +191,8 @@ def sample_for(
 ) -> Samples:
     "An image for each mask; for models that take masks. Raises `ParameterError` for others."
     if self.joint:
-        raise ParameterError("this model makes its own masks: use `sample`, or train way='masks'")
+        raise ParameterError("this model makes its own masks: use `sample`, or train with `mode` "
+                             "mask_conditioned")
     if tuple(masks.shape[2:]) != tuple(self.settings["size"]):
         raise ParameterError(f"masks have {masks.shape[2]}x{masks.shape[3]} pixels, "
                              f"the model makes {'x'.join(map(str, self.settings['size']))}")

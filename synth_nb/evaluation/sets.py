@@ -166,7 +166,7 @@ def to_size(
 # %% ../../nbs/library/evaluation/sets.ipynb #c41e70b2
 def weights_tag(
     network: nn.Module,  # of a model that was given
-) -> str:  # "given_3eb269bf01", for `Run.kept`
+) -> str:  # "given_3eb269bf01", for `Run.cached`
     "A name for what a given model makes: other weights, another name."
     weights = (t.detach().float().cpu().numpy() for t in network.state_dict().values())
     return f"given_{digest(*weights)[:10]}"

@@ -85,14 +85,15 @@ class Pairs:
         masks: np.ndarray,  # (N, 1, H, W), 0 or 1
         crop: int = 0,  # pixels of a random square, cut where a side is shorter; 0: all of it
         symmetry: str = "none",  # none, flip, or dihedral: turned too
-        classical: bool = False,  # whether images are bent and relit too
+        classical_augmentation: bool = False,  # elastic and photometric
         weights: np.ndarray | None = None,  # (N,) chances; None: each once per pass
         empty: bool = False,  # whether no mask at all may show an object
         keys: list[str] | None = None,
     ):
         check_pairs(images, masks, empty)
         self.images, self.masks = images, masks
-        self.crop, self.views, self.classical = crop, SYMMETRIES[symmetry], classical
+        self.crop, self.views = crop, SYMMETRIES[symmetry]
+        self.classical_augmentation = classical_augmentation
         if self.views > 2 and len(set(self.size)) > 1:
             raise ParameterError(
                 f"parameter `symmetry` {symmetry} turns squares, got {self.size[0]}x"
@@ -113,7 +114,7 @@ class Pairs:
         both = [self._one(i, *draw) for i, draw in zip(indices, draws.tolist(), strict=True)]
         images = torch.stack([x[:1] for x in both]).float() / 127.5 - 1
         masks = torch.stack([x[1:] for x in both]).float()
-        if self.classical:
+        if self.classical_augmentation:
             maps = random_warps(len(images), images.shape[2:])
             images, masks = warp_pair(images, masks, maps)
             images = augment_photometric(images)

@@ -67,7 +67,7 @@ def downsampled(
 def read_volume(
     volume,  # from `list_volumes`
     masks,  # its masks, from `matched_masks`
-    shrink: int,
+    downsample: int,
 ) -> tuple[list, list, list[int], list[str]]:  # images, masks, their sections; what is skipped
     "Every section of a volume that can be read, and a phrase for each that cannot."
     grey, mask = PageReader(grey_pixels, keep=1), PageReader(mask_pixels, keep=1)
@@ -81,8 +81,8 @@ def read_volume(
         except ImageError as e:
             skipped.append(f"{section_name(volume, i)} ({e})")
             continue
-        images.append((downsampled(image, shrink) + 0.5).astype(np.uint8)[None])
-        truths.append((downsampled(truth, shrink) >= 127.5).astype(np.uint8)[None])
+        images.append((downsampled(image, downsample) + 0.5).astype(np.uint8)[None])
+        truths.append((downsampled(truth, downsample) >= 127.5).astype(np.uint8)[None])
         kept.append(i)
     return images, truths, kept, skipped
 
@@ -90,7 +90,7 @@ def read_volume(
 def em_sections(
     images: str | Path,  # a TIFF, a folder of sections, or a folder with several of either
     masks: str | Path,  # laid out like the images
-    shrink: int = 1,  # sections become as many times smaller
+    downsample: int = 1,  # sections become as many times smaller
 ) -> Sections:
     "Whole sections. Warns of those that cannot be read. Raises `FileNotFoundError`, `DataError`."
     if not str(masks):
@@ -99,7 +99,7 @@ def em_sections(
     truths = matched_masks(volumes, masks)
     check_readable(volumes, display_path(images))
     check_readable(truths, display_path(masks))
-    read = [read_volume(v, m, shrink) for v, m in zip(volumes, truths, strict=True)]
+    read = [read_volume(v, m, downsample) for v, m in zip(volumes, truths, strict=True)]
     skipped = [one for part in read for one in part[3]]
     pictures, found = ([x for part in read for x in part[k]] for k in (0, 1))
     if not pictures:
@@ -112,7 +112,7 @@ def em_sections(
     names = [v.name for v, part in zip(volumes, read, strict=True) for _ in part[0]]
     numbers = [i for part in read for i in part[2]]
     return Sections(display_path(images), np.stack(pictures), np.stack(found), names, numbers,
-                    dict(shrink=shrink))
+                    dict(downsample=downsample))
 
 # %% ../../nbs/library/segmentation/sections.ipynb #de104203
 def check_sizes(
@@ -128,16 +128,16 @@ def check_sizes(
 def open_sections(
     dataset: str = "demo",  # "demo", "em:<sections>", or what `open_dataset` takes, with masks
     masks: str = "",  # where the masks of `em:` are
-    shrink: int = 1,  # sections of `em:` become as many times smaller
+    downsample: int = 1,  # sections of `em:` become as many times smaller
     image_size: int | str = 128,  # pixels, of other sources
     n: int = 96,  # sections of the phantom, 16 to a volume
     seed: int = 0,  # of the phantom
 ) -> Sections:
     "Open sections. Raises what `em_sections` and `open_dataset` raise."
-    if isinstance(shrink, bool) or not isinstance(shrink, int) or shrink < 1:
-        raise ParameterError(f"parameter `shrink` must be 1 or more, got {shrink!r}")
+    if isinstance(downsample, bool) or not isinstance(downsample, int) or downsample < 1:
+        raise ParameterError(f"parameter `downsample` must be 1 or more, got {downsample!r}")
     if dataset.startswith("em:"):
-        found = em_sections(dataset.removeprefix("em:"), masks, shrink)
+        found = em_sections(dataset.removeprefix("em:"), masks, downsample)
     else:
         phantom = dataset in ("demo", "em_phantom")
         word, own = ("em_phantom", dict(n=n)) if phantom else (dataset, {})
@@ -195,14 +195,15 @@ def _end(
 # %% ../../nbs/library/segmentation/sections.ipynb #0e02b4f6
 def split_blocks(
     sections: Sections,
-    val: float = 0.1,  # share of the sections, or of three volumes or more
-    test: float = 0.2,
+    val_fraction: float = 0.1,  # of the sections, or of three volumes or more
+    test_fraction: float = 0.2,
     gap: int = 1,  # sections left out between two parts of one volume
 ) -> list[str]:  # train, val, test or gap, one per section
     "Split by volume or, within one, by block. Raises `DataError`, `ParameterError`."
+    val, test = val_fraction, test_fraction
     if not (0 < val < 1 and 0 < test < 1 and val + test < 1) or gap < 0:
-        raise ParameterError("`val` and `test` must be shares and `gap` 0 or more, "
-                             f"got {val}, {test}, {gap}")
+        raise ParameterError("`val_fraction` and `test_fraction` must be shares and `gap` 0 or "
+                             f"more, got {val}, {test}, {gap}")
     names = list(dict.fromkeys(sections.volumes))
     counts = {name: sections.volumes.count(name) for name in names}
     last = counts[names[-1]]
