@@ -30,8 +30,14 @@ from ..evaluation.copies import CopyAudit, nearest_pairs, pair_titles
 from ..evaluation.pictures import set_map
 from ..evaluation.sets import ImageSet, to_image_set
 from ..figures.diagrams import architecture
-from ..figures.plots import curves, over_epochs, save_samples, sheet, strips
-from ..figures.plots import save as save_figure
+from synth_nb.figures.plots import (
+    curves,
+    over_epochs,
+    save_figure,
+    save_samples,
+    sheet,
+    strips,
+)
 from ..training.log import read_metrics
 from ..training.loop import TrainingConfig
 

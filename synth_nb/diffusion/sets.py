@@ -167,15 +167,9 @@ def sample_dataset(
     """
     if n < 1 or batch_size < 1:
         raise ParameterError(f"`n` and `batch_size` must be at least 1, got {n} and {batch_size}")
-<<<<<<< HEAD
     path = resolve(folder)
-    check_place(path, "imagefolder")
+    check_target(path, "imagefolder")
     source = model
-=======
-    place = resolve(folder)
-    check_target(place, "imagefolder")
-    given = model
->>>>>>> main
     if isinstance(model, (str, Path)):
         model = load_model(model, "cpu" if num_processes > 1 else device)
         source = source if num_processes > 1 else model
