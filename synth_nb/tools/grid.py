@@ -6,6 +6,7 @@
 __all__ = ['declared_parameters', 'check_values', 'defaults', 'Experiment', 'experiments', 'ready', 'main']
 
 # %% ../../nbs/library/tools/grid.ipynb #d73eed85
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -33,7 +35,7 @@ from synth_nb.core.files import (
     atomic_write,
 )
 from ..core.fingerprint import library_hash, notebook_sources
-from ..core.parameters import ParameterError, check_names
+from ..core.parameters import ParameterError, check_names, check_parameters
 from ..core.runs import read_manifest
 
 # %% ../../nbs/library/tools/grid.ipynb #1d96bc4f
@@ -64,7 +66,9 @@ def check_values(
     "Check values as the notebook itself will, before it runs. Raises `ParameterError`."
     space = declared_parameters(cells)
     check_names(values, space.get("__annotations__", {}))
-    exec(compile(head_of(cells)[1], "check", "exec"), space | values)
+    space |= dict(check_parameters=check_parameters)  # some notebooks import it further up
+    with redirect_stdout(io.StringIO()):  # 04_stylegan2 prints a summary here
+        exec(compile(head_of(cells)[1], "check", "exec"), space | values)
 
 # %% ../../nbs/library/tools/grid.ipynb #61f7f8c9
 def data_state(
