@@ -295,7 +295,9 @@ def as_html(
     starts = [i for i, cell in enumerate(cells) if cell.source.startswith("## Experiment")]
     notebook.cells = [*cells[:1], *cells[starts[0] + 1 if starts else 1 :]]
     hidden = ["exclude_input", "exclude_input_prompt", "exclude_output_prompt"]
-    page = HTMLExporter(**dict.fromkeys(hidden, True)).from_notebook_node(notebook)[0]
+    title = cells[0].source.splitlines()[0].lstrip("# ") if cells else "Report"
+    exporter = HTMLExporter(**dict.fromkeys(hidden, True))
+    page = exporter.from_notebook_node(notebook, dict(metadata=dict(name=title)))[0]
     style = ".jp-RenderedHTMLCommon :is(td, th) {text-align: left !important}"
     return page.replace("</head>", f"<style>{style}</style></head>", 1)
 
