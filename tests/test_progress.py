@@ -341,7 +341,7 @@ print(changed("nbs/05_e2i.ipynb", "# Embedding to image", "# Other words"),
       changed("nbs/05_e2i.ipynb", "sheet(synthetic[:48]", "sheet(synthetic[:40]"),
       changed("nbs/05_e2i.ipynb", "guidance_scale: float = 5.0", "guidance_scale: float = 4.0"),
       changed("synth_nb/diffusion/experiment.py", "drop: float = 0.1", "drop: float = 0.2"),
-      changed("synth_nb/evaluation/scores.py", "repeats: int = 40", "repeats: int = 50"),
+      changed("synth_nb/evaluation/scores.py", "n_repeats: int = 40", "n_repeats: int = 50"),
       changed("images/a.png", "1", "22"))
 """
 

@@ -36,14 +36,14 @@ def check_unit_images(
         raise ValueError(f"images must be in [0, 1], got values from {low:.3g} to {high:.3g}")
 
 # %% ../../nbs/library/embedders/base.ipynb #dcfdb208
-def _asked(images: Tensor) -> bool:
+def _wants_gradient(images: Tensor) -> bool:
     "Whether gradients with respect to the images will be wanted."
     return torch.is_grad_enabled() and getattr(images, "requires_grad", False)
 
 
 def _attention(images: Tensor):
     "Attention that can be differentiated twice, where gradients are asked for."
-    return sdpa_kernel(SDPBackend.MATH) if _asked(images) else nullcontext()
+    return sdpa_kernel(SDPBackend.MATH) if _wants_gradient(images) else nullcontext()
 
 # %% ../../nbs/library/embedders/base.ipynb #f41bbd10
 class Embedder(nn.Module):
@@ -104,7 +104,7 @@ class Embedder(nn.Module):
 
     def _through(self, part: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         "What a part of the network makes of images; raises `ValueError`."
-        if _asked(images) and not self.differentiable:
+        if _wants_gradient(images) and not self.differentiable:
             cure = "detach them, or take another embedder"
             raise ValueError(f"embedder `{self.id}` passes no gradients to its images: {cure}")
         with torch.autocast(self.mean.device.type, enabled=False), _attention(images):

@@ -164,8 +164,8 @@ def print_licence(
     if licence.lower() in FREE_LICENCES or name in WARNED:
         return
     WARNED.add(name)
-    said = f"has the licence `{licence}`" if licence else "does not say its licence"
-    print(f"`{name}` {said}: read its terms before you use or publish anything, {page}")
+    terms = f"has the licence `{licence}`" if licence else "does not say its licence"
+    print(f"`{name}` {terms}: read its terms before you use or publish anything, {page}")
 
 # %% ../../nbs/library/embedders/hub.ipynb #e9dc8d1d
 def check_patches(
@@ -316,8 +316,8 @@ def load_hf(
     "An encoder that transformers can read. Raises `ValueError` or `OSError` in one sentence."
     name, folder, options = f"hf:{what}", model_folder(what), {}
     network, feature = read_network(folder, name)
-    given, native = read_processor(folder, name), getattr(network.config, "image_size", None)
-    size = input_size or given["size"] or native
+    processor, native = read_processor(folder, name), getattr(network.config, "image_size", None)
+    size = input_size or processor["size"] or native
     if not isinstance(size, int):
         raise ValueError(f"`{name}` does not say its input size: add it, as in `{name}@224`")
     check_patches(name, size, getattr(network.config, "patch_size", None) or 1)
@@ -328,7 +328,7 @@ def load_hf(
     dim = feature_width(body, name, size)
     if not is_folder(what):
         print_licence(name, licence, f"https://huggingface.co/{what.partition('@')[0]}")
-    about = {key: given[key] for key in ("mean", "std", "resize")} | dict(licence=licence)
+    about = {key: processor[key] for key in ("mean", "std", "resize")} | dict(licence=licence)
     about["patches"] = body.patches
     id = model_id("hf:", what, size)
     return Embedder(body, id, model_revision(folder), dim, size, **about)

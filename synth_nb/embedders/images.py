@@ -133,8 +133,8 @@ def fill_cache_parallel(
 ):
     "`fill_cache` in several processes, each on a device of its own."
     def share():
-        rank, count, place = this_process(device)
-        fill_cache(embedder.to(place), images, rows[rank::count], *options)
+        rank, count, own_device = this_process(device)
+        fill_cache(embedder.to(own_device), images, rows[rank::count], *options)
 
     several = min(num_processes, len(rows))
     if several > 1:

@@ -41,8 +41,8 @@ def _order_compilers():
             importlib.import_module("triton")
         return
     cure = "import triton before tensorflow, or load the embedder first"
-    said = f"TensorFlow is there before Triton: making an optimizer may end the process; {cure}"
-    warnings.warn(said, stacklevel=3)
+    message = f"TensorFlow is there before Triton: making an optimizer may end the process; {cure}"
+    warnings.warn(message, stacklevel=3)
 
 
 def start_tensorflow(
@@ -61,8 +61,8 @@ def start_tensorflow(
     except RuntimeError:  # it has started
         if tf.config.get_visible_devices("GPU"):
             cure = "load the embedder before anything else uses TensorFlow"
-            said = f"TensorFlow already holds GPU memory that torch may want: {cure}"
-            warnings.warn(said, stacklevel=2)
+            message = f"TensorFlow already holds GPU memory that torch may want: {cure}"
+            warnings.warn(message, stacklevel=2)
     return tf
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #46f25780
@@ -109,15 +109,15 @@ class Bridge(torch.autograd.Function):
     def forward(ctx, x: Tensor, call: Callable, name: str) -> Tensor:  # x on the CPU
         import tensorflow as tf
 
-        given = to_tensorflow(x)
+        array = to_tensorflow(x)
         try:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(given)
-                y = call(given)
+                tape.watch(array)
+                y = call(array)
         except LookupError as error:  # an operation without a derivative
             raise no_gradient(name, error) from None
         ctx.save_for_backward(x)  # torch then notices if it is overwritten
-        ctx.name, ctx.record = name, (tape, given, y)
+        ctx.name, ctx.record = name, (tape, array, y)
         return to_torch(y)
 
     @staticmethod
@@ -129,8 +129,8 @@ class Bridge(torch.autograd.Function):
         if ctx.record is None:
             cure = "add up the losses first, or compute the features again"
             raise RuntimeError(f"`{ctx.name}` is differentiated once per forward pass: {cure}")
-        (tape, given, y), ctx.record = ctx.record, None
-        found = tape.gradient(y, given, output_gradients=to_tensorflow(gradient))
+        (tape, array, y), ctx.record = ctx.record, None
+        found = tape.gradient(y, array, output_gradients=to_tensorflow(gradient))
         if found is None:
             raise no_gradient(ctx.name, "the way back is cut")
         return to_torch(found), None, None
@@ -212,7 +212,7 @@ class SavedModel(nn.Module):
         size: int | None = None,  # pixels; None: the model's
     ):
         super().__init__()
-        self.name, self.given, self.process = name, (folder, name, size), os.getpid()
+        self.name, self.arguments, self.process = name, (folder, name, size), os.getpid()
         self.loaded, self.infer = read_savedmodel(folder, name)
         inputs = self.infer.structured_input_signature[1]
         self.input, self.dtype, self.size, opened = check_input(name, inputs, size)
@@ -221,7 +221,7 @@ class SavedModel(nn.Module):
             self.dim = feature_width(self, name, self.size)
 
     def __reduce__(self):
-        return type(self), self.given  # what TensorFlow holds cannot be copied, but read again
+        return type(self), self.arguments  # what TensorFlow holds cannot be copied, but read again
 
     def call(
         self,

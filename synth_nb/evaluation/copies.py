@@ -42,8 +42,8 @@ class SymmetricViews:
     def __getitem__(self, rows) -> np.ndarray:  # (B, C, H, W)
         rows, n = np.asarray(rows), len(self.images)
         part = torch.as_tensor(np.array(self.images[rows % n]))
-        made = [view(x, self.numbers[r // n]) for x, r in zip(part, rows, strict=True)]
-        return torch.stack(made).numpy()
+        views = [view(x, self.numbers[r // n]) for x, r in zip(part, rows, strict=True)]
+        return torch.stack(views).numpy()
 
 # %% ../../nbs/library/evaluation/copies.ipynb #bbe07326
 def thumbnails(
@@ -141,9 +141,11 @@ def find_copies(
             for name, (fake, train, held_out) in spaces.items()}
     leaked = near["pixels"][1][0] < SAME_IMAGE
     if (left := int((~leaked).sum())) < MIN_IMAGES:
-        raise ValueError(f"{left} real test images are left to judge copies by, {MIN_IMAGES} are "
-                         f"the least: {int(leaked.sum())} of {len(leaked)} are training images "
-                         "again, compressed or in another view; split by patient or slide")
+        raise ValueError(
+            f"{left} real test images are left to set a threshold with, {MIN_IMAGES} are "
+            f"the least: {int(leaked.sum())} of {len(leaked)} are training images "
+            "again, compressed or in another view; split by patient or slide"
+        )
     columns, alarms, ratios = {}, 0.0, []
     for name, ((ratio, _), (usual, _)) in near.items():
         usual = usual[~leaked]
@@ -195,14 +197,14 @@ def _doubts(
     share: float,  # that was asked for
 ) -> list[str]:  # one phrase each
     "What takes from the weight of a search for copies."
-    said = []
+    notes = []
     if leaks:
-        said.append(f"{leaks} of {n} real test images are training images again, "
+        notes.append(f"{leaks} of {n} real test images are training images again, "
                     "compressed or in another view: all numbers are flattered by that")
     if n < 2 / share:
-        few = f"only {n} held-out images set the threshold for copies"
-        said.append(f"{few}: about {alarms:.1%} of others are flagged by mistake")
-    return said
+        rule = f"only {n} held-out images set the threshold for copies"
+        notes.append(f"{rule}: about {alarms:.1%} of others are flagged by mistake")
+    return notes
 
 
 def drop_leaks(held_out: ImageSet, train: ImageSet) -> tuple[ImageSet, list[str]]:
@@ -210,11 +212,13 @@ def drop_leaks(held_out: ImageSet, train: ImageSet) -> tuple[ImageSet, list[str]
     leaked = shared_images(held_out, train)
     if not leaked:
         return held_out, []
-    kept = np.setdiff1d(np.arange(len(held_out)), leaked)
-    said = f"{len(leaked)} of {len(held_out)} real test images are training images too"
-    if len(kept) < MIN_IMAGES:
-        raise DataError(f"{said}: nothing is left to judge copies by; split by patient or slide")
-    return held_out.select(kept), [f"{said}: every number here is flattered by that"]
+    rows = np.setdiff1d(np.arange(len(held_out)), leaked)
+    message = f"{len(leaked)} of {len(held_out)} real test images are training images too"
+    if len(rows) < MIN_IMAGES:
+        raise DataError(
+            f"{message}: nothing is left to set a threshold with; split by patient or slide"
+        )
+    return held_out.select(rows), [f"{message}: every number here is biased by that"]
 
 # %% ../../nbs/library/evaluation/copies.ipynb #4ea9daff
 def nearest_pairs(

@@ -34,9 +34,9 @@ def set_map(
     most: int = 400,  # images of each set: more than that hide each other
 ) -> Figure:
     "All sets in one map, by set and by class. Raises what `flat_places` raises."
-    few = [random_subset(one, most, seed) for one in sets]
-    features = {one.title: set_features(embedder, one) for one in few}
-    names = {one.title: [one.classes[i] for i in one.labels] for one in few
+    subsets = [random_subset(one, most, seed) for one in sets]
+    features = {one.title: set_features(embedder, one) for one in subsets}
+    names = {one.title: [one.classes[i] for i in one.labels] for one in subsets
              if one.labels is not None and len(one.classes) > 1}
     with stage(f"drawing a {method} map"):
         return feature_map(features, names, method, seed)
@@ -51,9 +51,12 @@ def neighbour_strips(
 ) -> dict[str, Tensor]:  # rows for `strips`: (n, C, H, W) uint8
     "Some images of a set, drawn with the seed, over their nearest in other sets."
     some = random_subset(fake, n, seed)
-    rows, asked = {fake.title: torch.as_tensor(np.array(some.images))}, set_features(embedder, some)
+    rows, queries = (
+        {fake.title: torch.as_tensor(np.array(some.images))},
+        set_features(embedder, some),
+    )
     for other in others:
-        near = nearest_neighbour(asked, set_features(embedder, other))[1].numpy()
+        near = nearest_neighbour(queries, set_features(embedder, other))[1].numpy()
         rows[f"nearest {other.title}"] = torch.as_tensor(np.array(other.images[near]))
     return rows
 
@@ -95,9 +98,9 @@ def scores_over_training(
     "Distances of a run's snapshots."
     wanted, rows = set_features(embedder, real), []
     size = "x".join(map(str, real.images.shape[2:]))
-    for epoch, place in run_snapshots(folder).items():
-        made = sample_set(place, f"epoch {epoch}", n, size, real.images.shape[1], seed, device)
-        features = set_features(embedder, made)
+    for epoch, path in run_snapshots(folder).items():
+        samples = sample_set(path, f"epoch {epoch}", n, size, real.images.shape[1], seed, device)
+        features = set_features(embedder, samples)
         rows.append({"epoch": epoch, f"kernel_{embedder.id}": kernel_distance(wanted, features),
                      f"frechet_{embedder.id}": frechet_distance(wanted, features)})
     return rows

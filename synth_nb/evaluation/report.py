@@ -38,7 +38,7 @@ HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
 def versus_baseline(
     row: dict,  # of `score_sets`
 ) -> str:  # worse, better or within
-    "Where a number lies, at the floor's own count of images."
+    "Where a number lies, at the baseline's own count of images."
     value, low, high = row["at_count"], row["floor_low"], row["floor_high"]
     up = row["metric"] in LOWER_IS_BETTER
     if value > high:
@@ -49,37 +49,37 @@ def versus_baseline(
 def distance_summary(
     rows: pd.DataFrame,  # from `score_sets`
 ) -> list[str]:
-    "What the distances say, one sentence per set and extractor."
-    said = []
+    "The distances, one sentence per set and extractor."
+    messages = []
     for row in rows[rows.metric.isin(["fid", "frechet"])].to_dict("records"):
         name, side, n = METRIC_TITLES[row["metric"]], versus_baseline(row), int(row["count"])
         value, usual, low, high = map(
             digits, (row[key] for key in ("at_count", "floor", "floor_low", "floor_high")))
         of = f"`{row['set']}` by {row['extractor']}: {name} {value} at {n} images"
-        floor = f"the floor is {usual} ({low} to {high})"
+        baseline = f"the real-vs-real baseline is {usual} ({low} to {high})"
         means = dict(within="cannot be told from real at this number of images",
-                     worse=f"{row['at_count'] / max(row['floor'], 1e-9):.1f} times the floor",
+                     worse=f"{row['at_count'] / max(row['floor'], 1e-9):.1f} times the baseline",
                      better="nearer to the real images than they are to each other: copies?")
-        said.append(f"{of}, {floor}: {means[side]}.")
-    return said
+        messages.append(f"{of}, {baseline}: {means[side]}.")
+    return messages
 
 # %% ../../nbs/library/evaluation/report.ipynb #60b9c87a
 def shortfall_summary(
     rows: pd.DataFrame,  # from `score_sets`
-) -> list[str]:  # a sentence per set and extractor; empty where nothing is below the floor
-    "Which of quality and reach is missing."
+) -> list[str]:  # a sentence per set and extractor; empty where nothing is below the baseline
+    "Where precision, recall, density or coverage is below its baseline."
     words = dict(precision="images that no real one resembles", recall="real images out of reach",
                  coverage="real images with no synthetic one nearby",
                  density="images far from where real ones are dense")
-    said = []
+    messages = []
     for (title, extractor), part in rows.groupby(["set", "extractor"], sort=False):
         mine = part[part.metric.isin(HIGHER_IS_BETTER)].to_dict("records")
         pairs = [(row["metric"], digits(row["at_count"]), digits(row["floor"]))
                  for row in mine if versus_baseline(row) == "worse"]
         low = [f"{name} {here} against {usual} ({words[name]})" for name, here, usual in pairs]
         if low:
-            said.append(f"`{title}` by {extractor} falls short in {', '.join(low)}.")
-    return said
+            messages.append(f"`{title}` by {extractor} falls short in {', '.join(low)}.")
+    return messages
 
 # %% ../../nbs/library/evaluation/report.ipynb #8cbca250
 PHOTOGRAPH_ENCODERS = ("efficientnet", "inception", "resnet", "convnext", "dino", "clip", "vit")
@@ -89,18 +89,20 @@ MEDICAL_ENCODERS = ("path", "uni", "phikon", "conch", "virchow", "biomed", "medi
 
 def extractor_notes(
     embedder: Embedder,
-    used: str = "",  # the extractor that the model was conditioned on or trained with
+    training_embedder: str = "",  # that the model was conditioned on or trained with
 ) -> list[str]:
-    "What makes an extractor a poor or a partial judge."
-    name, said = embedder.id.lower(), []
+    "Why the features of an extractor are unfit or biased."
+    name, messages = embedder.id.lower(), []
     medical, photographs = (any(word in name for word in known)
                             for known in (MEDICAL_ENCODERS, PHOTOGRAPH_ENCODERS))
     if photographs and not medical:
-        said.append(f"{embedder.id} learnt from photographs, not from medical images: it may miss "
-                    "what a specialist sees, so compare sets by it, and trust no absolute value")
-    if used and name.partition("@")[0] == used.lower().partition("@")[0]:
-        said.append(f"{embedder.id} conditioned or trained the model: it flatters it")
-    return said
+        messages.append(
+            f"{embedder.id} learnt from photographs, not from medical images: its "
+            "features may miss what a specialist sees: compare sets, trust no absolute value"
+        )
+    if training_embedder and name.partition("@")[0] == training_embedder.lower().partition("@")[0]:
+        messages.append(f"{embedder.id} conditioned or trained the model: it flatters it")
+    return messages
 
 
 def count_notes(
@@ -108,11 +110,11 @@ def count_notes(
     fake: ImageSet,
     embedder: Embedder,
 ) -> list[str]:
-    "What few images mean for the numbers."
+    "What the number of images means for the scores."
     n = min(len(real), len(fake))
     if n < embedder.dim:
         return [f"`{fake.title}`: {n} images for the {embedder.dim} features of {embedder.id}: "
-                "the Fréchet distance is mostly its floor; read the kernel distance"]
+                "the Fréchet distance is mostly bias; read the kernel distance"]
     return [f"`{fake.title}`: only {n} images"] if n < 1000 else []
 
 # %% ../../nbs/library/evaluation/report.ipynb #eddef6ed
@@ -122,24 +124,24 @@ def all_warnings(
     embedders: list[Embedder],
     train: ImageSet | None = None,
     audits: list[CopyAudit] = (),
-    used: str = "",  # the extractor that the model was conditioned on or trained with
+    training_embedder: str = "",  # that the model was conditioned on or trained with
 ) -> list[str]:  # each said once
-    "Everything that should make a reader doubt the numbers."
-    said = [usable_groups(real)[1]]
+    "All reasons to doubt the scores."
+    messages = [usable_groups(real)[1]]
     if train is not None and (leaked := shared_images(real, train)):
-        said.append(f"{len(leaked)} of {len(real)} real test images are in the training set: "
+        messages.append(f"{len(leaked)} of {len(real)} real test images are in the training set: "
                     "split by patient or slide, all numbers are flattered")
     if train is None:
-        said.append("without `train` nothing is known about copies of training images")
+        messages.append("without `train` nothing is known about copies of training images")
     for fake in fakes:
-        said += pair_warnings(real, fake, train)
+        messages += pair_warnings(real, fake, train)
         for embedder in embedders:
-            said += count_notes(real, fake, embedder)
+            messages += count_notes(real, fake, embedder)
     for embedder in embedders:
-        said += extractor_notes(embedder, used)
-    said += [copy_summary(a) for a in audits if a.found]
-    said += [note for a in audits for note in a.notes]
-    return [one for one in dict.fromkeys(said) if one]
+        messages += extractor_notes(embedder, training_embedder)
+    messages += [copy_summary(a) for a in audits if a.found]
+    messages += [note for a in audits for note in a.notes]
+    return [one for one in dict.fromkeys(messages) if one]
 
 # %% ../../nbs/library/evaluation/report.ipynb #c6f75874
 REPORTED = [
@@ -197,17 +199,19 @@ def latex(
 def caption(real: ImageSet, extractor: str) -> str:
     "What a table needs to be read alone."
     name = extractor.replace("_", "\\_")
-    return (f"Judged by {name} against {len(real)} real images. In brackets 95\\,\\% "
-            "intervals by subsampling; for real against real the range of 95\\,\\% of the draws. "
-            "Rows with a count compare sets of that many images, and may be read against the floor "
-            "of that count.")
+    return (
+        f"Features of {name}, against {len(real)} real images. In brackets 95\\,\\% "
+        "intervals by subsampling; for real against real the range of 95\\,\\% of the draws. "
+        "Rows with a count compare sets of that many images, to be read against the baseline "
+        "of that count."
+    )
 
 # %% ../../nbs/library/evaluation/report.ipynb #7cbd2d08
 def report_sections(
     rows: pd.DataFrame,
     real: ImageSet,
     fakes: list[ImageSet],
-    said: list[str],  # warnings
+    messages: list[str],  # warnings
     audits: list[CopyAudit],
     use: list[str],  # about usefulness
     figures: list[str],  # file names in the same folder
@@ -217,12 +221,12 @@ def report_sections(
                 f" ({one.about.get('part', 'all')})" for one in [real, *fakes]]
     tables = "\n".join(markdown(score_table(rows, e)) for e in rows.extractor.unique())
     note = "In brackets 95 % intervals; for real against real, the range of 95 % of the draws. " \
-           "Only rows of one count may be compared with its floor.\n\n"
-    copies = [f"- {copy_summary(a)}" for a in audits] or ["- not judged: the warnings say why"]
+           "Only rows of one count may be compared with its baseline.\n\n"
+    copies = [f"- {copy_summary(a)}" for a in audits] or ["- not searched: see the warnings"]
     bullets = [f"- {one}" for one in [*distance_summary(rows), *shortfall_summary(rows)]]
     pictures = [f"![{name.rpartition('.')[0]}]({name})" for name in figures]
     return [("What was compared", "\n".join(compared)), ("What it means", "\n".join(bullets)),
-            ("Warnings", "\n".join(f"- {one}" for one in said) or "none"),
+            ("Warnings", "\n".join(f"- {one}" for one in messages) or "none"),
             ("Numbers", note + tables), ("Copies and privacy", "\n".join(copies)),
             ("Usefulness", "\n".join(f"- {one}" for one in use)),
             ("Pictures", "\n\n".join(pictures)),
@@ -235,17 +239,22 @@ def write_report(
     real: ImageSet,
     fakes: list[ImageSet],
     embedders: list[Embedder],
-    said: list[str] = (),  # from `all_warnings`
+    messages: list[str] = (),  # from `all_warnings`
     audits: list[CopyAudit] = (),
     use: list[str] = (),  # about usefulness
     figures: list[str] = (),  # file names in the same folder
     **context,  # what else belongs into the JSON, plain values
 ) -> str:  # the report
     "Write `evaluation.csv`, `.tex`, `.json` and `report.md`."
-    parts = report_sections(rows, real, fakes, list(said), list(audits), list(use), list(figures))
+    parts = report_sections(
+        rows, real, fakes, list(messages), list(audits), list(use), list(figures)
+    )
     report = "# Evaluation\n\n" + "\n\n".join(f"## {head}\n\n{text}" for head, text in parts) + "\n"
-    everything = _about(rows, [real, *fakes], embedders) | dict(
-        warnings=list(said), copies=[a.numbers() for a in audits], usefulness=list(use)) | context
+    everything = (
+        _about(rows, [real, *fakes], embedders)
+        | dict(warnings=list(messages), copies=[a.numbers() for a in audits], usefulness=list(use))
+        | context
+    )
     tex = "\n".join(latex(score_table(rows, e.id), caption(real, e.id)) for e in embedders)
     texts = {"evaluation.csv": rows.to_csv(index=False), "evaluation.tex": tex, "report.md": report,
              "evaluation.json": json.dumps(everything, indent=2, default=json_default) + "\n"}
@@ -270,15 +279,15 @@ def drop_degenerate(
     embedders: list[Embedder],
 ) -> tuple[list[ImageSet], list[str]]:  # those with numbers to compute; what is wrong with others
     "Leave out sets of which nothing can be computed, as of one image over and over."
-    kept, notes = [], []
+    usable, notes = [], []
     for fake in fakes:
         try:
             for embedder in embedders:
                 set_features(embedder, fake)
-            kept.append(fake)
+            usable.append(fake)
         except DataError as e:
             notes.append(str(e))
-    return kept, notes
+    return usable, notes
 
 
 def evaluate_run(
@@ -286,20 +295,24 @@ def evaluate_run(
     real: ImageSet,  # held-out images
     train: ImageSet,  # what the model learnt from
     fakes: list[ImageSet],  # the first is the model's
-    embedders: list[Embedder],  # the first gives the verdict and looks for copies
+    embedders: list[Embedder],  # the first gives the headline number and finds copies
     seed: int = 0,
-    used: str = "",  # the extractor that the model was trained with
-    repeats: int = 20,  # draws of each interval
+    training_embedder: str = "",  # the extractor that the model was trained with
+    n_repeats: int = 20,  # draws of each interval
     device: str | torch.device = "cpu",  # where the numbers are computed
-) -> tuple[pd.DataFrame, CopyAudit | None]:  # from `score_sets`; None where copies cannot be judged
-    "Judge a model's images, look for copies, write the report. Returns numbers and audit."
-    kept, notes = drop_degenerate(fakes, embedders)
-    rows, audit = score_sets(real, kept, embedders, repeats, seed, device), None
+) -> tuple[
+    pd.DataFrame, CopyAudit | None
+]:  # from `score_sets`; None where copies cannot be searched
+    "Score a model's images, look for copies, write the report. Returns scores and audit."
+    usable, notes = drop_degenerate(fakes, embedders)
+    rows, audit = score_sets(real, usable, embedders, n_repeats, seed, device), None
     try:
         audit = audit_copies(fakes[0], train, real, embedders[0])
     except DataError as e:
         notes.append(str(e))
     audits = [audit] if audit else []
-    said = all_warnings(real, kept, embedders, train, audits, used) + list(dict.fromkeys(notes))
-    write_report(folder, rows, real, kept, embedders, said, audits)
+    messages = all_warnings(real, usable, embedders, train, audits, training_embedder) + list(
+        dict.fromkeys(notes)
+    )
+    write_report(folder, rows, real, usable, embedders, messages, audits)
     return rows, audit

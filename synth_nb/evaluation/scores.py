@@ -86,7 +86,7 @@ def usable_groups(
     if len(sizes) >= 5 and halves >= MIN_IMAGES:
         return images.groups, ""
     many = f"`{images.title}` comes from {len(sizes)} group{'s' if len(sizes) > 1 else ''}"
-    too_narrow = "intervals and floor take its images as independent, and are too narrow"
+    too_narrow = "intervals and baseline treat its images as independent, and are too narrow"
     return None, f"{many}, too few to draw by: {too_narrow}"
 
 # %% ../../nbs/library/evaluation/scores.ipynb #955a15d0
@@ -94,7 +94,7 @@ def set_baseline(
     measure: Callable,  # from `measure_for`
     real: Tensor,  # features (N, D)
     most: int,  # images in a set at most
-    repeats: int = 20,
+    n_repeats: int = 20,
     seed: int = 0,
     groups: list[str] | None = None,
 ) -> tuple[dict, int]:  # `mean`, `low`, `high` of every number; images in each set
@@ -102,12 +102,12 @@ def set_baseline(
     size = min(most, len(real) // 2)
     while size >= MIN_IMAGES // 2 + NEIGHBOURS:
         try:
-            return real_baseline(measure, real, size, repeats, seed, groups), size
+            return real_baseline(measure, real, size, n_repeats, seed, groups), size
         except ValueError as e:
             if "must fit" not in str(e):
                 raise
             size = int(0.8 * size)  # one large group leaves too little for the other side
-    return real_baseline(measure, real, None, repeats, seed), len(real) // 2
+    return real_baseline(measure, real, None, n_repeats, seed), len(real) // 2
 
 
 def scores_at_count(
@@ -115,13 +115,13 @@ def scores_at_count(
     real: Tensor,  # features (N, D)
     fake: Tensor,  # features (M, D)
     size: int,  # images of each, at most N and M
-    repeats: int = 20,
+    n_repeats: int = 20,
     seed: int = 0,
 ) -> dict[str, float]:  # mean over the draws
     "The numbers at a smaller number of images."
     rng = np.random.default_rng(seed)
     drawn = [[x[torch.from_numpy(rng.permutation(len(x))[:size])] for x in (real, fake)]
-             for _ in range(repeats)]
+             for _ in range(n_repeats)]
     found = [measure(*pair) for pair in drawn]
     return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
@@ -166,25 +166,27 @@ def score_set(
     embedder: Embedder,
     real: ImageSet,
     fake: ImageSet,
-    floors: tuple[dict, int],  # from `set_baseline`
-    repeats: int = 40,  # draws of the interval, at least 20
+    baselines: tuple[dict, int],  # from `set_baseline`
+    n_repeats: int = 40,  # draws of the interval, at least 20
     seed: int = 0,
     device: str | torch.device = "cpu",  # where the numbers are computed
 ) -> list[dict]:  # a row per number
     "All numbers of one set by one extractor."
-    measure, (lowest, size) = measure_for(embedder), floors
+    measure, (lowest, size) = measure_for(embedder), baselines
     a, b = (set_features(embedder, x).to(device) for x in (real, fake))
     size = min(size, len(fake))
     groups = usable_groups(real)[0]
-    ends = clip_intervals(confidence_interval(measure, a, b, repeats, seed=seed, groups=groups))
-    smaller = scores_at_count(measure, a, b, size, max(repeats // 2, 10), seed)
+    ends = clip_intervals(confidence_interval(measure, a, b, n_repeats, seed=seed, groups=groups))
+    smaller = scores_at_count(measure, a, b, size, max(n_repeats // 2, 10), seed)
     counts = dict(set=fake.title, extractor=embedder.id, images=len(fake), real_images=len(real))
     rows = [counts | dict(metric=name, **ends[name], count=size, at_count=smaller[name],
                           floor=lowest[name]["mean"], floor_low=lowest[name]["low"],
                           floor_high=lowest[name]["high"]) for name in ends]
-    told = two_sample_accuracy(a, b, seed)
-    test = dict(metric="accuracy", floor=0.5, p_value=told["p_value"], count=told["images"])
-    test |= {name: told[name] for name in ("value", "low", "high")}
+    test_result = two_sample_accuracy(a, b, seed)
+    test = dict(
+        metric="accuracy", floor=0.5, p_value=test_result["p_value"], count=test_result["images"]
+    )
+    test |= {name: test_result[name] for name in ("value", "low", "high")}
     return [*rows, counts | test, *kernel_subsets(a, b, counts)]
 
 # %% ../../nbs/library/evaluation/scores.ipynb #eb9d45bd
@@ -199,20 +201,20 @@ def kernel_subsets(
         return []
     size = 1000 if n >= 2000 else n // 2
     done = kernel_distance_subsets(real, fake, subsets=50, size=size)
-    mean, deviation = 1000 * done["mean"], 1000 * done["std"]
-    return [counts | dict(metric="kernel_subsets", value=mean, low=mean - deviation,
-                          high=mean + deviation, count=size)]
+    mean, std = 1000 * done["mean"], 1000 * done["std"]
+    return [counts | dict(metric="kernel_subsets", value=mean, low=mean - std,
+                          high=mean + std, count=size)]
 
 # %% ../../nbs/library/evaluation/scores.ipynb #90b05df4
 def score_sets(
     real: ImageSet,
     fakes: list[ImageSet],
     embedders: list[Embedder],
-    repeats: int = 40,
+    n_repeats: int = 40,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> pd.DataFrame:  # a row per extractor, set and number
-    """Judge sets against the same real images, by several extractors.
+    """Score sets against the same real images, by several extractors.
 
     Raises `DataError` for two sets of one title, which no table could tell apart.
     """
@@ -223,13 +225,13 @@ def score_sets(
     many = len(embedders) * len(fakes)
     with Progress(many, 0, "scoring image sets", after=3) as line:
         for embedder in embedders:
-            features, floors = set_features(embedder, real).to(device), {}
+            features, baselines = set_features(embedder, real).to(device), {}
             for fake in fakes:
                 size = min(len(fake), len(real) // 2)
-                if size not in floors:
-                    floors[size] = set_baseline(measure_for(embedder), features, size,
-                                              max(repeats // 2, 10), seed, groups)
-                rows += score_set(embedder, real, fake, floors[size], repeats, seed, device)
+                if size not in baselines:
+                    baselines[size] = set_baseline(measure_for(embedder), features, size,
+                                              max(n_repeats // 2, 10), seed, groups)
+                rows += score_set(embedder, real, fake, baselines[size], n_repeats, seed, device)
                 line.show(line.done + 1)
     return pd.DataFrame(rows)
 
@@ -237,7 +239,7 @@ def score_sets(
 METRIC_TITLES = dict(
     fid="FID", fid_infinity="FID∞", frechet="Fréchet", frechet_infinity="Fréchet∞",
     kernel="kernel ×1000", precision="precision", recall="recall", density="density",
-    coverage="coverage", vendi="Vendi", spread="spread", accuracy="told apart",
+    coverage="coverage", vendi="Vendi", spread="diversity", accuracy="classifier accuracy",
     class_score="class score")
 METRIC_TITLES["is"] = "IS"
 
@@ -254,7 +256,7 @@ def digits(
 def score_table(
     rows: pd.DataFrame,  # from `score_sets`
     extractor: str,  # an embedder's id
-) -> pd.DataFrame:  # text: a row per set, then two per count for the floor
+) -> pd.DataFrame:  # text: a row per set, then one per count with the real-vs-real baseline
     "One extractor's numbers as a person reads them."
     part = rows[(rows.extractor == extractor) & rows.metric.isin(list(METRIC_TITLES))]
     names = [name for name in METRIC_TITLES if name in set(part.metric)]
@@ -272,11 +274,11 @@ def score_table(
         count, images = int(cells["count"].iloc[0]), int(cells.images.iloc[0])
         lines[title] = [images, *row(cells, "value", "low", "high")]
         lines[f"{title}, at {count}"] = [count, *map(digits, cells["at_count"])]
-        floors = [count, *row(cells, "floor", "floor_low", "floor_high")]
-        lowest[f"real against real, at {count}"] = floors
+        baselines = [count, *row(cells, "floor", "floor_low", "floor_high")]
+        lowest[f"real against real, at {count}"] = baselines
     columns = ["images", *[METRIC_TITLES[name] for name in names]]
-    made = pd.DataFrame.from_dict(lines | lowest, orient="index", columns=columns)
-    return made.rename_axis(f"judged by {extractor}")
+    table = pd.DataFrame.from_dict(lines | lowest, orient="index", columns=columns)
+    return table.rename_axis(f"features of {extractor}")
 
 # %% ../../nbs/library/evaluation/scores.ipynb #7576b867
 def scores_by_class(
@@ -289,12 +291,12 @@ def scores_by_class(
     for fake in fakes:
         if fake.labels is None or real.labels is None or len(real.classes) < 2:
             continue
-        made = set_features(embedder, fake)
+        synthetic = set_features(embedder, fake)
         for label, name in enumerate(real.classes):
             if name not in fake.classes or not (real.labels == label).any():
                 continue
             a = features[real.labels == label]
-            b = made[fake.labels == fake.classes.index(name)]
+            b = synthetic[fake.labels == fake.classes.index(name)]
             row = {"set": fake.title, "class": name, "real images": len(a), "images": len(b)}
             if min(len(a), len(b)) >= MIN_IMAGES:
                 near = prdc(a, b, NEIGHBOURS)

@@ -79,7 +79,7 @@ def open_set(
     cut: bool = False,  # whether to cut a source that names no splits
     **options,  # for `open_dataset`: seed, val_fraction, crop, group_by, …
 ) -> ImageSet:
-    "Images to judge, or to judge by. Raises what `open_dataset` raises."
+    "An image set from any source. Raises what `open_dataset` raises."
     ds = open_dataset(word, image_size, channels, **options)
     parts, used = {"held_out": "held_out", "train": "train"}, "all"
     if part in parts and (cut or names_splits(word, image_size, options)):
@@ -88,7 +88,7 @@ def open_set(
 
 
 def names_splits(word: str | Path, image_size: int | str, options: dict) -> bool:
-    "Whether a source says itself which of its images only judge."
+    "Whether a source names a held-out split itself."
     own = {k: v for k, v in options.items() if k not in ("crop", "group_by")}
     split = find_source(word, *parse_size(image_size), **own).split
     return split is not None and set(split) != {"train"}
@@ -115,14 +115,14 @@ def run_manifest(
 def training_data(
     manifest: dict,  # of a run
 ) -> dict:  # `dataset`, and what else `open_dataset` was given; empty where it is not known
-    "The data that a run learnt from, as it was opened."
+    "The training data of a run, as it was opened."
     parameters = manifest.get("parameters", {})
     if not parameters.get("dataset"):
         return {}
     always = ("dataset", "image_size", "channels", "seed", "val_fraction", "crop", "group_by")
-    options = ("masks", "chunk", "tile", "mpp")
-    given = {name: parameters[name] for name in always if name in parameters}
-    return given | {name: parameters[name] for name in options if parameters.get(name)}
+    optional = ("masks", "chunk", "tile", "mpp")
+    known = {name: parameters[name] for name in always if name in parameters}
+    return known | {name: parameters[name] for name in optional if parameters.get(name)}
 
 # %% ../../nbs/library/evaluation/sets.ipynb #af4bec2c
 def sample_set(
@@ -137,12 +137,12 @@ def sample_set(
 ) -> ImageSet:
     "Images of a trained model. Raises what `load_model` raises, and `ParameterError`."
     model = load_model(folder, device)
-    made = model.sample(n, seed)
-    images = to_uint8(getattr(made, "images", made)).cpu()
+    samples = model.sample(n, seed)
+    images = to_uint8(getattr(samples, "images", samples)).cpu()
     if images.shape[1] != channels:
         got = f"{title} makes images of {images.shape[1]} channels, not {channels}"
         raise ParameterError(f"{got}: give `channels={images.shape[1]}`")
-    labels = getattr(made, "labels", None)
+    labels = getattr(samples, "labels", None)
     about = dict(
         source=display_path(folder), part="samples", seed=seed, made_at=list(images.shape[2:])
     )
@@ -165,9 +165,9 @@ def to_size(
 
 # %% ../../nbs/library/evaluation/sets.ipynb #c41e70b2
 def weights_tag(
-    network: nn.Module,  # of a model that was given
-) -> str:  # "given_3eb269bf01", for `Run.kept`
-    "A name for what a given model makes: other weights, another name."
+    network: nn.Module,  # of a pretrained model
+) -> str:  # "given_3eb269bf01", for the run's cache of samples
+    "A tag of a network's weights, under which its samples are stored."
     weights = (t.detach().float().cpu().numpy() for t in network.state_dict().values())
     return f"given_{digest(*weights)[:10]}"
 
@@ -206,16 +206,16 @@ def degraded_sets(
 
 # %% ../../nbs/library/evaluation/sets.ipynb #48616983
 def parse_list(
-    given: str | list,  # a word, a list, or the text of a list
+    names: str | list,  # a word, a list, or the text of a list
 ) -> list[str]:
     "One or several sets. Raises `ParameterError` for text that is no list."
-    if isinstance(given, list):
-        return [str(word) for word in given]
-    text = given.strip()
+    if isinstance(names, list):
+        return [str(word) for word in names]
+    text = names.strip()
     if not text.startswith("["):
-        return [given] if text else []
+        return [names] if text else []
     if not text.endswith("]"):
-        raise ParameterError(f"parameter `synthetic` is no list: {given!r}")
+        raise ParameterError(f"parameter `synthetic` is no list: {names!r}")
     words = [word.strip().strip("'\"") for word in text[1:-1].split(",")]
     return [word for word in words if word]
 
@@ -282,44 +282,46 @@ def open_inputs(
     manifest = run_manifest(models[0]) if models else {}
     known = training_data(manifest)
     if not real and words and not known:
-        raise ParameterError("parameter `real` is empty: say what real images to judge against")
+        raise ParameterError("parameter `real` is empty: give real images to compare with")
     size = comparison_size(image_size, real or known.get("dataset", "demo"), known)
     own = {k: v for k, v in known.items() if k not in ("dataset", "image_size", "channels")}
-    given = dict(image_size=size, channels=channels)
-    judge = open_real(real, known.get("dataset", "demo"), given, own, seed)
-    learnt = open_train(train, known.get("dataset", "" if words else "demo"), given, own, seed)
+    options = dict(image_size=size, channels=channels)
+    held_out = open_real(real, known.get("dataset", "demo"), options, own, seed)
+    train_set = open_train(train, known.get("dataset", "" if words else "demo"), options, own, seed)
     if not words:  # one crop in four: they overlap, and all of them would take minutes
-        learnt = learnt.select(range(0, len(learnt), 4))
-        fakes = degraded_sets(learnt, n, seed)
+        train_set = train_set.select(range(0, len(train_set), 4))
+        fakes = degraded_sets(train_set, n, seed)
     else:
-        fakes = [open_or_sample(word, title, given, n, seed, device)
+        fakes = [open_or_sample(word, title, options, n, seed, device)
                  for word, title in zip(words, set_titles(words), strict=True)]
     known_classes = fakes[words.index(models[0])].classes if models else []
     if not real:
-        judge = select_classes(judge, known_classes)
-    if learnt and not train:
-        learnt = select_classes(learnt, known_classes)
+        held_out = select_classes(held_out, known_classes)
+    if train_set and not train:
+        train_set = select_classes(train_set, known_classes)
     used = manifest.get("parameters", {}).get("embedder", "")
-    unseen = random_subset(judge, 2000, seed)
+    unseen = random_subset(held_out, 2000, seed)
     return EvaluationInputs(
-        random_subset(judge, n, seed), unseen, fakes, learnt, models, size, used
+        random_subset(held_out, n, seed), unseen, fakes, train_set, models, size, used
     )
 
 # %% ../../nbs/library/evaluation/sets.ipynb #0e4c4f77
-def open_real(word: str, learnt: str, given: dict, own: dict, seed: int) -> ImageSet:
-    "Real images to judge against: what was not learnt from."
+def open_real(word: str, train_set: str, options: dict, own: dict, seed: int) -> ImageSet:
+    "Real images that the model was not trained on."
     if word:
-        return open_set(word, "real", part="held_out", **dict(seed=seed) | given)
-    return open_set(learnt, "real", part="held_out", cut=True, **dict(seed=seed) | own | given)
+        return open_set(word, "real", part="held_out", **dict(seed=seed) | options)
+    return open_set(train_set, "real", part="held_out", cut=True, **dict(seed=seed) | own | options)
 
 
-def open_train(word: str, learnt: str, given: dict, own: dict, seed: int) -> ImageSet | None:
-    "What the generator learnt from, where that is known."
+def open_train(word: str, train_set: str, options: dict, own: dict, seed: int) -> ImageSet | None:
+    "The training images of the generator, where they are known."
     if word:
-        return open_set(word, "training", part="train", **dict(seed=seed) | given)
-    if not learnt:
+        return open_set(word, "training", part="train", **dict(seed=seed) | options)
+    if not train_set:
         return None
-    return open_set(learnt, "training", part="train", cut=True, **dict(seed=seed) | own | given)
+    return open_set(
+        train_set, "training", part="train", cut=True, **dict(seed=seed) | own | options
+    )
 
 
 def select_classes(images: ImageSet, classes: list[str]) -> ImageSet:
@@ -328,20 +330,24 @@ def select_classes(images: ImageSet, classes: list[str]) -> ImageSet:
         return images
     number = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([number.get(name, -1) for name in images.classes])[images.labels]
-    kept = images.select(labels >= 0)
-    return replace(kept, labels=labels[labels >= 0], classes=list(classes))
+    selected = images.select(labels >= 0)
+    return replace(selected, labels=labels[labels >= 0], classes=list(classes))
 
 
-def open_or_sample(word: str, title: str, given: dict, n: int, seed: int, device: str) -> ImageSet:
+def open_or_sample(
+    word: str, title: str, options: dict, n: int, seed: int, device: str
+) -> ImageSet:
     "Images of a folder, or samples of a model, at most n."
     if not is_model(word):
-        return random_subset(open_set(word, title, seed=seed, **given), n, seed)
+        return random_subset(open_set(word, title, seed=seed, **options), n, seed)
     known = training_data(run_manifest(word))
     classes = None
     if known:
         wanted = {k: v for k, v in known.items() if k not in ("dataset", "image_size", "channels")}
-        classes = list(open_dataset(known["dataset"], **given, **wanted).classes)
-    return sample_set(word, title, n, given["image_size"], given["channels"], seed, device, classes)
+        classes = list(open_dataset(known["dataset"], **options, **wanted).classes)
+    return sample_set(
+        word, title, n, options["image_size"], options["channels"], seed, device, classes
+    )
 
 # %% ../../nbs/library/evaluation/sets.ipynb #b9f168b9
 MIN_IMAGES = 12  # neighbourhoods of 5 must fit in half of a set
@@ -354,15 +360,15 @@ def check_pair(
     "Refuse what cannot be compared. Raises `DataError`."
     for one in (real, fake):
         if len(one) < MIN_IMAGES:
-            few = f"`{one.title}` has {len(one)} images"
-            raise DataError(f"{few}; {MIN_IMAGES} are the least to judge with")
+            short = f"`{one.title}` has {len(one)} images"
+            raise DataError(f"{short}; {MIN_IMAGES} are the least that can be compared")
         if len(set(image_keys(one.images))) == 1:
             raise DataError(f"all {len(one)} images of `{one.title}` are equal")
     channels = [one.images.shape[1] for one in (real, fake)]
     if channels[0] != channels[1]:
         kinds = [{1: "grey", 3: "RGB"}.get(c, f"{c}-channel") for c in channels]
-        said = f"`{real.title}` is {kinds[0]} and `{fake.title}` is {kinds[1]}"
-        raise DataError(f"{said}: open both with the same `channels`")
+        message = f"`{real.title}` is {kinds[0]} and `{fake.title}` is {kinds[1]}"
+        raise DataError(f"{message}: open both with the same `channels`")
     if real.images.shape[2:] != fake.images.shape[2:]:
         sizes = " and ".join("x".join(map(str, x.images.shape[2:])) for x in (real, fake))
         raise DataError(f"`{real.title}` and `{fake.title}` differ in size: {sizes}")
@@ -394,19 +400,23 @@ def pair_warnings(
     fake: ImageSet,
     train: ImageSet | None = None,  # what the generator learnt from
 ) -> list[str]:  # sentences
-    "What colours a comparison without forbidding it."
-    said, greys = [], [grey_share(x.images) for x in (real, fake)]
+    "Differences that bias a comparison without forbidding it."
+    messages, greys = [], [grey_share(x.images) for x in (real, fake)]
     if abs(greys[0] - greys[1]) > 0.5:
         which = real.title if greys[0] > greys[1] else fake.title
-        said.append(f"`{which}` is grey, the other is coloured: `channels=1` compares them fairly")
-    size, made = list(real.images.shape[2:]), fake.about.get("made_at")
-    if made and made != size:
-        said.append(f"`{fake.title}` was made at {made[0]}x{made[1]} and scaled to compare")
+        messages.append(
+            f"`{which}` is grey, the other is coloured: `channels=1` compares them fairly"
+        )
+    size, native_size = list(real.images.shape[2:]), fake.about.get("made_at")
+    if native_size and native_size != size:
+        messages.append(
+            f"`{fake.title}` was made at {native_size[0]}x{native_size[1]} and scaled to compare"
+        )
     if same := shared_images(fake, real):
-        said.append(f"{len(same)} of {len(fake)} images of `{fake.title}` are real test images")
+        messages.append(f"{len(same)} of {len(fake)} images of `{fake.title}` are real test images")
     if train is not None and (same := shared_images(fake, train)):
-        said.append(f"{len(same)} of {len(fake)} images of `{fake.title}` are training images")
+        messages.append(f"{len(same)} of {len(fake)} images of `{fake.title}` are training images")
     for one in (real, fake):
         if doubled := len(one) - len(set(image_keys(one.images))):
-            said.append(f"{doubled} images of `{one.title}` are there more than once")
-    return said
+            messages.append(f"{doubled} images of `{one.title}` are there more than once")
+    return messages

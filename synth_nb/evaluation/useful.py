@@ -46,8 +46,8 @@ def align_labels(
 ) -> Tensor:  # (N,) int64; -1 for a class that is not among them
     "Labels of a set in another order of classes."
     order = {name.lower(): i for i, name in enumerate(classes)}
-    place = torch.tensor([order.get(name.lower(), -1) for name in images.classes])
-    return place[images.labels]
+    mapping = torch.tensor([order.get(name.lower(), -1) for name in images.classes])
+    return mapping[images.labels]
 
 
 def missing_for_usefulness(
@@ -65,9 +65,9 @@ def missing_for_usefulness(
         if one.labels is None:
             return f"`{one.title}` has no labels"
         labels = align_labels(one, classes)
-        few = [c for i, c in enumerate(classes) if int((labels == i).sum()) < least]
-        if few:
-            short = ", ".join(few[:3]) + (", …" if len(few) > 3 else "")
+        short = [c for i, c in enumerate(classes) if int((labels == i).sum()) < least]
+        if short:
+            short = ", ".join(short[:3]) + (", …" if len(short) > 3 else "")
             return f"`{one.title}` has fewer than {least} images of {short}"
     return ""
 
@@ -247,9 +247,9 @@ def training_arms(
     "What each classifier learns from."
     sides = [align_labels(one, classes) for one in (train, fake)]
     counts = class_counts(sides, len(classes))
-    real, made = ((one, balanced_rows(labels, counts, derive_seed(seed, i)))
+    real, synthetic = ((one, balanced_rows(labels, counts, derive_seed(seed, i)))
                   for i, (one, labels) in enumerate(zip((train, fake), sides, strict=True)))
-    return {"real": [real], "synthetic": [made], "both": [real, made]}
+    return {"real": [real], "synthetic": [synthetic], "both": [real, synthetic]}
 
 
 def run_arms(
@@ -310,7 +310,7 @@ def usefulness_summary(
     table: pd.DataFrame,  # from `usefulness`
 ) -> list[str]:  # a sentence per classifier
     "Train on synthetic, test on real in words."
-    said = []
+    messages = []
     for (title, name), part in table.groupby(["set", "classifier"], sort=False):
         by = part.set_index("trained_on")
         sentence = f"{name}: {by.loc['real', 'accuracy']:.3f} with real training images"
@@ -319,5 +319,5 @@ def usefulness_summary(
             effect = f"{one.difference:+.3f}, {one.diff_low:+.3f} to {one.diff_high:+.3f}"
             none = " (no effect shown)" if one.diff_low <= 0 <= one.diff_high else ""
             sentence += f"; with {word} {one.accuracy:.3f} ({effect}){none}"
-        said.append(sentence + ".")
-    return said
+        messages.append(sentence + ".")
+    return messages

@@ -107,10 +107,10 @@ def signed_distance(
 ) -> np.ndarray:  # float32, pixels; negative inside; 0 where a mask has no boundary
     "Distance to the boundary of each mask."
     out = np.zeros(masks.shape, np.float32)
-    for place, mask in zip(out[:, 0], masks[:, 0] > 0.5, strict=True):
+    for index, mask in zip(out[:, 0], masks[:, 0] > 0.5, strict=True):
         if mask.any() and not mask.all():
             outside, inside = distance_transform_edt(~mask), distance_transform_edt(mask)
-            place[:] = outside * ~mask - (inside - 1) * mask
+            index[:] = outside * ~mask - (inside - 1) * mask
     return out
 
 

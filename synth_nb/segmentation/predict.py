@@ -39,8 +39,8 @@ def window_weight(
     overlap: int,  # pixels
 ) -> Tensor:  # (window, window), above 0 and at most 1
     "A ramp at the edges, as wide as the overlap."
-    place = torch.arange(window) + 1.0
-    ramp = torch.minimum(place, place.flip(0)) / (overlap + 1)
+    index = torch.arange(window) + 1.0
+    ramp = torch.minimum(index, index.flip(0)) / (overlap + 1)
     ramp = ramp.clamp(max=1)
     return ramp[:, None] * ramp[None]
 
@@ -141,8 +141,8 @@ def counts_by_threshold(
     p, y = np.asarray(probabilities).ravel(), np.asarray(masks).ravel() > 0
     if not y.any():
         raise ValueError("the masks are empty: no threshold can be chosen on them")
-    place = np.minimum((p * bins).astype(int), bins - 1)
-    hits, all_ = (np.bincount(x, minlength=bins)[::-1].cumsum()[::-1] for x in (place[y], place))
+    index = np.minimum((p * bins).astype(int), bins - 1)
+    hits, all_ = (np.bincount(x, minlength=bins)[::-1].cumsum()[::-1] for x in (index[y], index))
     union = all_ + y.sum() - hits
     precision = np.divide(hits, all_, out=np.ones(bins), where=all_ > 0)
     return pd.DataFrame(dict(threshold=np.arange(bins) / bins, precision=precision,

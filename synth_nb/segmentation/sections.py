@@ -71,7 +71,7 @@ def read_volume(
 ) -> tuple[list, list, list[int], list[str]]:  # images, masks, their sections; what is skipped
     "Every section of a volume that can be read, and a phrase for each that cannot."
     grey, mask = PageReader(grey_pixels, keep=1), PageReader(mask_pixels, keep=1)
-    images, truths, kept, skipped = [], [], [], []
+    images, truths, numbers, skipped = [], [], [], []
     for i, (page, other) in enumerate(zip(volume.pages, masks.pages, strict=True)):
         try:
             for where in (volume, masks):
@@ -83,8 +83,8 @@ def read_volume(
             continue
         images.append((downsampled(image, downsample) + 0.5).astype(np.uint8)[None])
         truths.append((downsampled(truth, downsample) >= 127.5).astype(np.uint8)[None])
-        kept.append(i)
-    return images, truths, kept, skipped
+        numbers.append(i)
+    return images, truths, numbers, skipped
 
 # %% ../../nbs/library/segmentation/sections.ipynb #fcfbe340
 def em_sections(
@@ -248,10 +248,10 @@ def block_names(
     height, width = sections.images.shape[2:]
     rows = np.arange(height) * across // height
     columns = np.arange(width) * across // width
-    place = rows[:, None] * across + columns
+    index = rows[:, None] * across + columns
     volumes = list(dict.fromkeys(sections.volumes))
     number = np.array([volumes.index(v) for v in sections.volumes])
-    return number[:, None, None] * across**2 + place
+    return number[:, None, None] * across**2 + index
 
 # %% ../../nbs/library/segmentation/sections.ipynb #ac30a07b
 def cut_chunks(
