@@ -55,7 +55,7 @@ def coloured(n, seed=0, size=32, title="synthetic"):
 
 
 @pytest.mark.parametrize(
-    ("fake", "said"),
+    ("fake", "message"),
     [
         (coloured(5), "`synthetic` has 5 images; 12 are the least"),
         (replace(coloured(20), images=np.full((20, 3, 32, 32), 7, np.uint8)), "are equal"),
