@@ -1,9 +1,9 @@
-"""Letters: what a step, a way down and a network size cost, and what they bring.
+"""Letters: cost and benefit of a training step, a sampler and a network size.
 
 `step` times a training step of the three networks. `train` spends so many CPU seconds on one of
-them, data opened and everything compiled before the clock starts, and keeps the model. `ways`
-compares samplers on a kept model. `speed` times a thousand letters. `few` asks what its letters
-are worth to readers with few real ones. All of it by the judge of the data set.
+them, data opened and everything compiled before the clock starts, and saves the model. `samplers`
+compares samplers on a saved model. `speed` times a thousand letters. `useful` adds its letters to
+few real ones. All accuracies are those of the letter classifier of the data set.
 Run: OMP_NUM_THREADS=1 python benchmarks/emnist.py step
 """
 
@@ -16,19 +16,11 @@ from common import alternate, machine, row
 
 from synth_nb.core.seeding import seed_everything
 from synth_nb.data import Views, open_dataset, to_uint8
-from synth_nb.emnist import (
-    LetterModel,
-    Way,
-    by_way,
-    denoising_phase,
-    few_real,
-    intended,
-    judge_for,
-    load,
-    new_unet,
-    noise_schedule,
-    save,
-)
+from synth_nb.emnist.classifier import compare_samplers, label_accuracy, letter_classifier
+from synth_nb.emnist.model import letter_scheduler, new_unet
+from synth_nb.emnist.sampling import LetterModel, letter_sampling, load, save
+from synth_nb.emnist.training import denoising_phase
+from synth_nb.emnist.useful import usefulness_by_count
 from synth_nb.evaluation import ImageSet
 from synth_nb.evaluation.sets import to_image_set
 from synth_nb.training.loop import Trainer, TrainingConfig
@@ -37,13 +29,13 @@ from synth_nb.training.loop import Trainer, TrainingConfig
 def trainer_for(data, network, folder, steps=0, lr=1.5e-3, batch=32, seed=0):
     "A trainer as the notebook makes it."
     seed_everything(seed)
-    unet, schedule = new_unet(len(data.classes), network=network), noise_schedule()
-    phase = denoising_phase(unet, schedule, len(data.classes), lr, steps)
+    unet, scheduler = new_unet(len(data.classes), network=network), letter_scheduler()
+    phase = denoising_phase(unet, scheduler, len(data.classes), lr, steps)
     config = TrainingConfig(1, batch, batch * max(steps, 1), seed=seed, device="cpu",
                             precision="fp32")
-    images = Views(data.train, 1)
+    images = Views(data.train, "none")
     trainer = Trainer(Path(folder), images, dict(unet=unet), [phase], config, dict(unet=0.998))
-    model = LetterModel(trainer.model("unet"), schedule, list(data.classes))
+    model = LetterModel(trainer.model("unet"), scheduler, list(data.classes))
     return trainer, model
 
 
@@ -74,50 +66,47 @@ def train(chosen, data):
           f" {chosen.model}", flush=True)
 
 
-def ways(chosen, data):
+def samplers(chosen, data):
     "Samplers on one model."
     model = load(chosen.model)
-    tried = [Way("dpm++", 5, 1), Way("dpm++", 10, 1), Way("dpm++", 20, 1), Way("ddim", 10, 1),
-             Way("ddim", 20, 1), Way("ddpm", 20, 1), Way("ddpm", 100, 1), Way("dpm++", 10, 2),
-             Way("dpm++", 14, 2), Way("dpm++", 20, 2)]
-    tried = [Way("ddpm", 1000, 1)] if chosen.thousand else tried
-    print(by_way(model, judge_of(chosen, data), tried, chosen.n, 1).round(4).to_markdown(),
-          flush=True)
+    tried = [("dpm++", 5, 1), ("dpm++", 10, 1), ("dpm++", 20, 1), ("ddim", 10, 1), ("ddim", 20, 1),
+             ("ddpm", 20, 1), ("ddpm", 100, 1), ("dpm++", 10, 2), ("dpm++", 14, 2),
+             ("dpm++", 20, 2)]
+    configs = [letter_sampling(*one) for one in ([("ddpm", 1000, 1)] if chosen.thousand else tried)]
+    table = compare_samplers(model, classifier_of(chosen, data), configs, chosen.n, 1)
+    print(table.round(4).to_markdown(), flush=True)
 
 
 def speed(chosen, data):
-    "A thousand letters with the model's own way, and how many are read rightly."
+    "A thousand letters with the model's own sampling, and their accuracy."
     model, began = load(chosen.model), time.process_time()
-    made = model.sample(chosen.n, 0)
+    samples = model.sample(chosen.n, 0)
     spent = time.process_time() - began
-    found = intended(judge_of(chosen, data), to_uint8(made.images), made.labels)
-    print(f"{chosen.n} letters in {spent:.1f} CPU seconds ({model.way}), accuracy"
+    found = label_accuracy(classifier_of(chosen, data), to_uint8(samples.images), samples.labels)
+    print(f"{chosen.n} letters in {spent:.1f} CPU seconds ({model.sampling}), accuracy"
           f" {found['accuracy']:.4f} ({found['low']:.4f} to {found['high']:.4f})", flush=True)
 
 
-def few(chosen, data):
-    "Readers of few real letters, with and without synthetic ones."
+def useful(chosen, data):
+    "Classifiers that learn from few real letters, with and without synthetic ones."
     model = load(chosen.model)
-    made = model.sample(chosen.n, 0)
-    fake = ImageSet("synthetic", to_uint8(made.images), made.labels, model.classes)
-    table = few_real(
-        to_image_set("real", data.train),
-        to_image_set("held out", data.held_out),
-        fake,
-        device="cpu",
-    )
+    samples = model.sample(chosen.n, 0)
+    fake = ImageSet("synthetic", to_uint8(samples.images), samples.labels, model.classes)
+    real, held_out = to_image_set("real", data.train), to_image_set("held out", data.held_out)
+    table = usefulness_by_count(real, held_out, fake, device="cpu")
     print(table.round(3).to_markdown(), flush=True)
 
 
-def judge_of(chosen, data):
-    judge = judge_for(data, chosen.judge_steps, chosen.judge_width, device="cpu")
-    print(f"{judge.id} reads {judge.accuracy:.4f} of {len(data.held_out)} real held-out letters\n")
-    return judge
+def classifier_of(chosen, data):
+    steps, width = chosen.classifier_steps, chosen.classifier_width
+    classifier = letter_classifier(data, steps, width, device="cpu")
+    print(f"{classifier.id}: {classifier.accuracy:.4f} of {len(data.held_out)} held-out letters\n")
+    return classifier
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("step", "train", "ways", "speed", "few"))
+    parser.add_argument("what", choices=("step", "train", "samplers", "speed", "useful"))
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--network", default="small")
     parser.add_argument("--seconds", type=float, default=300, help="CPU seconds of training")
@@ -126,8 +115,8 @@ if __name__ == "__main__":
     parser.add_argument("--n", type=int, default=100, help="letters")
     parser.add_argument("--thousand", action="store_true", help="only DDPM with all its steps")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--judge-steps", type=int, default=600)
-    parser.add_argument("--judge-width", type=int, default=16)
+    parser.add_argument("--classifier-steps", type=int, default=600)
+    parser.add_argument("--classifier-width", type=int, default=16)
     chosen = parser.parse_args()
     data = open_dataset(chosen.dataset, 28, channels=1)
     print(f"{machine()}\n{data}", flush=True)

@@ -119,7 +119,7 @@ def images_of(run, study: Study, given: dict) -> dict:
         kept = nearest_draws(draws, study.asked, study.conditioner, model.eye())
         return to_uint8(torch.stack([kept, draws[0]]))
 
-    sets = dict(zip(("synthetic", "first draws"), run.kept("synthetic", drawn), strict=False))
+    sets = dict(zip(("synthetic", "first draws"), run.cached("synthetic", drawn), strict=False))
     save_figure(sheet(sets["synthetic"][:40], columns=8), run.path("synthetic.png"))
     restored = decode_all(study.vae, encode_all(study.vae, study.held_out))
     return sets | {"reconstructions": to_uint8(restored)}

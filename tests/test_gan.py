@@ -127,7 +127,7 @@ def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
 
 @pytest.mark.parametrize(("notebook", "marks"), [
     ("02_dcgan", ["synthetic = "]), ("03_embedding_gan", ["synthetic = "]),
-    ("04_stylegan2", ["synthetic = run.kept(", "truncated = "]), ("07_emnist", ["synthetic = "])])
+    ("04_stylegan2", ["synthetic = run.cached(", "truncated = "]), ("07_emnist", ["synthetic = "])])
 def test_images_of_a_given_model_are_made_anew_when_it_learnt_on(notebook, marks):
     net = torch.nn.Linear(2, 1)
     net.c_dim = 0  # as StyleGAN2's

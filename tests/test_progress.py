@@ -23,7 +23,7 @@ from synth_nb.core.progress import (
     Progress,
     Terminal,
     board,
-    fitted,
+    fit_line,
     read_feed,
     stage,
     with_progress,
@@ -110,7 +110,7 @@ def test_a_log_gets_a_line_a_minute(tmp_path, monkeypatch):
     monkeypatch.setattr("synth_nb.core.progress.time.monotonic", lambda: now)
     with open(tmp_path / "log", "w") as log:
         terminal = Terminal(log)
-        monkeypatch.setattr("synth_nb.core.progress.watcher", lambda: terminal)
+        monkeypatch.setattr("synth_nb.core.progress.progress_sink", lambda: terminal)
         with Progress(300, what="training") as line:
             for step in range(1, 301):
                 now += 1.0
@@ -138,7 +138,7 @@ def test_the_time_left_follows_what_steps_take_now():
 def test_pauses_are_counted_as_often_as_they_come(monkeypatch):
     now = 0.0
     monkeypatch.setattr("synth_nb.core.progress.time.monotonic", lambda: now)
-    monkeypatch.setattr("synth_nb.core.progress.watcher", lambda: None)
+    monkeypatch.setattr("synth_nb.core.progress.progress_sink", lambda: None)
     with Progress(40, pauses=4) as line:
         for step in range(1, 21):
             now += 1
@@ -188,7 +188,7 @@ def test_an_error_ends_its_line(capsys):
 
 def test_no_width_is_too_small():
     for width in range(1, 60):
-        assert len(fitted(["training 1234/1600", "5 min 20 s left"], width)) <= max(width, 3)
+        assert len(fit_line(["training 1234/1600", "5 min 20 s left"], width)) <= max(width, 3)
 
 
 def notebook(path: Path, *cells: str) -> Path:
@@ -314,6 +314,7 @@ def test_the_ending_does_not_fail_for_what_is_missing(tmp_path):
 
 CHANGES = """
 import os
+import re
 from pathlib import Path
 from synth_nb.tools import grid
 from synth_nb.tools.story import run_state
@@ -323,11 +324,12 @@ def state(**more):
     grid.code_hash.cache_clear(); grid.defaults.cache_clear()
     return run_state("05_e2i", dict(epochs=10, dataset="images") | more)
 
-def changed(name, old, new):
+def changed(name, pattern, new):
     file = Path(name); text = file.read_text(encoding="utf-8")
-    assert old in text, (name, old)
+    other, count = re.subn(pattern, new, text, count=1)
+    assert count == 1 and other != text, (name, pattern)
     before, times = state(), file.stat()
-    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    file.write_text(other, encoding="utf-8")
     after = state()
     file.write_text(text, encoding="utf-8")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -336,12 +338,12 @@ def changed(name, old, new):
 
 assert state() == state() != state(epochs=11)
 assert state() != state(dataset="demo")
-print(changed("nbs/05_e2i.ipynb", "# Embedding to image", "# Other words"),
-      changed("nbs/05_e2i.ipynb", "save_figure(figure, run.path", "save_figure(figure,  run.path"),
-      changed("nbs/05_e2i.ipynb", "sheet(synthetic[:48]", "sheet(synthetic[:40]"),
-      changed("nbs/05_e2i.ipynb", "guidance_scale: float = 5.0", "guidance_scale: float = 4.0"),
-      changed("synth_nb/diffusion/experiment.py", "drop: float = 0.1", "drop: float = 0.2"),
-      changed("synth_nb/evaluation/scores.py", "n_repeats: int = 40", "n_repeats: int = 50"),
+print(changed("nbs/05_e2i.ipynb", '"# ', '"# Other words: '),
+      changed("nbs/05_e2i.ipynb", r"run\\.path\\(", "run.path( "),
+      changed("nbs/05_e2i.ipynb", r"run\\.finish\\(", "1; run.finish("),
+      changed("nbs/05_e2i.ipynb", "guidance_scale: float = ", "guidance_scale: float = 1 + "),
+      changed("synth_nb/diffusion/experiment.py", r"\\Z", "\\nADDED = 1\\n"),
+      changed("synth_nb/evaluation/scores.py", r"\\Z", "\\nADDED = 1\\n"),
       changed("images/a.png", "1", "22"))
 """
 

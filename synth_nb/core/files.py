@@ -67,9 +67,9 @@ def cache_root() -> Path:  # exists
 # %% ../../nbs/library/core/files.ipynb #62b26c21
 @contextmanager
 def atomic_write(
-    path: str | Path,  # final place of a file
+    path: str | Path,  # final path of a file
 ):  # yields the temporary path to write to
-    "Write a file whole or not at all: flushed to disk under a temporary name, then renamed."
+    "Write all of a file or nothing: flushed to disk under a temporary name, then renamed."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -86,16 +86,16 @@ def atomic_write(
 # %% ../../nbs/library/core/files.ipynb #be044747
 @contextmanager
 def atomic_folder(
-    path: str | Path,  # final place of a folder
+    path: str | Path,  # final path of a folder
 ):  # yields the temporary folder to fill
-    "Write a folder whole or not at all, in place of what was there."
+    "Write all of a folder or nothing, in place of what was there."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as made:
-        (fresh := Path(made) / "new").mkdir()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        (fresh := Path(temporary) / "new").mkdir()
         yield fresh
         if path.exists():
-            path.rename(Path(made) / "old")
+            path.rename(Path(temporary) / "old")
         fresh.rename(path)
 
 # %% ../../nbs/library/core/files.ipynb #cd67410f

@@ -160,7 +160,7 @@ def target_for(
 # %% ../../nbs/library/diffusion/objective.ipynb #8af2a49e
 def denoised_from(
     noisy: Tensor,  # x_t (B, C, H, W)
-    prediction: Tensor,  # of the network
+    predicted: Tensor,  # of the network
     alpha: Tensor,  # α_t (B,), above 0 for epsilon
     sigma: Tensor,  # σ_t (B,)
     prediction_type: str = "v_prediction",
@@ -168,10 +168,10 @@ def denoised_from(
     "The image that a prediction amounts to."
     alpha, sigma = _each(alpha), _each(sigma)
     if prediction_type == "v_prediction":
-        return alpha * noisy - sigma * prediction
+        return alpha * noisy - sigma * predicted
     if prediction_type == "epsilon":
-        return (noisy - sigma * prediction) / alpha
-    return noisy - sigma * prediction
+        return (noisy - sigma * predicted) / alpha
+    return noisy - sigma * predicted
 
 # %% ../../nbs/library/diffusion/objective.ipynb #4ed7fcec
 def loss_weights(

@@ -18,7 +18,8 @@ from torch import Tensor
 # %% ../../nbs/library/evaluation/copies.ipynb #f51b9977
 from ..data import view
 from ..embedders import Embedder, embed_images
-from .scores import set_features, wilson
+from .scores import set_features
+from ..metrics.uncertainty import wilson_interval
 from .sets import MIN_IMAGES, DataError, ImageSet, shared_images
 from ..metrics import authenticity, copy_scores, membership_auc
 from ..core.progress import stage
@@ -103,11 +104,11 @@ class CopyAudit:
     @property
     def found(self) -> bool:
         "Whether more are flagged than false alarms explain."
-        return wilson(self.share, len(self.table))[0] > self.false_alarms
+        return wilson_interval(self.share, len(self.table))[0] > self.false_alarms
 
     def numbers(self) -> dict:  # plain values, for a file
         "The audit in numbers."
-        low, high = wilson(self.share, len(self.table))
+        low, high = wilson_interval(self.share, len(self.table))
         copies = {name: float(self.table[f"copy_{name}"].mean()) for name in ("features", "pixels")}
         return dict(set=self.title, images=len(self.table), flagged=self.share, low=low, high=high,
                     false_alarms=self.false_alarms, found=self.found, flagged_by=copies,

@@ -55,7 +55,7 @@ def check_window(height: int, width: int, window: int, overlap: int, multiple: i
         raise ParameterError(f"parameter `window` must be a multiple of {multiple}, got {window}")
     if window > min(height, width):
         raise ParameterError(f"parameter `window` {window} is larger than the section, "
-                             f"{height}x{width} pixels; `tiled` takes any section")
+                             f"{height}x{width} pixels; `predict_tiled` takes any section")
     if not 0 <= overlap < window:
         raise ParameterError(f"parameter `overlap` must be 0 … {window - 1}, got {overlap!r}")
 
