@@ -36,8 +36,7 @@ from synth_nb.diffusion.experiment import (
 from synth_nb.diffusion.fidelity import judge_experiment, open_judges
 from synth_nb.diffusion.text import text_conditions
 from synth_nb.embedders import load_embedder
-from synth_nb.figures.plots import save as save_figure
-from synth_nb.figures.plots import sheet
+from synth_nb.figures.plots import save_figure, sheet
 from synth_nb.training.loop import TrainingConfig
 
 COMMON = dict(

@@ -178,7 +178,7 @@ def test_models_that_cannot_start_later_are_sampled_in_parts_too(tmp_path):
     assert len(contents) == 10
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="choose another place"):
+    with pytest.raises(FileExistsError, match="choose another path"):
         sample_dataset(Plain(), 10, tmp_path / "foreign")
 
 

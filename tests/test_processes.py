@@ -197,14 +197,15 @@ def new_style_gan(folder: Path, processes: int) -> Trainer:
 
 
 def new_dcgan(folder: Path, processes: int) -> Trainer:
-    from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
+    from synth_nb.dcgan import DiffAugment, Discriminator, GANLosses, Generator, gan_phases
 
     seed_everything(0)
     G, D = Generator(16, 1, 8, 4), Discriminator(16, 1, 4, "batch")
     augment = DiffAugment("translation,color")
-    game = Game(augment, lambda batch: augment(batch["image"]), 8)
+    losses = GANLosses(augment, lambda batch: augment(batch["image"]), 8)
     plan = TrainingConfig(3, 8, 16, device="cpu", precision="fp32", num_processes=processes)
-    return Trainer(folder, Faces(), dict(G=G, D=D), game.phases(G, D, 1e-3, (0.0, 0.99)), plan)
+    return Trainer(folder, Faces(), dict(G=G, D=D), gan_phases(losses, G, D, 1e-3, (0.0, 0.99)),
+                   plan)
 
 
 def new_conditioned(folder: Path, processes: int) -> Trainer:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/diffusion/sets.ipynb #46cd8a1a
 from ..data import to_uint8
-from ..data.quality.export import check_place, export
+from ..data.quality.export import check_target, export
 from .latents import weights_digest
 from ..training.processes import launch, this_process
 from ..core.files import digest, resolve, atomic_write
@@ -168,7 +168,7 @@ def sample_dataset(
     if n < 1 or batch_size < 1:
         raise ParameterError(f"`n` and `batch_size` must be at least 1, got {n} and {batch_size}")
     place = resolve(folder)
-    check_place(place, "imagefolder")
+    check_target(place, "imagefolder")
     given = model
     if isinstance(model, (str, Path)):
         model = load_model(model, "cpu" if num_processes > 1 else device)

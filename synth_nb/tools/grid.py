@@ -196,7 +196,7 @@ def _experiment(file: Path, profile: str) -> Experiment:
 # %% ../../nbs/library/tools/grid.ipynb #c73c4352
 def missing_data(parameters: dict) -> str:  # empty where all is here, or comes from elsewhere
     "Which folder or file of a data set is not there."
-    others = (str(parameters.get(name) or "") for name in ("masks", "other"))
+    others = (str(parameters.get(name) or "") for name in ("masks", "comparison_dataset"))
     for word in (dataset_of(parameters), *others):
         path = word.partition(":")[2] if word.startswith(("em:", "wsi:")) else word
         if ("/" in path or "." in path) and ":" not in path and not resolve(path).exists():
