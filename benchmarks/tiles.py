@@ -18,7 +18,7 @@ from common import alternate, machine
 from PIL import Image
 from skimage.data import immunohistochemistry
 
-from synth_nb.data.readers.slides import open_slide, plan_slide, write_slide_tiles
+from synth_nb.data.readers.slides import find_tiles, open_slide, write_slide_tiles
 
 
 def write_slide(path, height, width):
@@ -85,7 +85,7 @@ if __name__ == "__main__":
     print("| --- | --- | --- | --- | --- |")
     same = dict(compress_level=1)
     for tile, mpp in ((224, 0.25), (512, 0.25), (224, 0.4)):
-        plan = plan_slide(folder / "slide.tif", "slide", tile, mpp, 0.5)
+        plan = find_tiles(folder / "slide.tif", "slide", tile, mpp, 0.5)
         names = [f"{y}_{x}.png" for y, x in plan.positions().tolist()]
         sides = [(folder / "slide.tif", plan, names, folder / side) for side in ("ours", "plain")]
         for title, workers, options in (

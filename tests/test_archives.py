@@ -23,9 +23,9 @@ from synth_nb.data.readers.archives import archive_source, open_archive
 from synth_nb.data.readers.find import folder_source
 
 
-def picture(seed, ending="png", size=16):
+def picture(seed, kind="png", size=16):
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file := io.BytesIO(), {"png": "PNG", "jpg": "JPEG"}[ending])
+    Image.fromarray(pixels).save(file := io.BytesIO(), {"png": "PNG", "jpg": "JPEG"}[kind])
     return file.getvalue()
 
 
@@ -55,7 +55,7 @@ MAKERS = {
     "x.tgz": lambda path, members: make_tar(path, members, mode="w:gz"),
     "x.tar.bz2": lambda path, members: make_tar(path, members, mode="w:bz2"),
     "x.tar.xz": lambda path, members: make_tar(path, members, mode="w:xz"),
-    "no ending": make_zip,
+    "no extension": make_zip,
 }
 
 
@@ -83,7 +83,7 @@ def test_nothing_is_extracted(tmp_path):
 def test_a_compressed_tar_is_unpacked_once(tmp_path, monkeypatch):
     path = MAKERS["x.tgz"](tmp_path / "x.tgz", MEMBERS)
     archive_source(path)
-    monkeypatch.setattr(archives_module, "packers", {b"\x1f\x8b": lambda _: 1 / 0})
+    monkeypatch.setattr(archives_module, "DECOMPRESSORS", {b"\x1f\x8b": lambda _: 1 / 0})
     shutil.copy(path, tmp_path / "copy.tgz")
     assert len(archive_source(tmp_path / "copy.tgz")) == len(MEMBERS)
 
@@ -134,7 +134,7 @@ def test_inner_links_are_skipped(tmp_path):
 
 
 def test_too_large_a_member(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives_module, "most_bytes", 2000)
+    monkeypatch.setattr(archives_module, "MAX_IMAGE_BYTES", 2000)
     large = {"train/no/large.png": picture(0, size=64)}
     [(key, why)] = archive_source(make_zip(tmp_path / "x.zip", MEMBERS | large)).skipped
     assert key == "train/no/large.png" and why.startswith("too large")
@@ -196,7 +196,7 @@ def test_methods_without_a_bound(tmp_path, method):
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tar.bz2", "x.tar.xz"])
 def test_a_packed_tar_that_grows(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("synth_nb.data.readers.stacks.never_a_bomb", 10_000)
+    monkeypatch.setattr("synth_nb.data.readers.stacks.SAFE_SIZE", 10_000)
     refused(MAKERS[name](tmp_path / name, {"1.bmp": b"\0" * 10_000_000}), "beyond 200 to 1")
     assert not list(Path(os.environ["SYNTH_NB_CACHE"]).rglob("*.*"))
 
@@ -257,7 +257,7 @@ def test_paths(tmp_path):
         archive_source(tmp_path / "x.zip")
     with pytest.raises(IsADirectoryError, match="is a folder, not an archive"):
         archive_source(tmp_path)
-    with pytest.raises(DataError, match=r"holds no images but 1 \.txt; known endings"):
+    with pytest.raises(DataError, match=r"holds no images but 1 \.txt; known extensions"):
         archive_source(make_zip(tmp_path / "x.zip", {"a.txt": b""}))
 
 
@@ -288,10 +288,10 @@ def test_no_labels(tmp_path):
 
 
 def test_many_classes_are_in_the_order_of_numbers(tmp_path):
-    def spread(rows):
+    def extended(rows):
         return dict(labels=[[name, i] for i, (name, _) in enumerate(rows)])
 
-    source = archive_source(stylegan_zip(tmp_path / "x.zip", table=spread))
+    source = archive_source(stylegan_zip(tmp_path / "x.zip", table=extended))
     assert source.classes == [str(i) for i in range(12)] and source.labels == list(range(12))
 
 
@@ -317,10 +317,10 @@ def test_labels_that_do_not_fit(tmp_path, name):
 
 def test_stylegan_zips_have_one_size(tmp_path):
     members = {f"00000/img{i:08}.png": picture(i, size=32 if i < 7 else 48) for i in range(9)}
-    place = make_zip(tmp_path / "x.zip", members | {"dataset.json": json.dumps(dict(labels=None))})
-    said = r"x.zip is a StyleGAN zip of two sizes, 32x32 \(.*\) and 48x48 \(.*\): write"
-    with pytest.raises(DataError, match=said) as error:
-        decode_source(archive_source(place), (3, 32, 32))
+    path = make_zip(tmp_path / "x.zip", members | {"dataset.json": json.dumps(dict(labels=None))})
+    message = r"x.zip is a StyleGAN zip of two sizes, 32x32 \(.*\) and 48x48 \(.*\): write"
+    with pytest.raises(DataError, match=message) as error:
+        decode_source(archive_source(path), (3, 32, 32))
     assert "\n" not in str(error.value)
     folder = {f"a/{i}.png": content for i, content in enumerate(members.values())}
     found = archive_source(make_zip(tmp_path / "y.zip", folder))  # another archive may have any

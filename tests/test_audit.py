@@ -37,8 +37,8 @@ def source(contents, **options):
     classes = sorted({key.split("/")[-2] for key in keys})
     split = [key.split("/")[0] for key in keys] if keys[0].count("/") == 2 else None
     labels = [classes.index(key.split("/")[-2]) for key in keys]
-    made = Source("set", keys, classes, labels, None, lambda i: contents[keys[i]], split)
-    return replace(made, **options)
+    source = Source("set", keys, classes, labels, None, lambda i: contents[keys[i]], split)
+    return replace(source, **options)
 
 
 def linked(found):
@@ -61,12 +61,12 @@ COPIES = {
 
 
 @pytest.mark.parametrize("kind", COPIES)
-@pytest.mark.parametrize("place", [3, 260, 611])
-def test_planted_copy(kind, place):
-    contents = {f"train/a/{i}.png": encoded(crop(i)) for i in (place, 100, 300, 500, 700)}
-    contents[f"test/a/{kind}"] = COPIES[kind](crop(place))
+@pytest.mark.parametrize("index", [3, 260, 611])
+def test_planted_copy(kind, index):
+    contents = {f"train/a/{i}.png": encoded(crop(i)) for i in (index, 100, 300, 500, 700)}
+    contents[f"test/a/{kind}"] = COPIES[kind](crop(index))
     found = audit(source(contents))
-    assert linked(found) == {frozenset((f"train/a/{place}.png", f"test/a/{kind}"))}
+    assert linked(found) == {frozenset((f"train/a/{index}.png", f"test/a/{kind}"))}
     assert found.findings["leaked"] == [f"test/a/{kind}"]
     assert len(found.findings["across_splits"]) == 1
     assert set(found.pairs["kind"]) == ({"identical"} if kind in ("exact", "bmp") else {"near"})

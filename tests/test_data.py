@@ -38,11 +38,11 @@ def folder(tmp_path):
 
 
 def opened(folder, **options):
-    "The data set and what was said."
-    with warnings.catch_warnings(record=True) as said:
+    "The data set and the warnings."
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always")
         ds = open_dataset(folder, **dict(image_size=16) | options)
-    return ds, [str(w.message) for w in said]
+    return ds, [str(w.message) for w in messages]
 
 
 def listing(folder):
@@ -53,7 +53,9 @@ def listing(folder):
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(DataError, match="holds no images but no files at all; known endings are"):
+    with pytest.raises(
+        DataError, match="holds no images but no files at all; known extensions are"
+    ):
         open_dataset(tmp_path)
 
 
@@ -76,7 +78,9 @@ def test_path_is_a_file(folder):
 def test_text_files_only(tmp_path):
     for name in ("a.txt", "b.txt", "c.csv", "Makefile"):
         (tmp_path / name).touch()
-    with pytest.raises(DataError, match=r"but 2 \.txt, 1 \.csv, 1 no ending; known .* \.png \.jpg"):
+    with pytest.raises(
+        DataError, match=r"but 2 \.txt, 1 \.csv, 1 no extension; known .* \.png \.jpg"
+    ):
         open_dataset(tmp_path)
 
 
@@ -143,11 +147,11 @@ BAD = {
 def test_bad_image_among_good_ones(folder, name):
     make, why = BAD[name]
     make(folder / "a" / name)
-    ds, said = opened(folder)
+    ds, messages = opened(folder)
     assert len(ds) == 10
     [(key, reason)] = ds.skipped
     assert key == f"a/{name}" and why in reason and reason
-    assert said == [f"skipped 1 of 11 images: a/{name} ({reason})"]
+    assert messages == [f"skipped 1 of 11 images: a/{name} ({reason})"]
 
 
 def test_huge_bomb(folder, monkeypatch):
@@ -165,9 +169,9 @@ def test_unreadable_file(folder, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(find_module, "read_bytes", read_bytes)
-    ds, said = opened(folder)
+    ds, messages = opened(folder)
     assert ds.skipped == [("a/4.png", "no permission to read it")]
-    assert said == ["skipped 1 of 10 images: a/4.png (no permission to read it)"]
+    assert messages == ["skipped 1 of 10 images: a/4.png (no permission to read it)"]
 
 
 def test_a_long_list_is_cut(folder):
@@ -208,8 +212,8 @@ def test_image_outside_the_classes(folder):
 @pytest.mark.parametrize("name", ["a b.png", "Größe.PNG", "腺癌.JPG", "🔬.tif", "%s.bmp"])
 def test_names(tmp_path, name):
     save(tmp_path / "Ordner mit Leerzeichen ü" / name, noise(0))
-    ds, said = opened(tmp_path / "Ordner mit Leerzeichen ü")
-    assert ds.keys == [name] and ds.classes == ["Ordner mit Leerzeichen ü"] and not said
+    ds, messages = opened(tmp_path / "Ordner mit Leerzeichen ü")
+    assert ds.keys == [name] and ds.classes == ["Ordner mit Leerzeichen ü"] and not messages
     assert ds[0]["label"] == 0 and set(ds.split) == {"train"}
 
 
@@ -220,10 +224,10 @@ def test_modes(tmp_path, mode, channels):
         image = Image.fromarray(noise(0, 32, 32, 1).astype(np.uint16) * 257)
     else:
         image = Image.fromarray(noise(0, 32, 32)).convert(mode)
-    ending = "tif" if mode in ("CMYK", "I;16", "LA", "YCbCr") else "png"
-    save(tmp_path / f"x.{ending}", image)
-    ds, said = opened(tmp_path, image_size=32, channels=channels)
-    assert ds.images.shape == (1, channels, 32, 32) and not said
+    extension = "tif" if mode in ("CMYK", "I;16", "LA", "YCbCr") else "png"
+    save(tmp_path / f"x.{extension}", image)
+    ds, messages = opened(tmp_path, image_size=32, channels=channels)
+    assert ds.images.shape == (1, channels, 32, 32) and not messages
     if mode == "I;16":
         assert np.array_equal(ds.images[0, 0], noise(0, 32, 32, 1))
     if mode == "RGB" and channels == 3:
@@ -247,8 +251,8 @@ def test_left_behind_files_are_passed_over(folder):
     for key in ("a/._0.png", ".cache/1.png", "__MACOSX/a/0.png", "a/.ipynb_checkpoints/0.png"):
         save(folder / key, noise(50))
     (folder / "Thumbs.db").touch()
-    ds, said = opened(folder)
-    assert len(ds) == 10 and not said
+    ds, messages = opened(folder)
+    assert len(ds) == 10 and not messages
 
 
 def test_linked_folders_are_followed_once(folder, tmp_path):
@@ -393,7 +397,7 @@ def test_same_content_is_on_one_side(folder):
 
 
 @pytest.mark.parametrize(
-    ("names", "expected", "judge"),
+    ("names", "expected", "held_out"),
     [
         (["train", "val", "test"], {"train", "val", "test"}, "val"),
         (["TRAIN", "Test"], {"train", "test"}, "test"),
@@ -401,11 +405,11 @@ def test_same_content_is_on_one_side(folder):
         (["train"], {"train", "val"}, "val"),
     ],
 )
-def test_split_folders(folder, tmp_path, names, expected, judge):
+def test_split_folders(folder, tmp_path, names, expected, held_out):
     for name in names:
         shutil.copytree(folder, tmp_path / "named" / name)
     ds = opened(tmp_path / "named")[0]
-    assert set(ds.split) == expected and set(ds.held_out.split) == {judge}
+    assert set(ds.split) == expected and set(ds.held_out.split) == {held_out}
     assert ds.classes == ["a", "b"]
 
 
@@ -520,9 +524,9 @@ def test_two_processes_share_one_array(tmp_path):
     start = [sys.executable, "-c", OPEN, str(tmp_path)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     both = [subprocess.Popen(start, **pipes) for _ in range(2)]
-    (first, said), (second, too) = (process.communicate(timeout=120) for process in both)
+    (first, messages), (second, too) = (process.communicate(timeout=120) for process in both)
     assert first == second and len(first.split()) == 3
-    assert (said + too).count("decoding") == 1
+    assert (messages + too).count("decoding") == 1
     assert len(cached()) == 1
 
 
@@ -539,8 +543,8 @@ def real_data():
 
 @pytest.mark.real_data
 def test_oral_histology(real_data):
-    ds, said = opened(real_data / "he_oral", image_size=64)
-    assert ds.classes == ["Normal", "OSCC"] and not said
+    ds, messages = opened(real_data / "he_oral", image_size=64)
+    assert ds.classes == ["Normal", "OSCC"] and not messages
     assert ds.describe()["counts"] == {
         "test": {"Normal": 50, "OSCC": 199},
         "train": {"Normal": 240, "OSCC": 400},
@@ -550,7 +554,7 @@ def test_oral_histology(real_data):
 
 @pytest.mark.real_data
 def test_brain_mr_of_mixed_modes(real_data):
-    ds, said = opened(real_data / "brain_mri", image_size=64, channels=1)
-    assert ds.classes == ["no", "yes"] and not said
+    ds, messages = opened(real_data / "brain_mri", image_size=64, channels=1)
+    assert ds.classes == ["no", "yes"] and not messages
     assert np.bincount(ds.labels).tolist() == [98, 155]
     assert 0.15 < len(ds.held_out) / len(ds) < 0.25

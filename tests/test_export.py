@@ -118,8 +118,8 @@ def test_masks_that_do_not_fit_their_images(tmp_path):
 
 
 def test_folders_in_an_archive(tmp_path):
-    place = export(images(), tmp_path / "set.zip", **NAMED)
-    with zipfile.ZipFile(place) as archive:
+    target = export(images(), tmp_path / "set.zip", **NAMED)
+    with zipfile.ZipFile(target) as archive:
         archive.extractall(tmp_path / "out")
     export(images(), tmp_path / "set", **NAMED)
     assert listing(tmp_path / "out") == listing(tmp_path / "set")
@@ -174,8 +174,8 @@ def test_folder_names_differ():
 def test_stylegan_archive(tmp_path):
     array = images(1003, 1, 8, 8)
     labels = [i % 3 for i in range(1003)]
-    place = export(array, tmp_path / "set.zip", "stylegan", labels=labels)
-    with zipfile.ZipFile(place) as archive:
+    target = export(array, tmp_path / "set.zip", "stylegan", labels=labels)
+    with zipfile.ZipFile(target) as archive:
         assert archive.testzip() is None
         entries = archive.infolist()
         assert {e.compress_type for e in entries} == {zipfile.ZIP_STORED}
@@ -191,19 +191,19 @@ def test_stylegan_archive(tmp_path):
 
 
 def test_stylegan_without_labels(tmp_path):
-    place = export(images(2), tmp_path / "set.zip", "stylegan")
-    with zipfile.ZipFile(place) as archive:
+    target = export(images(2), tmp_path / "set.zip", "stylegan")
+    with zipfile.ZipFile(target) as archive:
         assert json.loads(archive.read("dataset.json")) == {"labels": None}
 
 
 def test_stylegan_wants_squares_and_says_what_the_networks_want(tmp_path):
     with pytest.raises(ParameterError, match="square images, got 32x40"):
         export(images(width=40), tmp_path / "set.zip", "stylegan")
-    place = export(images(2, 3, 48, 48), tmp_path / "set.zip", "stylegan")
-    with zipfile.ZipFile(place) as archive:
+    target = export(images(2, 3, 48, 48), tmp_path / "set.zip", "stylegan")
+    with zipfile.ZipFile(target) as archive:
         assert "power of two, which 48 is not" in archive.read("README.md").decode()
-    place = export(images(2, 3, 64, 64), tmp_path / "two.zip", "stylegan")
-    with zipfile.ZipFile(place) as archive:
+    target = export(images(2, 3, 64, 64), tmp_path / "two.zip", "stylegan")
+    with zipfile.ZipFile(target) as archive:
         assert "power of two" not in archive.read("README.md").decode()
 
 
@@ -214,9 +214,9 @@ def test_stylegan_wants_squares_and_says_what_the_networks_want(tmp_path):
 def test_numpy_archive(tmp_path, channels):
     array, masks = images(100, channels), images(100, 1, seed=3)
     keys = [f"Größe {i}" for i in range(100)]
-    place = export(array, tmp_path / "set.npz", "npz", labels=[0, 1] * 50, classes=["ä", "b"],
+    target = export(array, tmp_path / "set.npz", "npz", labels=[0, 1] * 50, classes=["ä", "b"],
                    keys=keys, masks=masks)
-    read = np.load(place, allow_pickle=False)
+    read = np.load(target, allow_pickle=False)
     assert np.array_equal(read["images"], as_stored(array)) and read["images"].dtype == np.uint8
     assert np.array_equal(read["masks"], masks[:, 0])
     assert read["labels"].tolist() == [0, 1] * 50 and read["keys"].tolist() == keys
@@ -236,53 +236,53 @@ def test_numpy_archive_of_a_data_set(tmp_path):
 FORMS = [("imagefolder", ""), ("imagefolder", ".zip"), ("stylegan", ".zip"), ("npz", ".npz")]
 
 
-def content(place):
-    if place.is_file():
-        return place.read_bytes()
-    return [(name, (place / name).read_bytes()) for name in listing(place)]
+def content(target):
+    if target.is_file():
+        return target.read_bytes()
+    return [(name, (target / name).read_bytes()) for name in listing(target)]
 
 
-@pytest.mark.parametrize(("form", "ending"), FORMS)
-def test_same_images_same_bytes_and_a_newer_one_replaces(tmp_path, form, ending):
-    place = tmp_path / f"set{ending}"
-    first = content(export(images(), place, form, **NAMED))
-    assert content(export(torch.from_numpy(images()), place, form, **NAMED)) == first
-    assert content(export(images(3), place, form)) != first
-    assert sorted(p.name for p in tmp_path.iterdir()) == [place.name]
+@pytest.mark.parametrize(("form", "extension"), FORMS)
+def test_same_images_same_bytes_and_a_newer_one_replaces(tmp_path, form, extension):
+    target = tmp_path / f"set{extension}"
+    first = content(export(images(), target, form, **NAMED))
+    assert content(export(torch.from_numpy(images()), target, form, **NAMED)) == first
+    assert content(export(images(3), target, form)) != first
+    assert sorted(p.name for p in tmp_path.iterdir()) == [target.name]
 
 
-@pytest.mark.parametrize(("form", "ending"), FORMS)
-def test_floats_are_rounded_and_clipped(tmp_path, form, ending):
+@pytest.mark.parametrize(("form", "extension"), FORMS)
+def test_floats_are_rounded_and_clipped(tmp_path, form, extension):
     samples = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    place = export(samples.requires_grad_(), tmp_path / f"a{ending}", form)
-    other = export(to_uint8(samples), tmp_path / f"b{ending}", form)
-    assert content(place) == content(other)
+    target = export(samples.requires_grad_(), tmp_path / f"a{extension}", form)
+    other = export(to_uint8(samples), tmp_path / f"b{extension}", form)
+    assert content(target) == content(other)
 
 
-@pytest.mark.parametrize(("form", "ending"), FORMS)
-def test_failure_leaves_what_was_there(tmp_path, form, ending, monkeypatch):
-    place = export(images(), tmp_path / f"set{ending}", form)
-    before = content(place)
+@pytest.mark.parametrize(("form", "extension"), FORMS)
+def test_failure_leaves_what_was_there(tmp_path, form, extension, monkeypatch):
+    target = export(images(), tmp_path / f"set{extension}", form)
+    before = content(target)
     bad = torch.zeros(50, 3, 16, 16)
     bad[-1, 0, 0, 0] = float("nan")
     with pytest.raises(ParameterError, match="not numbers"):
-        export(bad, place, form)
-    assert content(place) == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == [place.name]
+        export(bad, target, form)
+    assert content(target) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == [target.name]
 
 
-@pytest.mark.parametrize(("form", "ending"), FORMS)
-def test_other_peoples_files_stay(tmp_path, form, ending):
-    place = tmp_path / f"set{ending}"
-    if ending:
-        place.write_bytes(b"thesis")
+@pytest.mark.parametrize(("form", "extension"), FORMS)
+def test_other_peoples_files_stay(tmp_path, form, extension):
+    target = tmp_path / f"set{extension}"
+    if extension:
+        target.write_bytes(b"thesis")
     else:
-        place.mkdir()
-        (place / "thesis.txt").write_text("thesis")
-    before = content(place)
+        target.mkdir()
+        (target / "thesis.txt").write_text("thesis")
+    before = content(target)
     with pytest.raises(FileExistsError, match="is not an unchanged export"):
-        export(images(), place, form)
-    assert content(place) == before
+        export(images(), target, form)
+    assert content(target) == before
 
 
 def test_an_export_with_files_added_stays(tmp_path):
@@ -303,17 +303,17 @@ def test_a_file_stands_where_a_folder_should_be(tmp_path):
 
 def test_few_images_are_in_memory(tmp_path):
     "A memory-mapped array is read a few images at a time, each once."
-    asked = []
+    sizes = []
 
-    class Watched(np.ndarray):
+    class Counting(np.ndarray):
         def __getitem__(self, rows):
             part = np.asarray(self).__getitem__(rows)
             if isinstance(rows, slice):
-                asked.append(len(part))
+                sizes.append(len(part))
             return part
 
-    export(images(100).view(Watched), tmp_path / "set.npz", "npz")
-    assert max(asked) <= 32 and 100 <= sum(asked) <= 103
+    export(images(100).view(Counting), tmp_path / "set.npz", "npz")
+    assert max(sizes) <= 32 and 100 <= sum(sizes) <= 103
 
 
 # --- what does not fit
@@ -334,15 +334,15 @@ WRONG = [
     (dict(masks=np.ones((7, 32, 33), bool)), "`masks`"),
     (dict(masks=np.ones((7, 32, 32), np.uint8)), "`masks` holds 0 and 1"),
     (dict(masks=np.ones((7, 32, 32), np.float32)), "`masks` must be bool"),
-    (dict(place="set.npz"), "written to a folder or a file that ends in .zip"),
+    (dict(target="set.npz"), "written to a folder or a file that ends in .zip"),
 ]
 
 
 @pytest.mark.parametrize(("wrong", "match"), WRONG, ids=[m for _, m in WRONG])
 def test_what_does_not_fit_is_named(tmp_path, wrong, match):
-    call = dict(images=images(), place="set") | wrong
+    call = dict(images=images(), target="set") | wrong
     with pytest.raises(ParameterError, match=re.escape(match)):
-        export(**call | dict(place=tmp_path / call["place"]))
+        export(**call | dict(target=tmp_path / call["target"]))
     assert os.listdir(tmp_path) == []
 
 

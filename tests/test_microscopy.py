@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from synth_nb.core.parameters import ParameterError
-from synth_nb.data.cache import decode_source, mapped
+from synth_nb.data.cache import decode_source, parallel_map
 from synth_nb.data.readers import microscopy
 from synth_nb.data.readers.microscopy import PageReader, em_source, grey_pixels
 from synth_nb.data.readers.sources import DataError, ImageError
@@ -116,7 +116,7 @@ def test_a_page_is_decoded_once_for_all_chunks_and_threads(stack, monkeypatch):
         return grey_pixels(image)
 
     reader = PageReader(convert)
-    pages = list(mapped(lambda i: reader(stack[0], i // 12), 120))  # a section has 12 chunks
+    pages = list(parallel_map(lambda i: reader(stack[0], i // 12), 120))  # a section has 12 chunks
     assert sorted(decoded) == list(range(10))
     assert all(np.array_equal(page, section(i // 12)) for i, page in enumerate(pages))
     assert len(reader.pages) == 4
@@ -132,8 +132,8 @@ def test_through_the_cache(stack):
 def test_a_damaged_section_is_left_out_and_named(tmp_path):
     folder = save_folder(tmp_path / "raw", [section(i) for i in range(8)])
     (folder / "02.png").write_bytes(b"dear diary")
-    whole = (folder / "04.png").read_bytes()
-    (folder / "04.png").write_bytes(whole[: len(whole) // 2])
+    content = (folder / "04.png").read_bytes()
+    (folder / "04.png").write_bytes(content[: len(content) // 2])
     source = em_source(folder, chunk=32)
     assert source.skipped[0] == ("raw/s002", "not an image")
     assert not any("s002" in key for key in source.keys)
@@ -145,8 +145,8 @@ def test_a_damaged_section_is_left_out_and_named(tmp_path):
 
 
 def test_a_truncated_tiff_is_refused(stack):
-    whole = stack[0].read_bytes()
-    stack[0].write_bytes(whole[: len(whole) // 2])
+    content = stack[0].read_bytes()
+    stack[0].write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"none of the sections in .*raw\.tif can be read"):
         em_source(stack[0], chunk=32)
 
@@ -238,11 +238,12 @@ def test_chunk_beyond_the_section(stack):
 
 
 def test_what_is_cut_off_is_said_once(stack):
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         source = em_source(stack[0], chunk=40)
-    assert len(source) == 2 * 9 and len(said) == 1
-    assert str(said[0].message).endswith("24 pixels at the bottom and 16 at the right are cut off")
+    assert len(source) == 2 * 9 and len(caught) == 1
+    end = "24 pixels at the bottom and 16 at the right are cut off"
+    assert str(caught[0].message).endswith(end)
 
 
 def test_nothing_there(tmp_path):

@@ -64,9 +64,9 @@ def test_digits_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("place", ["", "gzip", "raw", "EMNIST/raw"])
-def test_files_on_disk(tmp_path, packed, place):
-    save_emnist(tmp_path / place, "byclass", packed, first=10)
+@pytest.mark.parametrize("inner", ["", "gzip", "raw", "EMNIST/raw"])
+def test_files_on_disk(tmp_path, packed, inner):
+    save_emnist(tmp_path / inner, "byclass", packed, first=10)
     source = emnist_source(str(tmp_path))
     assert source.classes == list("ABCDEFGHIJ")
     assert source.split == ["train"] * 30 + ["test"] * 12
@@ -206,14 +206,14 @@ def hub(tmp_path, monkeypatch):
     for part, n in (("train", 20), ("test", 6)):
         table = dict(notes=["x"] * n, scan=[Image.fromarray(image) for image in noise(n)],
                      target=[i % 2 for i in range(n)])
-        made = datasets.Dataset.from_dict(table, kinds)
-        made.to_parquet(folder / f"{part}-00000-of-00001.parquet")
+        dataset = datasets.Dataset.from_dict(table, kinds)
+        dataset.to_parquet(folder / f"{part}-00000-of-00001.parquet")
 
     def load(name, config, revision):
         return datasets.load_dataset(str(folder), config, cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr(named_module, "load_hub", load)
-    monkeypatch.setattr(named_module, "hub_facts", lambda *_: {})
+    monkeypatch.setattr(named_module, "hub_info", lambda *_: {})
     return folder
 
 
@@ -279,9 +279,9 @@ def test_gated_unknown_and_anything_else(monkeypatch):
             raise error
 
         monkeypatch.setattr(named_module, "load_hub", load)
-        with pytest.raises(DataError, match=f"^a/b .*{why}") as said:
+        with pytest.raises(DataError, match=f"^a/b .*{why}") as raised:
             hub_source("a/b")
-        assert "\n" not in str(said.value)
+        assert "\n" not in str(raised.value)
 
 
 def test_without_datasets(monkeypatch):

@@ -25,9 +25,9 @@ def test_order_threads_and_number_change_nothing(source):
 @pytest.mark.parametrize("source", sources)
 @pytest.mark.parametrize("size", [(32, 32), (33, 57), (200, 64)])
 def test_any_size(source, size):
-    made = source(*size, n=4)
+    phantom = source(*size, n=4)
     for i in range(4):
-        image, mask = made.content(i), made.masks(i)
+        image, mask = phantom.content(i), phantom.masks(i)
         assert image.shape == mask.shape == size and image.dtype == mask.dtype == np.uint8
         assert set(np.unique(mask)) <= {0, 255}
         assert image.std() > 10

@@ -1,4 +1,4 @@
-"Slides at a chosen µm per pixel: the right tiles, the right pixels, whole or not at all."
+"Slides at a chosen µm per pixel: the right tiles, the right pixels, complete or not at all."
 
 import csv
 import os
@@ -103,8 +103,8 @@ def test_between_levels_the_finer_one_is_resized(folder):
 
 
 def test_folders_are_classes_and_splits(tmp_path):
-    for i, place in enumerate(("train/normal", "train/tumor", "test/tumor")):
-        write_slide(tmp_path / "set" / place / f"{i}.tif", tissue())
+    for i, inner in enumerate(("train/normal", "train/tumor", "test/tumor")):
+        write_slide(tmp_path / "set" / inner / f"{i}.tif", tissue())
     source = wsi_source(tmp_path / "set", 256, 0.5)
     assert source.classes == ["normal", "tumor"]
     assert source.labels == [1] * 4 + [0] * 4 + [1] * 4
@@ -127,18 +127,18 @@ def test_threads_read_the_same(folder):
 
 
 def test_a_damaged_slide_is_left_out_and_named(folder, tmp_path):
-    whole = (folder / "b.tif").read_bytes()
-    (folder / "c.tif").write_bytes(whole[: len(whole) // 2])
+    content = (folder / "b.tif").read_bytes()
+    (folder / "c.tif").write_bytes(content[: len(content) // 2])
     (folder / "d.svs").write_bytes(b"dear diary")
     Image.new("RGB", (64, 64)).save(folder / "e.tif")
     source = wsi_source(folder, 128, 0.5)
     assert set(source.groups) == {"a", "b"}
     left_out = dict(source.skipped)
     assert left_out.keys() == {"c", "d", "e"} and left_out["d"] == "not a whole-slide image"
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         path = write_tiles(folder, tmp_path / "out", 128, 0.5)
-    assert sorted(str(w.message)[:16] for w in said) == [f"left out slide {x}" for x in "cde"]
+    assert sorted(str(w.message)[:16] for w in caught) == [f"left out slide {x}" for x in "cde"]
     assert {row["slide"] for row in table(path)} == {"a", "b"}
 
 
@@ -183,7 +183,7 @@ def test_a_slide_that_is_too_coarse_or_small(folder):
 
 def test_refusals(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty holds no slides; known endings are \.svs"):
+    with pytest.raises(DataError, match=r"empty holds no slides; known extensions are \.svs"):
         wsi_source(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         wsi_source(tmp_path / "gone")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from synth_nb.data import DataError, open_dataset
 from synth_nb.data.readers.find import folder_source
-from synth_nb.data.readers.stacks import dicom_stack, tiff_stack, zipped_stack
+from synth_nb.data.readers.stacks import dicom_stack, npz_stack, tiff_stack
 
 
 def noise(seed, *shape, kind=np.uint8):
@@ -26,10 +26,10 @@ def save_tiff(path, pages, **options):
 
 
 def opened(folder, **options):
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always")
         ds = open_dataset(folder, **dict(image_size=16) | options)
-    return ds, [str(w.message) for w in said]
+    return ds, [str(w.message) for w in messages]
 
 
 def splits(ds):
@@ -43,8 +43,8 @@ def test_pages_are_images_of_one_group(tmp_path):
     save_tiff(tmp_path / "b.tif", noise(0, 12, 16, 16))
     save_tiff(tmp_path / "c.TIFF", noise(1, 2, 16, 16, 3))
     save_tiff(tmp_path / "a.tif", noise(2, 1, 16, 16))
-    ds, said = opened(tmp_path, channels=1, val_fraction=0.4)
-    assert ds.keys[:3] == ["a.tif", "b.tif#000", "b.tif#001"] and not said
+    ds, messages = opened(tmp_path, channels=1, val_fraction=0.4)
+    assert ds.keys[:3] == ["a.tif", "b.tif#000", "b.tif#001"] and not messages
     assert ds.keys[-1] == "c.TIFF#001" and len(ds) == 15
     assert np.array_equal(ds.images[1:13, 0], noise(0, 12, 16, 16))
     assert len({split for key, split in splits(ds).items() if key.startswith("b.tif")}) == 1
@@ -114,8 +114,8 @@ def test_a_pyramid_is_one_image(tmp_path):
 
 def test_one_bad_page(tmp_path):
     path = save_tiff(tmp_path / "x.tif", [noise(0, 16, 16), noise(1, 4, 4), noise(2, 16, 16)])
-    ds, said = opened(tmp_path)
-    assert ds.skipped == [("x.tif#001", "too small: 4x4 pixels")] and len(ds) == 2 and said
+    ds, messages = opened(tmp_path)
+    assert ds.skipped == [("x.tif#001", "too small: 4x4 pixels")] and len(ds) == 2 and messages
     assert path.is_file()
 
 
@@ -180,8 +180,8 @@ def test_damaged_array(tmp_path, damage):
 def test_labels_of_an_array_are_classes(tmp_path):
     labels = [10, 9, 10, 2, 9, 9, 2, 10]
     np.savez(tmp_path / "x.npz", images=noise(0, 8, 16, 16), labels=np.array(labels)[:, None])
-    ds, said = opened(tmp_path)
-    assert ds.classes == ["2", "9", "10"] and not said
+    ds, messages = opened(tmp_path)
+    assert ds.classes == ["2", "9", "10"] and not messages
     assert [ds.classes[i] for i in ds.labels] == [str(label) for label in labels]
     assert ds.groups == ds.hashes and set(ds.split) == {"train", "val"}
 
@@ -221,15 +221,15 @@ def test_arrays_beside_class_and_split_folders(tmp_path):
 def test_zip_of_arrays_that_cannot_be_used(tmp_path, arrays, why):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(DataError) as error:
-        zipped_stack(tmp_path / "x.npz")
+        npz_stack(tmp_path / "x.npz")
     assert why in str(error.value)
 
 
 def test_zip_of_arrays_that_would_fill_the_disk(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "x.npz", images=np.zeros((99, 200, 200), np.uint8))
-    monkeypatch.setattr("synth_nb.data.readers.stacks.never_a_bomb", 1000)
+    monkeypatch.setattr("synth_nb.data.readers.stacks.SAFE_SIZE", 1000)
     with pytest.raises(DataError, match=r"unpacks to .* beyond 200 to 1: it is not opened"):
-        zipped_stack(tmp_path / "x.npz")
+        npz_stack(tmp_path / "x.npz")
 
 
 # --- DICOM
@@ -295,8 +295,8 @@ def test_patients_stay_together_and_unnamed(tmp_path):
                    PatientName="Roe^Jane")
     source = folder_source(tmp_path)
     assert len(set(source.groups)) == 4
-    said = str((source.groups, source.keys, source.about))
-    assert "ID" not in said and "Roe" not in said
+    messages = str((source.groups, source.keys, source.about))
+    assert "ID" not in messages and "Roe" not in messages
     ds, _ = opened(tmp_path)
     assert len(set(zip(ds.groups, ds.split, strict=True))) == 4
 

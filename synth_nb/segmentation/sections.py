@@ -21,8 +21,8 @@ from synth_nb.data.readers.microscopy import (
     grey_pixels,
     list_volumes,
     mask_pixels,
-    matched_masks,
-    natural,
+    match_masks,
+    natural_order,
     section_name,
 )
 from ..core.files import digest, display_path
@@ -65,7 +65,7 @@ def downsampled(
 # %% ../../nbs/library/segmentation/sections.ipynb #3cf6e6b5
 def read_volume(
     volume,  # from `list_volumes`
-    masks,  # its masks, from `matched_masks`
+    masks,  # its masks, from `match_masks`
     downsample: int,
 ) -> tuple[list, list, list[int], list[str]]:  # images, masks, their sections; what is skipped
     "Every section of a volume that can be read, and a phrase for each that cannot."
@@ -95,7 +95,7 @@ def em_sections(
     if not str(masks):
         raise ParameterError(f"parameter `masks` is empty: where are the masks of {images}?")
     volumes = list_volumes(images)
-    truths = matched_masks(volumes, masks)
+    truths = match_masks(volumes, masks)
     check_readable(volumes, display_path(images))
     check_readable(truths, display_path(masks))
     read = [read_volume(v, m, downsample) for v, m in zip(volumes, truths, strict=True)]
@@ -169,7 +169,9 @@ def masked_images(
     alone = list(ds.groups) == list(ds.hashes)
     volumes = (serial_names(ds.keys) if alone else None) or list(ds.groups)
     first = {name: i for i, name in reversed(list(enumerate(volumes)))}
-    order = sorted(range(len(volumes)), key=lambda i: (first[volumes[i]], natural(ds.keys[i])))
+    order = sorted(
+        range(len(volumes)), key=lambda i: (first[volumes[i]], natural_order(ds.keys[i]))
+    )
     volumes = [volumes[i] for i in order]
     numbers = [i - volumes.index(name) for i, name in enumerate(volumes)]
     return Sections(ds.source, ds.images[order], ds.masks[order], volumes, numbers, ds.about)

@@ -24,30 +24,14 @@ if TYPE_CHECKING:  # imported where they are used: not every program that opens 
 __all__ = ['Audit', 'audit']
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #053aaa0a
-from ..cache import mapped
-from synth_nb.data.quality.copies import (
-    all_pairs,
-    check_thresholds,
-    clusters,
-    find_near,
-    identical_groups,
-    leaked,
-    low_frequencies,
-    perceptual_hashes,
-    thumbnail,
-    views,
-)
-from ..dataset import ImageDataset, split_order
+from ..cache import parallel_map
+from .copies import (
+    ORIENTATIONS, all_pairs, check_thresholds, copy_clusters, find_near, identical_groups,
+    leaked_images, low_frequencies, perceptual_hashes, thumbnail)
+from ..dataset import ImageDataset, SPLIT_ORDER
 from ..tables import about_lines, count_table, markdown_table
-from synth_nb.data.readers.sources import (
-    DataError,
-    ImageError,
-    Source,
-    formats,
-    open_image,
-    reason,
-    to_mode,
-)
+from ..readers.sources import (
+    FORMATS, DataError, ImageError, Source, open_image, reason, to_mode)
 from ...core.files import digest, resolve, atomic_write
 from ...core.parameters import ParameterError
 from ...core.progress import with_progress
@@ -56,7 +40,7 @@ from ...core.progress import with_progress
 def _moments(
     counts: np.ndarray,  # (C, 256) pixels of each value
 ) -> tuple[np.ndarray, np.ndarray]:  # mean, standard deviation, (C,) in 0 … 255
-    "Mean and deviation per channel."
+    "Mean and standard deviation per channel."
     values = np.arange(256)
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ values
@@ -95,7 +79,7 @@ def _stored_as(
         return "L" if content.ndim == 2 else "RGB", "array"
     if not content:
         raise ImageError("empty file")
-    image = Image.open(BytesIO(content), formats=formats)
+    image = Image.open(BytesIO(content), formats=FORMATS)
     return image.mode, image.format
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #4a2f8ab4
@@ -106,8 +90,8 @@ def _as_source(
     if isinstance(data, Source):
         return data
     if not isinstance(data, ImageDataset):
-        said = "needs a Source (`folder_source(folder)` makes one) or an opened data set"
-        raise ParameterError(f"parameter `source` {said}, got {type(data).__name__}")
+        message = "needs a Source (`folder_source(folder)` makes one) or an opened data set"
+        raise ParameterError(f"parameter `source` {message}, got {type(data).__name__}")
 
     def content(i):
         pixels = np.asarray(data.pixels[data.rows[i]])[: data.channels]  # without a mask
@@ -122,11 +106,11 @@ def _as_source(
 def _examine_all(
     source: Source,
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # table; (M, 32, 32) of those read; (3, 256)
-    "Measure every image; few are in memory at a time. Raises `DataError` when none can be read."
+    "Measure every image, some at a time in memory. Raises `DataError` when none can be read."
     import pandas as pd
 
     rows, thumbs, total = [], [], np.zeros((3, 256), np.int64)
-    results = mapped(lambda i: _examine(source.content(i)), len(source))
+    results = parallel_map(lambda i: _examine(source.content(i)), len(source))
     for i, result in enumerate(with_progress(results, len(source), "reading images")):
         row = dict(key=source.keys[i], **{"class": source.classes[source.labels[i]]},
                    split=source.split[i] if source.split else "",
@@ -148,9 +132,9 @@ def _examine_all(
 def _in_order(
     table: pd.DataFrame,
 ) -> pd.DataFrame:
-    "Columns in the order people look at them, whole numbers where they are whole."
-    whole_numbers = {name: "Int64" for name in ("height", "width", "bytes")}
-    table = table.astype(whole_numbers)
+    "Columns in reading order; sizes are integers."
+    integers = {name: "Int64" for name in ("height", "width", "bytes")}
+    table = table.astype(integers)
     last = [name for name in ("sha", "pixels", "problem") if name in table]
     return table[[name for name in table if name not in last] + last]
 
@@ -165,7 +149,7 @@ def _count(
 def _find_copies(
     table: pd.DataFrame,  # of readable images
     pairs: pd.DataFrame,
-    places: list[int],  # of images that leaked
+    leaked: list[int],  # indices of images that leaked
 ) -> dict:  # plain values
     "Findings about copies."
     def named(rows):
@@ -173,7 +157,7 @@ def _find_copies(
 
     return dict(identical=int((pairs["kind"] == "identical").sum()),
                 near=int((pairs["kind"] == "near").sum()),
-                leaked=table["key"].iloc[places].tolist(),
+                leaked=table["key"].iloc[leaked].tolist(),
                 across_splits=named(pairs[pairs["across_splits"]]),
                 across_classes=named(pairs[pairs["across_classes"]]))
 
@@ -182,7 +166,7 @@ def _find_numbers(
     good: pd.DataFrame,  # the readable images
     total: np.ndarray,  # (3, 256) pixels of each value
 ) -> dict:  # plain values
-    "Sizes, modes, formats, and mean and deviation over all pixels: one of each for a grey set."
+    "Sizes, modes, formats; mean and standard deviation per channel, one for a grey set."
     grey = good["grey"].eq(True)
     mean, std = _moments(total[:1] if grey.all() else total)
     sizes = _count(f"{h}x{w}" for h, w in zip(good["height"], good["width"], strict=True))
@@ -190,25 +174,34 @@ def _find_numbers(
                 mean=mean.round(3).tolist(), std=std.round(3).tolist(),
                 grey_stored_as_colour=int((~good["mode"].isin(_grey_modes) & grey).sum()))
 
+# %% ../../../nbs/library/data/quality/audit.ipynb #d01c8771
+def _class_facts(
+    source: Source,
+    good: pd.DataFrame,  # the readable images
+) -> dict:  # plain values
+    "How many images each class has, in all and in each split."
+    per_class = {name: int((good["class"] == name).sum()) for name in source.classes}
+    counts = Counter(zip(good["split"], good["class"], strict=True))
+    return dict(
+        classes=per_class, small_classes=[name for name, n in per_class.items() if n < 2],
+        splits={s: {c: counts[s, c] for c in source.classes} for s in SPLIT_ORDER
+                if s in set(good["split"])})
+
 # %% ../../../nbs/library/data/quality/audit.ipynb #11237bd5
 def _find_facts(
     source: Source,
     table: pd.DataFrame,
     total: np.ndarray,  # (3, 256) pixels of each value
 ) -> dict:  # plain values
-    "Findings about single images and about the whole set."
+    "Findings about single images and about the set."
     good, bad = table[table["problem"] == ""], table[table["problem"] != ""]
-    per_class = {name: int((good["class"] == name).sum()) for name in source.classes}
-    spread = good[["std_r", "std_g", "std_b"]].max(axis=1)
-    counts = Counter(zip(good["split"], good["class"], strict=True))
+    largest_std = good[["std_r", "std_g", "std_b"]].max(axis=1)
     return dict(
         source=source.name, fingerprint=source.about.get("fingerprint", ""), images=len(table),
-        readable=len(good), problems=bad[["key", "problem"]].values.tolist(), classes=per_class,
-        small_classes=[name for name, n in per_class.items() if n < 2],
-        splits={s: {c: counts[s, c] for c in source.classes} for s in split_order
-                if s in set(good["split"])},
-        blank=good["key"][spread < 2].tolist(), groups_across_splits=_groups_in_two_splits(good),
-        **_find_numbers(good, total))
+        readable=len(good), problems=bad[["key", "problem"]].values.tolist(),
+        blank=good["key"][largest_std < 2].tolist(),
+        groups_across_splits=_groups_in_two_splits(good),
+        **_class_facts(source, good), **_find_numbers(good, total))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #18bc599a
 _grey_modes = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
@@ -240,7 +233,7 @@ def _some(
     return ", ".join(str(name) for name in names[:most]) + rest
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #5ceda0c2
-def _said_of_splits(
+def _split_findings(
     found: dict,  # findings
 ) -> str:  # a sentence
     "Whether copies lie in two splits."
@@ -256,12 +249,12 @@ def _said_of_splits(
     return (f"{len(found['leaked'])} of {_plural(n, 'image')} held out have a copy in `train`; "
             f"{_plural(len(pairs), 'pair')} of copies lie in two splits: {_some(pairs, 2)}.")
 
-
-def _said_of_copies(
+# %% ../../../nbs/library/data/quality/audit.ipynb #d8fa6680
+def _copy_findings(
     found: dict,  # findings
 ) -> list[str]:  # sentences
     "The findings that decide whether a score can be believed."
-    lines = [_said_of_splits(found)]
+    lines = [_split_findings(found)]
     if found["groups_across_splits"]:
         lines.append(f"{_plural(len(found['groups_across_splits']), 'group')} in more than one "
                      f"split: {_some(found['groups_across_splits'])}.")
@@ -275,14 +268,14 @@ def _said_of_copies(
     return lines
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #f9e3ca48
-def _said_of_images(
+def _image_findings(
     found: dict,  # findings
 ) -> list[str]:  # sentences
-    "The findings about single images and the whole set."
+    "The findings about single images and the set."
     lines, bad = [], [f"{key} ({why})" for key, why in found["problems"]]
     if bad:
-        whole_set = _plural(found["images"], "image")
-        lines.append(f"{len(bad)} of {whole_set} cannot be used: {_some(bad)}.")
+        total = _plural(found["images"], "image")
+        lines.append(f"{len(bad)} of {total} cannot be used: {_some(bad)}.")
     if found["blank"] or found["small_classes"]:
         parts = [f"blank: {_some(found['blank'])}"] if found["blank"] else []
         if found["small_classes"]:
@@ -295,11 +288,11 @@ def _said_of_images(
     sizes = ("all " if len(found["sizes"]) == 1 else "") + _some(list(found["sizes"]))
     mean, std = (", ".join(f"{v:.0f}" for v in found[m]) for m in ("mean", "std"))
     kinds = f"{_some(list(found['modes']), 6)}; {_some(list(found['formats']))}"
-    lines.append(f"Pixels {sizes}; {kinds}; mean {mean}, deviation {std} of 255.")
+    lines.append(f"Pixels {sizes}; {kinds}; mean {mean}, standard deviation {std} of 255.")
     return lines
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #3c5e7beb
-def _shown_image(
+def _framed_image(
     content: bytes | np.ndarray,
     side: int = 128,  # pixels
 ) -> np.ndarray:  # (3, side, side) uint8, on white
@@ -322,35 +315,35 @@ def _class_pictures(
     "Images of every class, evenly spaced in the order of the keys."
     good = table.reset_index()[(table["problem"] == "").to_numpy()]
     parts = [(name, good[good["class"] == name]["index"].tolist()) for name in source.classes]
-    parts = [(name, places) for name, places in parts if places][:most]
+    parts = [(name, indices) for name, indices in parts if indices][:most]
     lines, pictures = max(1, min(4, 8 // len(parts))), {}
-    for name, places in parts:
-        chosen = np.linspace(0, len(places) - 1, min(len(places), columns * lines))
-        seen = [_shown_image(source.content(places[i])) for i in chosen.round().astype(int)]
+    for name, indices in parts:
+        chosen = np.linspace(0, len(indices) - 1, min(len(indices), columns * lines))
+        seen = [_framed_image(source.content(indices[i])) for i in chosen.round().astype(int)]
         pictures[name] = torch.from_numpy(np.stack(seen))
     return pictures
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #7ae24527
-def _said_of_pair(
+def _pair_caption(
     pair: pd.Series,
 ) -> str:
-    "How two images are alike, and what tells their places apart."
-    from synth_nb.figures.plots import short
+    "How two images are alike, with the split and class of each."
+    from synth_nb.figures.plots import shorten
 
     near = f"near, r = {min(pair['likeness'], 0.999):.3f}"
     how = "identical" if pair["kind"] == "identical" else near
-    how += f", {views[pair['view']]}" if pair["view"] else ""
-    place = [f"{pair[f'split_{s}']} {short(pair[f'class_{s}'], 16)}".strip() for s in "ab"]
-    return f"{how}\n{place[0]} | {place[1]}"
+    how += f", {ORIENTATIONS[pair['view']]}" if pair["view"] else ""
+    sides = [f"{pair[f'split_{s}']} {shorten(pair[f'class_{s}'], 16)}".strip() for s in "ab"]
+    return f"{how}\n{sides[0]} | {sides[1]}"
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #d44f73ce
 def _number_tables(
     found: dict,  # findings
     most: int = 12,  # sizes
 ) -> list[str]:  # lines of Markdown
-    "Sizes, and mean and deviation per channel."
+    "Sizes, and mean and standard deviation per channel."
     names = ["grey"] if len(found["mean"]) == 1 else ["red", "green", "blue"]
-    channels = [{"channel": name, "mean": f"{m:.1f}", "deviation": f"{s:.1f}"}
+    channels = [{"channel": name, "mean": f"{m:.1f}", "standard deviation": f"{s:.1f}"}
                 for name, m, s in zip(names, found["mean"], found["std"], strict=True)]
     sizes = [{"height x width": size, "images": n} for size, n in found["sizes"].items()]
     more = ["", f"and {len(sizes) - most} other sizes."] if len(sizes) > most else []
@@ -369,10 +362,10 @@ def _data_card(
     known = {"fingerprint": found["fingerprint"]} if found["fingerprint"] else {}
     kinds = [f"- {part}: " + ", ".join(f"{kind} {n:,}" for kind, n in found[part].items())
              for part in ("modes", "formats")]
-    said = [*_said_of_copies(found), *_said_of_images(found), found["method"]]
+    lines_found = [*_copy_findings(found), *_image_findings(found), found["method"]]
     copies = pairs.assign(likeness=pairs["likeness"].round(4))
     lines = [f"# Data: {found['source']}", "", *about_lines(known | about), *kinds, "",
-             "## Findings", "", *(f"- {line}" for line in said), "", "## Images", "",
+             "## Findings", "", *(f"- {line}" for line in lines_found), "", "## Images", "",
              count_table(good["class"].tolist(), good["split"].tolist()), "",
              *_number_tables(found), *_listing("Not used", bad[["key", "problem"]]),
              *_listing("Copies", copies[["key_a", "key_b", "kind", "likeness"]])]
@@ -399,10 +392,10 @@ class Audit:
     findings: dict  # plain values
     source: Source
     intensities: np.ndarray  # (3, 256) pixels of each value
-    places: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # of readable images
+    readable: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # of readable images
 
     def __str__(self):
-        return "\n".join([*_said_of_copies(self.findings), *_said_of_images(self.findings)])
+        return "\n".join([*_copy_findings(self.findings), *_image_findings(self.findings)])
 
     def __repr__(self):
         return f"Audit({self.findings['source']}: {self.findings['readable']} images)"
@@ -426,10 +419,10 @@ class Audit:
         pairs = [pair for _, pair in self.pairs.head(most).iterrows()]
         both = [tuple(self._picture(pair[s]) for s in "ab") for pair in pairs]
         names = [(pair["key_a"], pair["key_b"]) for pair in pairs]
-        return image_pairs(both, list(map(_said_of_pair, pairs)), names, "no copies were found")
+        return image_pairs(both, list(map(_pair_caption, pairs)), names, "no copies were found")
 
-    def _picture(self, place: int) -> torch.Tensor:  # (3, 128, 128) uint8
-        return torch.from_numpy(_shown_image(self.source.content(self.places[place])))
+    def _picture(self, index: int) -> torch.Tensor:  # (3, 128, 128) uint8
+        return torch.from_numpy(_framed_image(self.source.content(self.readable[index])))
 
     def card(self) -> str:  # Markdown
         about = {k: v for k, v in self.source.about.items() if k != "fingerprint"}
@@ -442,18 +435,18 @@ class Audit:
 # %% ../../../nbs/library/data/quality/audit.ipynb #8435a73b
 def _write_audit(
     found: Audit,
-    folder: Path,  # absolute; made if it is not there
+    folder: Path,  # absolute; created if it is not there
 ) -> Path:
-    "Write the files of an audit, each whole or not at all."
-    from synth_nb.figures.plots import save
+    "Write the files of an audit, each atomically."
+    from synth_nb.figures.plots import save_figure
 
     drawn = ["contact_sheet", "histograms", *(["duplicates"] if len(found.pairs) else [])]
     for name in drawn:
-        save(getattr(found, name)(), folder / f"{name}.png")
+        save_figure(getattr(found, name)(), folder / f"{name}.png")
     if "duplicates" not in drawn:  # of an earlier audit
         (folder / "duplicates.png").unlink(missing_ok=True)
     columns = [name for name in found.pairs if name not in ("a", "b")]
-    turned = found.pairs[columns].assign(view=[views[v] for v in found.pairs["view"]])
+    turned = found.pairs[columns].assign(view=[ORIENTATIONS[v] for v in found.pairs["view"]])
     for name, table in (("audit", found.table), ("duplicates", turned)):
         with atomic_write(folder / f"{name}.csv") as f:
             table.to_csv(f, index=False)
@@ -477,16 +470,18 @@ def audit(
     source = _as_source(source)
     check_thresholds(bits, correlation, cosine)
     table, thumbs, total = _examine_all(source)
-    places = np.flatnonzero(table["problem"] == "")
-    good = table.iloc[places]
+    readable = np.flatnonzero(table["problem"] == "")
+    good = table.iloc[readable]
     groups = identical_groups(good["pixels"].tolist())
     firsts = [group[0] for group in groups]
-    found, how = find_near(source, [int(places[i]) for i in firsts], thumbs[firsts], near,
+    found, how = find_near(source, [int(readable[i]) for i in firsts], thumbs[firsts], near,
                            bits, correlation, cosine)
     pairs = all_pairs(good, groups, found)
     facts = _find_facts(source, table, total) | dict(method=how)
-    facts |= _find_copies(good, pairs, leaked(good["split"].tolist(), groups, found))
-    done = Audit(_with_hashes(table, places, thumbs, pairs), pairs, facts, source, total, places)
+    facts |= _find_copies(good, pairs, leaked_images(good["split"].tolist(), groups, found))
+    done = Audit(
+        _with_hashes(table, readable, thumbs, pairs), pairs, facts, source, total, readable
+    )
     if folder is not None:
         done.write(folder)
     return done
@@ -494,14 +489,14 @@ def audit(
 # %% ../../../nbs/library/data/quality/audit.ipynb #6548f9c4
 def _with_hashes(
     table: pd.DataFrame,
-    places: np.ndarray,  # of readable images
+    readable: np.ndarray,  # of readable images
     thumbs: np.ndarray,  # (M, 32, 32), of these
     pairs: pd.DataFrame,
 ) -> pd.DataFrame:
     "The table with each image's perceptual hash and the first key of its cluster."
     table = table.assign(phash="", cluster=table["key"]).drop(columns="grey")
     hashes = perceptual_hashes(low_frequencies(thumbs))
-    keys = table["key"].to_numpy()[places]
-    table.loc[places, "phash"] = [f"{int(h):016x}" for h in hashes]
-    table.loc[places, "cluster"] = keys[clusters(len(places), pairs)]
+    keys = table["key"].to_numpy()[readable]
+    table.loc[readable, "phash"] = [f"{int(h):016x}" for h in hashes]
+    table.loc[readable, "cluster"] = keys[copy_clusters(len(readable), pairs)]
     return table[[*(name for name in table if name != "problem"), "problem"]]

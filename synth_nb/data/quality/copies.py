@@ -16,12 +16,11 @@ if TYPE_CHECKING:  # imported where it is used: not every program that opens dat
     import pandas as pd
 
 # %% auto #0
-__all__ = ['views', 'inverse', 'thumbnail', 'low_frequencies', 'perceptual_hashes', 'oriented', 'view_hashes', 'hash_hits',
-           'correlations', 'near_by_hash', 'no_pairs', 'near_by_features', 'features_of', 'check_thresholds',
-           'find_near', 'identical_groups', 'telling_pair', 'all_pairs', 'leaked', 'clusters']
+__all__ = ['ORIENTATIONS', 'thumbnail', 'low_frequencies', 'perceptual_hashes', 'check_thresholds', 'find_near',
+           'identical_groups', 'all_pairs', 'leaked_images', 'copy_clusters']
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #7b4aedb2
-from ..cache import mapped
+from ..cache import parallel_map
 from ..readers.sources import DataError, Source, decode
 from ...core.parameters import ParameterError
 from ...core.progress import with_progress
@@ -30,7 +29,7 @@ from ...core.progress import with_progress
 def thumbnail(
     image: Image.Image,  # RGB
 ) -> np.ndarray:  # (32, 32) uint8, luminance
-    "An image as small as two images are compared; its shape is not kept."
+    "An image as small as two images are compared; its proportions are lost."
     return np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX))
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #27e5e2f9
@@ -54,20 +53,20 @@ def perceptual_hashes(
     return np.packbits(signs, axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #b875eb17
-views = ("", "mirrored", "upside down", "turned by 180°", "transposed", "turned by 90°",
+ORIENTATIONS = ("", "mirrored", "upside down", "turned by 180°", "transposed", "turned by 90°",
          "turned by 270°", "transposed, turned by 180°")
 
-
+# %% ../../../nbs/library/data/quality/copies.ipynb #9ddf6cfa
 def oriented(
     images: np.ndarray,  # (N, H, W)
-    view: int,  # 0 … 7, a place in `views`
+    view: int,  # 0 … 7, an index into `ORIENTATIONS`
 ) -> np.ndarray:  # (N, H, W) or (N, W, H)
     "One of the eight views of an image; 90° are clockwise."
     images = images.transpose(0, 2, 1) if view & 4 else images
     return images[:, :: -1 if view & 2 else 1, :: -1 if view & 1 else 1]
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #d68cda7e
-def view_hashes(
+def oriented_hashes(
     frequencies: np.ndarray,  # (N, 8, 8)
 ) -> np.ndarray:  # (8, N) uint64
     "Perceptual hashes of the eight views."
@@ -80,7 +79,7 @@ def view_hashes(
     return np.stack(hashes)
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #2c53736b
-def hash_hits(
+def hash_matches(
     hashes: np.ndarray,  # (8, N) uint64, of the eight views
     bits: int,  # that may differ, 0 … 63
     block: int = 2**20,  # pairs in memory
@@ -107,9 +106,9 @@ def correlations(
     "Correlation of the pixels of each pair, the first image seen as the pair says."
     found = np.zeros(len(pairs), np.float32)
     for view in range(8):
-        places = np.flatnonzero(pairs["view"] == view)
-        for start in range(0, len(places), 4096):
-            part = places[start : start + 4096]
+        indices = np.flatnonzero(pairs["view"] == view)
+        for start in range(0, len(indices), 4096):
+            part = indices[start : start + 4096]
             a = oriented(thumbs[pairs["i"].iloc[part]], view).reshape(-1, 1024).astype(np.float32)
             b = thumbs[pairs["j"].iloc[part]].reshape(-1, 1024).astype(np.float32)
             a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
@@ -128,17 +127,17 @@ def near_by_hash(
     import pandas as pd
 
     lively = np.flatnonzero(thumbs.reshape(-1, 1024).std(1) >= 2)
-    kept = [no_pairs()]
-    for hits in hash_hits(view_hashes(low_frequencies(thumbs[lively])), bits):
+    close = [empty_pairs()]
+    for hits in hash_matches(oriented_hashes(low_frequencies(thumbs[lively])), bits):
         hits = hits.assign(i=lively[hits["i"]], j=lively[hits["j"]])
         hits = hits.assign(likeness=correlations(thumbs, hits))
-        kept.append(hits[hits["likeness"] >= correlation])
-    pairs = pd.concat([part for part in kept if len(part)] or kept[:1])
+        close.append(hits[hits["likeness"] >= correlation])
+    pairs = pd.concat([part for part in close if len(part)] or close[:1])
     pairs = pairs.sort_values("likeness", ascending=False, kind="stable")
     return pairs.drop_duplicates(["i", "j"]).groupby("i").head(most).reset_index(drop=True)
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #94df9030
-def no_pairs() -> pd.DataFrame:  # i, j, view, bits, likeness
+def empty_pairs() -> pd.DataFrame:  # i, j, view, bits, likeness
     "A table of pairs without any."
     import pandas as pd
 
@@ -157,36 +156,36 @@ def near_by_features(
 
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     unit = (features / np.maximum(norms, 1e-12)).astype(np.float32)
-    kept, step = [no_pairs()], max(1, block // max(len(unit), 1))
+    close, step = [empty_pairs()], max(1, block // max(len(unit), 1))
     for start in range(0, len(unit), step):
         likeness = unit[start : start + step] @ unit[start:].T
         i, j = np.nonzero(likeness >= cosine)
         i, j, likeness = (v[j > i] for v in (i, j, likeness[i, j]))
         part = pd.DataFrame(dict(i=i + start, j=j + start, view=0, bits=-1, likeness=likeness))
         part = part.sort_values("likeness", ascending=False, kind="stable")
-        kept.append(part.groupby("i").head(most))
-    pairs = pd.concat([part for part in kept if len(part)] or kept[:1])
+        close.append(part.groupby("i").head(most))
+    pairs = pd.concat([part for part in close if len(part)] or close[:1])
     return pairs.sort_values("likeness", ascending=False, kind="stable").reset_index(drop=True)
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #f97c426a
 def features_of(
     source: Source,
-    places: list[int],  # of readable images
+    indices: list[int],  # of readable images
     encoder: Callable,  # uint8 (n, 3, 224, 224) → (n, D), NumPy or torch
     batch: int = 32,
 ) -> np.ndarray:  # (N, D) float32
     "Features of images, scaled and cropped to 224 pixels. Raises `ParameterError`."
-    decoded = mapped(lambda i: decode(source.content(places[i]), 224, 224, 3), len(places))
+    decoded = parallel_map(lambda i: decode(source.content(indices[i]), 224, 224, 3), len(indices))
     rows, parts = [], []
-    for i, image in enumerate(with_progress(decoded, len(places), "encoding images"), 1):
+    for i, image in enumerate(with_progress(decoded, len(indices), "encoding images"), 1):
         if isinstance(image, Exception):
-            raise DataError(f"{source.keys[places[i - 1]]} changed while it was read")
+            raise DataError(f"{source.keys[indices[i - 1]]} changed while it was read")
         rows.append(image)
-        if len(rows) == batch or i == len(places):
+        if len(rows) == batch or i == len(indices):
             part = torch.as_tensor(encoder(np.stack(rows))).detach().float().cpu().numpy()
             if part.ndim != 2 or len(part) != len(rows):
-                said = f"must give one row of features per image, gave {part.shape}"
-                raise ParameterError(f"parameter `near` {said} for {len(rows)}")
+                message = f"must give one row of features per image, gave {part.shape}"
+                raise ParameterError(f"parameter `near` {message} for {len(rows)}")
             parts.append(part)
             rows = []
     return np.concatenate(parts)
@@ -207,40 +206,40 @@ def check_thresholds(
 # %% ../../../nbs/library/data/quality/copies.ipynb #ef35600b
 def find_near(
     source: Source,
-    places: list[int],  # of one readable image per group
+    indices: list[int],  # of one readable image per group
     thumbs: np.ndarray,  # (N, 32, 32), of these
     near: str | Callable,
     bits: int = 8,  # of 64 that may differ, by hash
     correlation: float = 0.95,  # of thumbnails, at least, by hash
     cosine: float = 0.95,  # of features, at least, by encoder
-) -> tuple[pd.DataFrame, str]:  # pairs of places in `places`; how they were found
+) -> tuple[pd.DataFrame, str]:  # pairs of indices into `indices`; how they were found
     "Likenesses among images that differ. Raises `ParameterError`."
     check_thresholds(bits, correlation, cosine)
     if near == "":
-        return no_pairs(), "Only identical pixels were looked for."
+        return empty_pairs(), "Only identical pixels were looked for."
     if near == "hash":
-        said = ("Near copies: at most {} of 64 bits of the perceptual hash differ and thumbnails "
+        method = ("Near copies: at most {} of 64 bits of the perceptual hash differ and thumbnails "
                 "correlate by {} or more, in any of eight views.")
-        return near_by_hash(thumbs, bits, correlation), said.format(bits, correlation)
+        return near_by_hash(thumbs, bits, correlation), method.format(bits, correlation)
     if not callable(near):
         raise ParameterError(f"parameter `near` must be 'hash', '' or an encoder, got {near!r}")
-    said = f"Near copies: features with a cosine of {cosine} or more."
-    return near_by_features(features_of(source, places, near), cosine), said
+    method = f"Near copies: features with a cosine of {cosine} or more."
+    return near_by_features(features_of(source, indices, near), cosine), method
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #9897879e
 def identical_groups(
     pixels: list[str],  # hash of every readable image
-) -> list[list[int]]:  # places, every image in one group
+) -> list[list[int]]:  # indices, every image in one group
     "Images with the same pixels, in order of the first."
     groups = {}
-    for place, value in enumerate(pixels):
-        groups.setdefault(value, []).append(place)
+    for index, value in enumerate(pixels):
+        groups.setdefault(value, []).append(index)
     return list(groups.values())
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #1dce9b41
-def telling_pair(
-    first: list[int],  # places of images that are the same
-    second: list[int],  # places of images that look like them
+def representative_pair(
+    first: list[int],  # indices of images that are the same
+    second: list[int],  # indices of images that look like them
     split: list[str],  # of every image
 ) -> tuple[int, int]:
     "One image of each group, in different splits if there are such."
@@ -248,14 +247,14 @@ def telling_pair(
     return next(across, (first[0], second[0]))
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #5882e143
-inverse = (0, 1, 2, 3, 4, 6, 5, 7)  # view of b that is a, where b is this view of a
+INVERSE_ORIENTATION = (0, 1, 2, 3, 4, 6, 5, 7)  # view of b that is a, where b is this view of a
 
-
+# %% ../../../nbs/library/data/quality/copies.ipynb #4eddd488
 def all_pairs(
     table: pd.DataFrame,  # of readable images
     groups: list[list[int]],  # of identical ones
-    near: pd.DataFrame,  # i, j: places in `groups`; view, bits, likeness
-) -> pd.DataFrame:  # a, b: places in the table; kind, view, bits, likeness, …; worst first
+    near: pd.DataFrame,  # i, j: indices into `groups`; view, bits, likeness
+) -> pd.DataFrame:  # a, b: indices into the table; kind, view, bits, likeness, …; worst first
     "Every copy with what it is a copy of, and every likeness; an image in `train` stands first."
     import pandas as pd
 
@@ -264,8 +263,10 @@ def all_pairs(
         centre = next((i for i in group if split[i] == "train"), group[0])
         rows += [(centre, i, "identical", 0, 0, 1.0) for i in group if i != centre]
     for pair in near.itertuples():
-        a, b = telling_pair(groups[pair.i], groups[pair.j], split)
-        a, b, view = (b, a, inverse[pair.view]) if split[b] == "train" else (a, b, pair.view)
+        a, b = representative_pair(groups[pair.i], groups[pair.j], split)
+        a, b, view = (
+            (b, a, INVERSE_ORIENTATION[pair.view]) if split[b] == "train" else (a, b, pair.view)
+        )
         rows.append((a, b, "near", view, pair.bits, pair.likeness))
     pairs = pd.DataFrame(rows, columns=["a", "b", "kind", "view", "bits", "likeness"])
     sides = {f"{name}_{s}": table[name].to_numpy()[pairs[s].astype(int)]
@@ -277,11 +278,11 @@ def all_pairs(
     return pairs.sort_values(order, ascending=False, kind="stable", ignore_index=True)
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #ee93510f
-def leaked(
+def leaked_images(
     split: list[str],  # of every readable image
     groups: list[list[int]],  # of identical ones
-    near: pd.DataFrame,  # i, j: places in `groups`
-) -> list[int]:  # places
+    near: pd.DataFrame,  # i, j: indices into `groups`
+) -> list[int]:  # indices
     "Images outside of `train` that have a copy or a likeness in it."
     near_groups = (groups[i] + groups[j] for i, j in zip(near["i"], near["j"], strict=True))
     found = set()
@@ -291,10 +292,10 @@ def leaked(
     return sorted(found)
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #336b570e
-def clusters(
+def copy_clusters(
     n: int,  # readable images
     pairs: pd.DataFrame,  # a, b
-) -> np.ndarray:  # (n,) place of the first image of each one's cluster
+) -> np.ndarray:  # (n,) index of the first image of each one's cluster
     "What hangs together by copies and likenesses, and belongs on one side of a split."
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
