@@ -43,8 +43,8 @@ def fake(nets, batch):
 
 
 def loss_d(nets, batch):
-    real, made = nets["D"](batch["x"]), nets["D"](fake(nets, batch).detach())
-    return F.softplus(-real).mean() + F.softplus(made).mean()
+    real, synthetic = nets["D"](batch["x"]), nets["D"](fake(nets, batch).detach())
+    return F.softplus(-real).mean() + F.softplus(synthetic).mean()
 
 
 def loss_g(nets, batch):
@@ -236,13 +236,14 @@ def new_segmenter(folder: Path, processes: int) -> Trainer:
 
 
 def new_pairs(folder: Path, processes: int):
-    from synth_nb.em.training import PairTrainer, PairTraining
+    from synth_nb.em.training import PairTrainer, PairTrainingConfig
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 1, 16, 16), np.uint8)
-    how = PairTraining("joint", 4, vae_width=8, epochs=2, images_per_epoch=12,
-                       batch_size=4, widths=(16, 32), device="cpu", num_processes=processes)
-    return PairTrainer(folder, how, images, (images > 128).astype(np.uint8))
+    config = PairTrainingConfig("joint", 4, vae_width=8, epochs=2, images_per_epoch=12,
+                                batch_size=4, widths=(16, 32), device="cpu",
+                                num_processes=processes)
+    return PairTrainer(folder, config, images, (images > 128).astype(np.uint8))
 
 
 def sized(func, *args, size=None, **kwargs):
