@@ -58,7 +58,7 @@ def opened(run: str, held_out):
     "A finished run's pipeline, its held-out conditions, and the rows that they belong to."
     model, place = load_model(run, "cpu"), {key: i for i, key in enumerate(held_out.keys)}
     rows = torch.tensor([place[key] for key in model.settings["keys"]])
-    return model.pipeline, model.conditioner.tokens(model.asked), rows
+    return model.pipeline, model.conditioner.tokens(model.conditions), rows
 
 
 def differences(real, ours, theirs, draws: int = 200) -> list[float]:

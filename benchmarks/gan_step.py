@@ -15,9 +15,9 @@ from common import alternate, machine, row
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from synth_nb.dcgan import Discriminator, Game, Generator
+from synth_nb.dcgan import Discriminator, GANLosses, Generator
 from synth_nb.embedders import load_embedder
-from synth_nb.embedding_gan import EmbeddingDiscriminator, EmbeddingGame, Sight
+from synth_nb.embedding_gan import EmbeddingDiscriminator, EmbeddingGANLosses, FeatureStack
 from synth_nb.training.loop import Phase, Trainer, TrainingConfig
 
 
@@ -42,9 +42,9 @@ def adam(network):
 def ours(size, batch_size, width):
     "One step of the project's trainer."
     G, D = Generator(size, width=width), Discriminator(size, width=width)
-    game = Game(lambda images: images, lambda batch: batch["image"])
-    phases = [Phase(game.generator, adam(G), "G", clip=None),
-              Phase(game.discriminator, adam(D), "D", clip=None)]
+    losses = GANLosses(lambda images: images, lambda batch: batch["image"])
+    phases = [Phase(losses.generator, adam(G), "G", clip=None),
+              Phase(losses.discriminator, adam(D), "D", clip=None)]
     plan = TrainingConfig(1, batch_size, precision="fp32", device="cpu")
     networks = dict(G=G, D=D)
     trainer = Trainer(tempfile.mkdtemp(), Noise(size), networks, phases, plan, dict(G=0.995))
@@ -77,44 +77,44 @@ def plain(size, batch_size, width):
     return step
 
 
-def embedding_step(size, batch_size, width, name, sees):
+def embedding_step(size, batch_size, width, name, discriminator_input):
     "The generator's step of the embedding GAN; the sum of its parts."
-    eye, images = load_embedder(name), torch.rand(batch_size, 3, size, size) * 2 - 1
-    sight = Sight(eye, sees, torch.randn(100, eye.dim))
-    G, game = Generator(size, width=width), EmbeddingGame(sight)
-    D = EmbeddingDiscriminator(sight(images)).requires_grad_(False)
-    keys, back = dict(key=range(batch_size)), torch.randn(batch_size, eye.dim)
+    embedder, images = load_embedder(name), torch.rand(batch_size, 3, size, size) * 2 - 1
+    features = FeatureStack(embedder, discriminator_input, torch.randn(100, embedder.dim))
+    G, losses = Generator(size, width=width), EmbeddingGANLosses(features)
+    D = EmbeddingDiscriminator(features(images)).requires_grad_(False)
+    keys, back = dict(key=range(batch_size)), torch.randn(batch_size, embedder.dim)
     upstream = torch.randn_like(images)
 
-    def whole():
-        game.generator(dict(G=G, D=D), keys).backward()
-        game.kept.clear()
+    def full_step():
+        losses.generator(dict(G=G, D=D), keys).backward()
+        losses.cached.clear()
         G.zero_grad()
 
     def parts():
         G(torch.randn(batch_size, 100)).backward(upstream)
         G.zero_grad()
-        shown = ((images.detach() + 1) / 2).requires_grad_()
-        eye(shown).backward(back)
+        units = ((images.detach() + 1) / 2).requires_grad_()
+        embedder(units).backward(back)
 
-    return whole, parts
+    return full_step, parts
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--width", type=int, default=64, help="of the networks, as published")
-    given = parser.parse_args()
+    args = parser.parse_args()
     print(machine(), "\n\n| step | ours, ms | plain, ms | ratio |\n| --- | --- | --- | --- |")
     for size, batch_size in ((224, 16), (64, 32)):
-        sides = [side(size, batch_size, given.width) for side in (ours, plain)]
-        found = alternate(*sides, given.rounds, clock=time.process_time)
-        print(row(f"DCGAN, {size} px, batch {batch_size}", found), flush=True)
-    for size, sees in ((64, "embedding"), (64, "embedding,layers"), (224, "embedding")):
+        sides = [side(size, batch_size, args.width) for side in (ours, plain)]
+        seconds = alternate(*sides, args.rounds, clock=time.process_time)
+        print(row(f"DCGAN, {size} px, batch {batch_size}", seconds), flush=True)
+    for size, inputs in ((64, "embedding"), (64, "embedding,layers"), (224, "embedding")):
         name = f"efficientnet_lite0@{size}"
-        sides = embedding_step(size, 16, given.width, name, sees.split(","))
-        found = alternate(*sides, given.rounds, clock=time.process_time)
-        print(row(f"generator's step through {name}, {sees}, batch 16", found), flush=True)
+        sides = embedding_step(size, 16, args.width, name, inputs.split(","))
+        seconds = alternate(*sides, args.rounds, clock=time.process_time)
+        print(row(f"generator's step through {name}, {inputs}, batch 16", seconds), flush=True)
 
 
 if __name__ == "__main__":

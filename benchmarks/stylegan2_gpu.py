@@ -2,7 +2,7 @@
 
 `auto` at each size, the trainer with all phases, augmentation and averages, on random images, so
 that reading data plays no part. `--memory` says how much of the GPU may be used: batches are cut
-into as many pieces as the estimate asks for, and what was really taken stands beside it.
+into as many microbatches as the estimate asks for, and what was really taken stands beside it.
 Run: python benchmarks/stylegan2_gpu.py [--sizes 128 256 512] [--batch 16] [--memory 24]
 """
 
@@ -16,7 +16,7 @@ from common import machine
 from synth_nb.core.devices import pick_device, pick_precision
 from synth_nb.core.seeding import seed_everything
 from synth_nb.stylegan2 import choose_settings, extra_modules, new_networks, new_phases
-from synth_nb.stylegan2.config import ema_decay, memory_estimate, pieces_for
+from synth_nb.stylegan2.config import ema_decay, memory_estimate, microbatches_for
 from synth_nb.training.loop import Trainer, TrainingConfig
 
 published = {128: 6.8, 256: 12.5, 512: 41, 1024: 90}  # s/kimg of the original on an A100
@@ -41,20 +41,20 @@ def ready(device: torch.device):
         torch.cuda.synchronize(device)
 
 
-def line(size: int, given: argparse.Namespace) -> str:
+def line(size: int, args: argparse.Namespace) -> str:
     "Train some steps at one size, and say what they cost."
-    device = pick_device(given.device)
-    half = pick_precision(given.precision, device) != "fp32"
+    device = pick_device(args.device)
+    half = pick_precision(args.precision, device) != "fp32"
     changes = {} if half else dict(clamp=None)
-    settings = choose_settings("auto", size, given.batch, **changes)
+    settings = choose_settings("auto", size, args.batch, **changes)
     seed_everything(0)
     G, D = new_networks(settings)
     count = sum(p.numel() for net in (G, D) for p in net.parameters())
-    pieces = pieces_for(settings, int(given.memory * 2**30), count, half)
-    share = settings.batch_size // pieces
+    microbatches = microbatches_for(settings, int(args.memory * 2**30), count, half)
+    share = settings.batch_size // microbatches
     estimate = memory_estimate(settings, share, count, half) / 2**30
-    plan = TrainingConfig(1, settings.batch_size, accumulate=pieces, device=given.device,
-                precision=given.precision)
+    plan = TrainingConfig(1, settings.batch_size, accumulate=microbatches, device=args.device,
+                precision=args.precision)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             folder, Noise(size, 2 * settings.batch_size),
@@ -62,17 +62,17 @@ def line(size: int, given: argparse.Namespace) -> str:
             new_phases(settings, G.parameters(), D.parameters()), plan,
             dict(generator=ema_decay(settings)),
         )  # fmt: skip
-        for _ in range(given.warm):
+        for _ in range(args.warm):
             trainer.training_step()
         ready(device)
         start = time.perf_counter()
-        for _ in range(given.steps):
+        for _ in range(args.steps):
             trainer.training_step()
         ready(device)
         seconds = time.perf_counter() - start
-    speed = 1000 * seconds / (given.steps * settings.batch_size)
+    speed = 1000 * seconds / (args.steps * settings.batch_size)
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
-    cells = [size, settings.batch_size, pieces, f"{speed:.1f}", published.get(size, ""),
+    cells = [size, settings.batch_size, microbatches, f"{speed:.1f}", published.get(size, ""),
              f"{estimate:.1f}", f"{peak:.1f}"]
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -86,16 +86,17 @@ def main():
     words.add_argument("--warm", type=int, default=16, help="steps before the clock starts")
     words.add_argument("--device", default="auto")
     words.add_argument("--precision", default="auto")
-    given = words.parse_args()
-    kind = pick_precision(given.precision, pick_device(given.device))
-    print(f"{machine()}; {kind}, at most {given.memory:g} GiB\n")
-    print("| pixels | batch | pieces | s/kimg | published, A100 | estimate, GiB | peak, GiB |")
+    args = words.parse_args()
+    kind = pick_precision(args.precision, pick_device(args.device))
+    print(f"{machine()}; {kind}, at most {args.memory:g} GiB\n")
+    print("| pixels | batch | microbatches | s/kimg | published, A100 | estimate, GiB "
+          "| peak, GiB |")
     print("| --- |" + " --- |" * 6, flush=True)
-    for size in given.sizes:
+    for size in args.sizes:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        print(line(size, given), flush=True)
+        print(line(size, args), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from synth_nb.core.testing import assert_near
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(epochs=1, images_per_epoch=16, batch_size=8, vae_steps=4, n_samples=24,
-             sampling_steps=2, candidates=2, embedder="efficientnet_lite0@64",
-             judges=["efficientnet_lite2@64"])
+             sampling_steps=2, best_of=2, embedder="efficientnet_lite0@64",
+             eval_embedders=["efficientnet_lite2@64"])
 
 
 @pytest.fixture(autouse=True)
@@ -35,18 +35,18 @@ def one_cache(own_cache, monkeypatch, tmp_path_factory):
 def papermill(notebook: str, out: Path, **parameters):
     "Run a notebook as a user does."
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
-    given = [word for k, v in parameters.items() for word in ("-p", k, str(v))]
+    kwargs = [word for k, v in parameters.items() for word in ("-p", k, str(v))]
     command = [sys.executable, "-m", "papermill", str(ROOT / f"nbs/{notebook}.ipynb"), str(out)]
-    done = subprocess.run([*command, *given], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run([*command, *kwargs], cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
 
 
 def here(notebook: str, **parameters):
     "Run a notebook's cells in this process; raises what a cell raises."
-    given = {k: str(v) if isinstance(v, Path) else v for k, v in parameters.items()}
+    kwargs = {k: str(v) if isinstance(v, Path) else v for k, v in parameters.items()}
     path = str(ROOT / f"nbs/{notebook}.ipynb")
-    cells = parameterize_notebook(load_notebook_node(path), given).cells
+    cells = parameterize_notebook(load_notebook_node(path), kwargs).cells
     shell = CaptureShell()
     with patch.dict(os.environ):
         os.environ.pop("IN_TEST", None)
@@ -59,25 +59,25 @@ def here(notebook: str, **parameters):
 
 @pytest.fixture(scope="session")
 def finished(patches, tmp_path_factory):
-    "Small finished runs, by room; each is made when it is first asked for."
-    outputs, made = tmp_path_factory.mktemp("outputs"), {}
+    "Small finished runs, by condition; each runs when it is first needed."
+    outputs, folders = tmp_path_factory.mktemp("outputs"), {}
 
-    def run(room: str) -> Path:
-        if room not in made:
-            given = dict(dataset=patches, outputs=outputs, run_name="small", **SMALL)
-            if room == "e2i":
-                papermill("05_e2i", outputs / "e2i.ipynb", **given)
+    def run(condition: str) -> Path:
+        if condition not in folders:
+            kwargs = dict(dataset=patches, outputs=outputs, run_name="small", **SMALL)
+            if condition == "e2i":
+                papermill("05_e2i", outputs / "e2i.ipynb", **kwargs)
             else:
-                here(f"05_{room}", **given)
-            made[room] = outputs / f"05_{room}" / "small"
-        return made[room]
+                here(f"05_{condition}", **kwargs)
+            folders[condition] = outputs / f"05_{condition}" / "small"
+        return folders[condition]
 
     return run
 
 
-@pytest.mark.parametrize("room", ["t2i", "i2i", "e2i"])
-def test_the_run_folder_explains_itself(finished, room):
-    folder = finished(room)
+@pytest.mark.parametrize("condition", ["t2i", "i2i", "e2i"])
+def test_the_run_folder_explains_itself(finished, condition):
+    folder = finished(condition)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["status"] == "complete" and manifest["ended"]
     assert manifest["loader"] == "synth_nb.diffusion.experiment:load"
@@ -90,29 +90,29 @@ def test_the_run_folder_explains_itself(finished, room):
     assert list(dict.fromkeys(fidelity.set)) == sets
     numbers = pd.read_csv(folder / "evaluation.csv")
     assert set(numbers.extractor) == {"efficientnet_lite2@64", "efficientnet_lite0@64"}
-    assert {"real, asking half", "real, training", *sets} == set(numbers.set)
+    assert {"real, conditioning half", "real, training", *sets} == set(numbers.set)
     kernel = numbers[(numbers.metric == "kernel")]
     assert kernel[["value", "low", "high", "floor"]].notna().all(axis=None)
     assert "judged by efficientnet_lite2@64" in (folder / "evaluation.md").read_text()
 
 
-@pytest.mark.parametrize("room", ["t2i", "i2i", "e2i"])
-def test_any_model_is_sampled_the_same_way(finished, room):
+@pytest.mark.parametrize("condition", ["t2i", "i2i", "e2i"])
+def test_any_model_is_sampled_the_same_way(finished, condition):
     from synth_nb.core.runs import load_model
 
-    model = load_model(finished(room), "cpu")
-    few, more = model.sample(3, seed=5), model.sample(6, seed=5)
-    assert few.images.shape == (3, 3, 64, 64) and len(more) == 6
-    assert few.keys[0].startswith("val/") and few.conditions.shape[0] == 3
-    assert_near(few.images, more.images[:3], rel=1e-3)  # a batch of another size rounds otherwise
-    assert not torch.equal(few.images, model.sample(3, seed=6).images)
-    if room == "t2i":
-        assert model.asked[:2] == ["dark tissue 0", "pale tissue 1"]
+    model = load_model(finished(condition), "cpu")
+    three, six = model.sample(3, seed=5), model.sample(6, seed=5)
+    assert three.images.shape == (3, 3, 64, 64) and len(six) == 6
+    assert three.keys[0].startswith("val/") and three.conditions.shape[0] == 3
+    assert_near(three.images, six.images[:3], rel=1e-3)  # a batch of another size rounds otherwise
+    assert not torch.equal(three.images, model.sample(3, seed=6).images)
+    if condition == "t2i":
+        assert model.conditions[:2] == ["dark tissue 0", "pale tissue 1"]
         one, other = (model.sample_for(["pale tissue"], 1, negative_prompt=x) for x in ("", "dark"))
         assert not torch.equal(one.images, other.images)
     else:
-        kept = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-        assert model.sample_like(kept, seed=1).images.shape == (2, 3, 64, 64)
+        images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+        assert model.sample_like(images, seed=1).images.shape == (2, 3, 64, 64)
 
 
 STOCK = """
@@ -120,21 +120,21 @@ import sys, torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 result, *words = sys.argv[1:]
-seeds, made = words[-2:], {}
+seeds, samples = words[-2:], {}
 for folder in words[:-2]:
     parts = load_file(folder + "/conditions.safetensors")
-    none, asked = {}, dict(prompt=["dark tissue 0", "pale tissue 1"], negative_prompt=["", ""])
+    none, conditions = {}, dict(prompt=["dark tissue 0", "pale tissue 1"], negative_prompt=["", ""])
     if "embeddings" in parts:
         none = dict(text_encoder=None, tokenizer=None)
         c = ((parts["embeddings"][:2] - parts["mean"]) @ parts["components"])[:, None]
-        asked = dict(prompt_embeds=c, negative_prompt_embeds=torch.zeros_like(c))
+        conditions = dict(prompt_embeds=c, negative_prompt_embeds=torch.zeros_like(c))
     pipe = DiffusionPipeline.from_pretrained(folder, **none)
-    out = pipe(**asked, num_inference_steps=2, guidance_scale=2.0, height=64, width=64,
+    out = pipe(**conditions, num_inference_steps=2, guidance_scale=2.0, height=64, width=64,
                generator=[torch.Generator().manual_seed(int(s)) for s in seeds],
                output_type="pt").images
-    made[folder] = out * 2 - 1
+    samples[folder] = out * 2 - 1
 assert not any(name.startswith("synth_nb") for name in sys.modules)
-torch.save(made, result)
+torch.save(samples, result)
 """
 
 
@@ -142,13 +142,14 @@ def test_the_saved_models_are_stock_pipelines(finished, tmp_path):
     from synth_nb.core.runs import load_model
     from synth_nb.core.seeding import derive_seed
 
-    folders, result = [finished(room) for room in ("t2i", "i2i", "e2i")], tmp_path / "stock.pt"
+    result = tmp_path / "stock.pt"
+    folders = [finished(condition) for condition in ("t2i", "i2i", "e2i")]
     seeds = [str(derive_seed(0, i)) for i in range(2)]
     words = [str(result), *(str(folder / "model") for folder in folders), *seeds]
     subprocess.run([sys.executable, "-c", STOCK, *words], check=True)
     stock = torch.load(result)
     options = dict(seed=0, guidance_scale=2.0, guidance_interval=(0.0, 1.0), sampling_steps=2,
-                   precision="fp32", candidates=1)  # a stock pipeline guides everywhere
+                   precision="fp32", best_of=1)  # a stock pipeline guides everywhere
     for folder in folders:
         ours = load_model(folder, "cpu").sample(2, **options).images
         assert_near(stock[str(folder / "model")], ours)
@@ -158,32 +159,32 @@ def test_a_complete_run_is_left_alone_and_more_epochs_extend_it(finished, patche
     folder = finished("e2i")
     model = folder / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     first, outputs = model.read_bytes(), folder.parent.parent
-    given = dict(dataset=patches, outputs=outputs, run_name="small")
-    here("05_e2i", **given, **SMALL | {"epochs": 2})
+    kwargs = dict(dataset=patches, outputs=outputs, run_name="small")
+    here("05_e2i", **kwargs, **SMALL | {"epochs": 2})
     assert model.read_bytes() != first
     rows = (folder / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[1] for row in rows] == ["epoch", "1", "2"]
     longer = model.read_bytes()
-    here("05_e2i", **given, **SMALL | {"epochs": 2})
+    here("05_e2i", **kwargs, **SMALL | {"epochs": 2})
     assert model.read_bytes() == longer
 
 
-@pytest.mark.parametrize("room", ["t2i", "i2i", "e2i"])
-def test_a_given_model_is_judged_without_training(finished, patches, room):
-    folder = finished(room)
+@pytest.mark.parametrize("condition", ["t2i", "i2i", "e2i"])
+def test_a_given_model_is_evaluated_without_training(finished, patches, condition):
+    folder = finished(condition)
     outputs = folder.parent.parent
-    given = dict(outputs=outputs, run_name="judged", model=folder, seed=1, dataset=patches)
-    here(f"05_{room}", **SMALL | given)
-    judged = outputs / f"05_{room}" / "judged"
-    assert not (judged / "checkpoints").exists() and not (judged / "model").exists()
-    assert (judged / "evaluation.csv").exists()
-    assert json.loads((judged / "manifest.json").read_text())["status"] == "complete"
+    kwargs = dict(outputs=outputs, run_name="evaluated", model=folder, seed=1, dataset=patches)
+    here(f"05_{condition}", **SMALL | kwargs)
+    evaluated = outputs / f"05_{condition}" / "evaluated"
+    assert not (evaluated / "checkpoints").exists() and not (evaluated / "model").exists()
+    assert (evaluated / "evaluation.csv").exists()
+    assert json.loads((evaluated / "manifest.json").read_text())["status"] == "complete"
 
 
 def test_finished_runs_are_compared(finished):
     from synth_nb.diffusion.comparison import collect, comparison_table, samples_side_by_side
 
-    folders = [str(finished(room)) for room in ("i2i", "t2i")]
+    folders = [str(finished(condition)) for condition in ("i2i", "t2i")]
     runs = collect(folders)
     assert set(runs.condition) == {"text", "image embedding"}
     assert runs[runs.extractor == "efficientnet_lite0@64"].used.all()
@@ -193,13 +194,21 @@ def test_finished_runs_are_compared(finished):
     assert samples_side_by_side(folders) is not None
 
 
+def test_runs_of_older_words_are_compared():
+    "Kept runs have other names of parameters and of the half that gives the conditions."
+    from synth_nb.diffusion.comparison import collect
+
+    runs = collect([str(ROOT / f"outputs/05_{name}/readme") for name in ("t2i", "i2i", "e2i")])
+    assert runs.condition.nunique() == 3 and runs.kernel_halves.notna().all()
+
+
 def test_a_parameter_that_is_not_there_has_a_neighbour(patches, tmp_path):
     with pytest.raises(RuntimeError, match="no parameter `epoch`; did you mean `epochs`"):
         papermill("05_e2i", tmp_path / "out.ipynb", dataset=patches, outputs=tmp_path, epoch=10)
 
 
 @pytest.mark.parametrize(
-    ("room", "parameters", "said"),
+    ("condition", "parameters", "message"),
     [
         ("e2i", dict(epochs=0), "parameter `epochs` must be at least 1, got 0"),
         ("e2i", dict(dataset="no/such folder"), "no/such folder"),
@@ -207,11 +216,11 @@ def test_a_parameter_that_is_not_there_has_a_neighbour(patches, tmp_path):
         ("t2i", dict(captions="nowhere.csv"), "there is no file"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(room, parameters, said, patches, tmp_path):
-    given = dict(dataset=patches, outputs=tmp_path) | SMALL | parameters
+def test_what_is_wrong_is_one_sentence(condition, parameters, message, patches, tmp_path):
+    kwargs = dict(dataset=patches, outputs=tmp_path) | SMALL | parameters
     with pytest.raises((ValueError, OSError)) as e:
-        here(f"05_{room}", **given)
-    assert said in str(e.value)
+        here(f"05_{condition}", **kwargs)
+    assert message in str(e.value)
 
 
 def test_a_hub_name_without_a_network_is_one_sentence(monkeypatch, tmp_path):

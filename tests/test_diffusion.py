@@ -90,7 +90,7 @@ def encode_slowly(log: Path, cache: Path, seconds: float):
     seed_everything(0)
     vae, data = new_autoencoder(widths=(8, 8)).eval(), open_dataset("demo", image_size=32)
     made = latents.cached_latents(vae, data.subset("val"), "flip", batch_size=48)
-    say(log, latents.digest(made.mean.numpy(), made.deviation.numpy()))
+    say(log, latents.digest(made.mean.numpy(), made.std.numpy()))
 
 
 def test_latents_go_on_after_a_kill_and_two_processes_share_the_work(tmp_path):
@@ -199,7 +199,7 @@ def test_two_equal_calls_at_once_do_the_work_once(tmp_path):
 
 @pytest.mark.parametrize("size", [8, 24, 40, (64, 24)])
 def test_latents_of_odd_sides_are_not_halved(size):
-    vae, loss = new_autoencoder(widths=(8, 8, 8, 8)), ReconstructionLoss(shrunk=1.0)
+    vae, loss = new_autoencoder(widths=(8, 8, 8, 8)), ReconstructionLoss(p_downsample=1.0)
     size = size if isinstance(size, tuple) else (size, size)
     assert loss(dict(vae=vae), dict(image=torch.rand(2, 3, *size) * 2 - 1)).isfinite()
 

@@ -205,26 +205,26 @@ def test_sections_that_are_no_squares_turn_without_distortion():
 
 def test_where_pairs_are_made_is_no_part_of_what_they_are():
     "A protocol goes on where another device stopped it."
-    from synth_nb.em.training import PairGenerator, PairTraining
+    from synth_nb.em.training import PairGenerator, PairTrainingConfig
 
-    one, two = (PairGenerator(PairTraining(device=device)).id for device in ("auto", "cpu"))
+    one, two = (PairGenerator(PairTrainingConfig(device=device)).id for device in ("auto", "cpu"))
     assert one == two
 
 
 @pytest.mark.parametrize(("said", "options"), [
-    ("`levels` 4 halves 12x12 places of the latent 3 times", dict(widths=(16, 32, 64, 64))),
+    ("`levels` 4 halves 12x12 pixels of the latent 3 times", dict(widths=(16, 32, 64, 64))),
     ("`width` must be a multiple of 16, got 24", dict(widths=(24, 48))),
-    ("`chunk` must be a multiple of 16, got 40x40", dict(side=40, cell=2)),
-    ("`vae_downsampling` must be 1, 2, 4 or 8", dict(cell=3)),
+    ("`chunk` must be a multiple of 16, got 40x40", dict(side=40, vae_downsampling=2)),
+    ("`vae_downsampling` must be 1, 2, 4 or 8", dict(vae_downsampling=3)),
 ])
 def test_a_network_that_does_not_fit_is_refused_before_anything_is_trained(
         tmp_path, said, options):
-    from synth_nb.em.training import PairTrainer, PairTraining
+    from synth_nb.em.training import PairTrainer, PairTrainingConfig
 
     images = np.zeros((4, 1, *[options.pop("side", 48)] * 2), np.uint8)
-    how = PairTraining(vae_steps=1, vae_width=8, device="cpu", **options)
+    config = PairTrainingConfig(vae_steps=1, vae_width=8, device="cpu", **options)
     with pytest.raises(ParameterError, match=said):
-        PairTrainer(tmp_path, how, images, images + 1)
+        PairTrainer(tmp_path, config, images, images + 1)
     assert not list(tmp_path.iterdir())
 
 
@@ -299,15 +299,15 @@ def test_masks_outside_the_fraction_teach_nothing(plain, tmp_path):
 @pytest.mark.parametrize("mode", ["joint", "mask_conditioned"])
 def test_the_real_generator_sees_only_the_fraction(tmp_path, mode):
     "The same pairs, whatever the masks of unlabelled images hold."
-    from synth_nb.em.training import PairGenerator, PairTraining
+    from synth_nb.em.training import PairGenerator, PairTrainingConfig
 
     data = open_sections("demo", image_size=64, n=16)
     rows = np.flatnonzero(data.masks.any((1, 2, 3)))[:4]
     other = data.masks.copy()
     other[np.setdiff1d(np.arange(16), rows)] ^= 1
-    how = PairTraining(mode, 3, epochs=1, images_per_epoch=16, batch_size=8, widths=(16, 32),
-                       vae_width=8, latent_channels=4, sampling_steps=2)
-    one, two = (PairGenerator(how)(data.images, m, rows, 3, 0, tmp_path / str(k))
+    config = PairTrainingConfig(mode, 3, epochs=1, images_per_epoch=16, batch_size=8,
+                                widths=(16, 32), vae_width=8, latent_channels=4, sampling_steps=2)
+    one, two = (PairGenerator(config)(data.images, m, rows, 3, 0, tmp_path / str(k))
                 for k, m in enumerate((data.masks, other)))
     assert (one[0] == two[0]).all() and (one[1] == two[1]).all()
 

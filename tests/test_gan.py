@@ -17,9 +17,14 @@ from synth_nb.core.runs import load_model
 from synth_nb.core.seeding import seed_everything
 from synth_nb.core.testing import assert_near
 from synth_nb.data import Views, open_dataset, to_uint8
-from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
+from synth_nb.dcgan import DiffAugment, Discriminator, GANLosses, Generator, gan_phases
 from synth_nb.embedders import load_embedder
-from synth_nb.embedding_gan import EmbeddedViews, EmbeddingDiscriminator, EmbeddingGame, Sight
+from synth_nb.embedding_gan import (
+    CachedEmbeddings,
+    EmbeddingDiscriminator,
+    EmbeddingGANLosses,
+    FeatureStack,
+)
 from synth_nb.evaluation.sets import weights_tag
 from synth_nb.training.log import read_metrics
 from synth_nb.training.loop import Trainer, TrainingConfig
@@ -27,36 +32,38 @@ from synth_nb.training.loop import Trainer, TrainingConfig
 ROOT = Path(__file__).parent.parent
 
 
-def pixel_game():
+def pixel_gan():
     augmentation = DiffAugment()
     networks = dict(G=Generator(32, width=4), D=Discriminator(32, width=4, norm="spectral"))
-    game = Game(augmentation, lambda batch: augmentation(batch["image"]), gamma=1.0, every=2)
-    return game, networks, Views(open_dataset("demo", 32).train)
+    losses = GANLosses(augmentation, lambda batch: augmentation(batch["image"]), gamma=1.0,
+                       every=2)
+    return losses, networks, Views(open_dataset("demo", 32).train)
 
 
-def embedding_game(sees, augment=""):
-    ds, eye = open_dataset("demo", 32).train, load_embedder("efficientnet_lite0@32")
-    images = EmbeddedViews(ds, eye, "flip") if sees == ["embedding"] else Views(ds, "flip")
-    known = EmbeddedViews(ds, eye, 1).embeddings[0]
-    sight = Sight(eye, sees, known, DiffAugment(augment))
-    D = EmbeddingDiscriminator(sight(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
-    game = EmbeddingGame(sight, form="hinge", gamma=0.1, every=2)
-    return game, dict(G=Generator(32, width=4), D=D), images
+def embedding_gan(inputs, augment=""):
+    ds, embedder = open_dataset("demo", 32).train, load_embedder("efficientnet_lite0@32")
+    dataset = CachedEmbeddings(ds, embedder, "flip") if inputs == ["embedding"] else None
+    images = dataset or Views(ds, "flip")
+    train_embeddings = CachedEmbeddings(ds, embedder, "none").embeddings[0]
+    features = FeatureStack(embedder, inputs, train_embeddings, DiffAugment(augment))
+    D = EmbeddingDiscriminator(features(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
+    losses = EmbeddingGANLosses(features, form="hinge", gamma=0.1, every=2)
+    return losses, dict(G=Generator(32, width=4), D=D), images
 
 
-GAMES = {
-    "pixels": pixel_game,
-    "cached embeddings": lambda: embedding_game(["embedding"]),
-    "all of it": lambda: embedding_game(["embedding", "layers", "tokens", "pixels"], "translation"),
+GANS = {
+    "pixels": pixel_gan,
+    "cached embeddings": lambda: embedding_gan(["embedding"]),
+    "all of it": lambda: embedding_gan(["embedding", "layers", "tokens", "pixels"], "translation"),
 }
 
 
 def trained(folder, make, epochs, stop_after=None):
     "Weights, averages and log of a small training, or of its beginning."
     seed_everything(0)
-    game, networks, data = make()
+    losses, networks, data = make()
     plan = TrainingConfig(epochs, 8, images_per_epoch=24, device="cpu")
-    phases = game.phases(networks["G"], networks["D"], 1e-3, (0.5, 0.99))
+    phases = gan_phases(losses, networks["G"], networks["D"], 1e-3, (0.5, 0.99))
     trainer = Trainer(folder, data, networks, phases, plan, dict(G=0.9))
     if stop_after:
         trainer.time_is_up = lambda: trainer.position.step == stop_after
@@ -66,41 +73,42 @@ def trained(folder, make, epochs, stop_after=None):
             for t in net.values()]
 
 
-@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("name", GANS)
 def test_going_on_after_a_stop_gives_the_same_bits(name, tmp_path):
-    whole = trained(tmp_path / "whole", GAMES[name], 2)
-    trained(tmp_path / "parts", GAMES[name], 2, stop_after=4)  # in the middle of an epoch
-    parts = trained(tmp_path / "parts", GAMES[name], 2)
-    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
-    for folder in ("whole", "parts"):
+    once = trained(tmp_path / "once", GANS[name], 2)
+    trained(tmp_path / "parts", GANS[name], 2, stop_after=4)  # in the middle of an epoch
+    parts = trained(tmp_path / "parts", GANS[name], 2)
+    assert all(torch.equal(a, b) for a, b in zip(once, parts, strict=True))
+    for folder in ("once", "parts"):
         assert len(read_metrics(tmp_path / folder)) == 2
 
 
 def test_accumulation_gives_every_piece_its_own_images():
-    game, networks, data = pixel_game()
+    losses, networks, data = pixel_gan()
     for piece in ([0, 1, 2], [3, 4, 5, 6]):
-        game.generator(networks, data[piece])
+        losses.generator(networks, data[piece])
     sizes = []
     networks["D"].register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
     for piece in ([0, 1, 2], [3, 4, 5, 6]):
-        game.discriminator(networks, data[piece])
-    assert sizes == [3, 3, 4, 4] and not game.kept
+        losses.discriminator(networks, data[piece])
+    assert sizes == [3, 3, 4, 4] and not losses.cached
 
 
-def test_gradients_reach_the_generator_through_every_kind_of_sight():
-    for sees in (["embedding"], ["layers"], ["tokens"], ["pixels"], ["embedding", "layers"]):
-        game, networks, _ = embedding_game(sees) if "embedding" in sees else _without_r1(sees)
-        game.generator(networks, dict(key=range(4))).backward()
+def test_gradients_reach_the_generator_through_every_input():
+    for inputs in (["embedding"], ["layers"], ["tokens"], ["pixels"], ["embedding", "layers"]):
+        build = embedding_gan if "embedding" in inputs else _without_r1
+        losses, networks, _ = build(inputs)
+        losses.generator(networks, dict(key=range(4))).backward()
         norms = [p.grad.norm().item() for p in networks["G"].parameters()]
-        assert min(norms) > 0, sees
-        assert all(p.grad is None for p in game.see.embedder.parameters()), sees
+        assert min(norms) > 0, inputs
+        assert all(p.grad is None for p in losses.prepare.embedder.parameters()), inputs
 
 
-def _without_r1(sees):
-    eye = load_embedder("efficientnet_lite0@32")
-    sight = Sight(eye, sees, torch.randn(9, eye.dim))
-    D = EmbeddingDiscriminator(sight(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
-    return EmbeddingGame(sight), dict(G=Generator(32, width=4), D=D), None
+def _without_r1(inputs):
+    embedder = load_embedder("efficientnet_lite0@32")
+    features = FeatureStack(embedder, inputs, torch.randn(9, embedder.dim))
+    D = EmbeddingDiscriminator(features(torch.zeros(2, 3, 32, 32)), hidden=16, width=4)
+    return EmbeddingGANLosses(features), dict(G=Generator(32, width=4), D=D), None
 
 
 def cell_with(notebook: str, mark: str) -> str:
@@ -114,13 +122,14 @@ def cell_with(notebook: str, mark: str) -> str:
 def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
     minutes = []
 
-    def new_trainer(names, folder, what, left):
+    def new_trainer(inputs, folder, what, left):
         minutes.append(left)
-        return SimpleNamespace(fit=lambda: "complete", at=SimpleNamespace(seconds=25 * 60.0))
+        return SimpleNamespace(fit=lambda: "complete", position=SimpleNamespace(seconds=25 * 60.0))
 
-    space = dict(trainer=new_trainer([], tmp_path, "", 20), status="complete", others=["tokens"],
-                 began=time.monotonic() - 300, max_minutes=20, given=None, beside="tokens",
-                 new_trainer=new_trainer, run=SimpleNamespace(folder=tmp_path), time=time)
+    space = dict(trainer=new_trainer([], tmp_path, "", 20), status="complete", baseline=["tokens"],
+                 began=time.monotonic() - 300, max_minutes=20, pretrained=None,
+                 baseline_input="tokens", new_trainer=new_trainer,
+                 run=SimpleNamespace(folder=tmp_path), time=time)
     exec(cell_with("03_embedding_gan", "second = new_trainer("), space)
     assert minutes[1] == pytest.approx(15, abs=0.1)  # 25 over all starts, 5 in this one
 
@@ -128,31 +137,32 @@ def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
 @pytest.mark.parametrize(("notebook", "marks"), [
     ("02_dcgan", ["synthetic = "]), ("03_embedding_gan", ["synthetic = "]),
     ("04_stylegan2", ["synthetic = run.cached(", "truncated = "]), ("07_emnist", ["synthetic = "])])
-def test_images_of_a_given_model_are_made_anew_when_it_learnt_on(notebook, marks):
+def test_samples_of_a_pretrained_model_are_new_when_it_learnt_on(notebook, marks):
     net = torch.nn.Linear(2, 1)
     net.c_dim = 0  # as StyleGAN2's
-    given, names = SimpleNamespace(generator=net, unet=net), []
-    space = dict(given=given, generator=given, trainer=None, weights_tag=weights_tag, label=0,
-                 run=SimpleNamespace(kept=lambda name, make: names.append(name)))
+    pretrained, names = SimpleNamespace(generator=net, unet=net), []
+    space = dict(pretrained=pretrained, given=pretrained, generator=pretrained,
+                 trainer=None, weights_tag=weights_tag, label=0,
+                 run=SimpleNamespace(cached=lambda name, make: names.append(name)))
 
-    def kept():
+    def cached_names():
         names.clear()
         for source in (cell_with(notebook, mark) for mark in marks):
-            for line in ("first", "fakes", "asked"):  # what follows is not of the given model
+            for line in ("first", "initial", "fakes", "asked"):  # not of this model
                 source = source.partition(f"\n{line} = ")[0]
             exec(source, space)
         return set(names)
 
-    assert len(before := kept()) == len(marks) and kept() == before
+    assert len(before := cached_names()) == len(marks) and cached_names() == before
     torch.nn.init.zeros_(net.weight)
-    assert not kept() & before
+    assert not cached_names() & before
 
 
 def test_an_embedder_without_gradients_is_refused():
-    eye = load_embedder("efficientnet_lite0@32")
-    eye.differentiable = False
+    embedder = load_embedder("efficientnet_lite0@32")
+    embedder.differentiable = False
     with pytest.raises(ValueError, match=r"`efficientnet_lite0@32` passes no gradients"):
-        Sight(eye, ["embedding"], torch.randn(9, eye.dim))
+        FeatureStack(embedder, ["embedding"], torch.randn(9, embedder.dim))
 
 
 @pytest.mark.parametrize("size", [0, 7, 30, 100, 225])
@@ -172,14 +182,14 @@ def test_one_image_is_too_few_for_batch_normalisation():
 def papermill(notebook: str, folder: Path, **parameters) -> subprocess.CompletedProcess:
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     env["SYNTH_NB_CACHE"] = str(folder / "cache")
-    given = [word for k, v in parameters.items() for word in ("-p", k, str(v))]
+    options = [word for k, v in parameters.items() for word in ("-p", k, str(v))]
     command = [sys.executable, "-m", "papermill", str(ROOT / f"nbs/{notebook}.ipynb"),
-               str(folder / "out.ipynb"), *given, "-p", "outputs", str(folder)]
+               str(folder / "out.ipynb"), *options, "-p", "outputs", str(folder)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 SMALL = dict(image_size=32, epochs=1, images_per_epoch=16, batch_size=8, width=4, n_samples=24,
-             judge="efficientnet_lite2@64", run_name="small")
+             eval_embedders=["efficientnet_lite2@64"], run_name="small")
 
 
 @pytest.mark.parametrize("notebook", ["02_dcgan", "03_embedding_gan"])
@@ -197,20 +207,21 @@ def test_a_run_explains_itself_and_is_extended(notebook, patches, tmp_path):
     assert (manifest["epoch"], len(manifest["starts"])) == (2, 2)
     model = load_model(run, "cpu")
     assert_near(model.sample(3, 1).images, model.sample(5, 1).images[:3])
-    judged = torch.from_numpy(np.load(run / "samples" / f"synthetic_{manifest['step']}.npy"))
-    assert torch.equal(judged, to_uint8(model.sample(24, 0).images))  # not those before
+    evaluated = torch.from_numpy(np.load(run / "samples" / f"synthetic_{manifest['step']}.npy"))
+    assert torch.equal(evaluated, to_uint8(model.sample(24, 0).images))  # not those before
 
 
-def test_grey_images_pixels_beside_and_a_given_model(patches, tmp_path):
+def test_grey_images_pixels_as_an_input_and_a_pretrained_model(patches, tmp_path):
     small = SMALL | dict(dataset=patches)
-    grey = small | dict(channels=1, sees="embedding,pixels", beside="", gamma=0.1, augment="")
+    grey = small | dict(channels=1, discriminator_input="embedding,pixels", baseline_input="",
+                        gamma=0.1, augment="")
     done = papermill("03_embedding_gan", tmp_path, **grey)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "03_embedding_gan" / "small"
-    other = small | dict(channels=1, model=run, run_name="given")
+    other = small | dict(channels=1, model=run, run_name="pretrained")
     done = papermill("02_dcgan", tmp_path, **other)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not (tmp_path / "02_dcgan" / "given" / "metrics.csv").exists()
+    assert not (tmp_path / "02_dcgan" / "pretrained" / "metrics.csv").exists()
     done = papermill("02_dcgan", tmp_path, **small | dict(model=run, run_name="colour"))
     assert "the model makes 32 pixels with 1 channel:" in done.stdout + done.stderr
 
@@ -219,8 +230,8 @@ def test_grey_images_pixels_beside_and_a_given_model(patches, tmp_path):
     ("02_dcgan", dict(image_size=100), "near are 96 or 112"),
     ("02_dcgan", dict(batch_size=1), "raise `batch_size`"),
     ("02_dcgan", dict(gamma=1, norm="batch"), "`norm` spectral or none"),
-    ("03_embedding_gan", dict(sees="patches"), "not 'patches'"),
-    ("03_embedding_gan", dict(judge="efficientnet_lite0@96"), "another network"),
+    ("03_embedding_gan", dict(discriminator_input="patches"), "not 'patches'"),
+    ("03_embedding_gan", dict(eval_embedders=["efficientnet_lite0@96"]), "must be other networks"),
 ])
 def test_bad_parameters_get_one_sentence(notebook, wrong, sentence, tmp_path):
     done = papermill(notebook, tmp_path, **SMALL | wrong)

@@ -19,6 +19,12 @@ def test_a_parameter_file_fits_its_notebook(file):
     check_values(values, json.loads(notebook.read_text(encoding="utf-8"))["cells"])
 
 
+@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_defaults_are_checked_without_a_word(notebook, capsys):
+    check_values({}, json.loads(notebook.read_text(encoding="utf-8"))["cells"])
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("profile", ["smoke", "offline", "recommended", "reported"])
 def test_a_profile_has_every_experiment(profile):
     every = {file.name.split(".")[0] for file in FILES}

@@ -43,8 +43,8 @@ def fake(nets, batch):
 
 
 def loss_d(nets, batch):
-    real, made = nets["D"](batch["x"]), nets["D"](fake(nets, batch).detach())
-    return F.softplus(-real).mean() + F.softplus(made).mean()
+    real, synthetic = nets["D"](batch["x"]), nets["D"](fake(nets, batch).detach())
+    return F.softplus(-real).mean() + F.softplus(synthetic).mean()
 
 
 def loss_g(nets, batch):
@@ -197,28 +197,30 @@ def new_style_gan(folder: Path, processes: int) -> Trainer:
 
 
 def new_dcgan(folder: Path, processes: int) -> Trainer:
-    from synth_nb.dcgan import DiffAugment, Discriminator, Game, Generator
+    from synth_nb.dcgan import DiffAugment, Discriminator, GANLosses, Generator, gan_phases
 
     seed_everything(0)
     G, D = Generator(16, 1, 8, 4), Discriminator(16, 1, 4, "batch")
     augment = DiffAugment("translation,color")
-    game = Game(augment, lambda batch: augment(batch["image"]), 8)
+    losses = GANLosses(augment, lambda batch: augment(batch["image"]), 8)
     plan = TrainingConfig(3, 8, 16, device="cpu", precision="fp32", num_processes=processes)
-    return Trainer(folder, Faces(), dict(G=G, D=D), game.phases(G, D, 1e-3, (0.0, 0.99)), plan)
+    return Trainer(folder, Faces(), dict(G=G, D=D), gan_phases(losses, G, D, 1e-3, (0.0, 0.99)),
+                   plan)
 
 
 def new_conditioned(folder: Path, processes: int) -> Trainer:
-    from synth_nb.diffusion.experiment import Conditioned, Recipe
+    from synth_nb.diffusion.experiment import ConditionedLatents, DiffusionConfig
     from synth_nb.diffusion.latents import Latents, LatentSet
 
     seed_everything(0)
-    latents, recipe = Latents(torch.randn(2, 12, 4, 4, 4), torch.rand(2, 12, 4, 4, 4)), Recipe()
+    latents = Latents(torch.randn(2, 12, 4, 4, 4), torch.rand(2, 12, 4, 4, 4))
+    config = DiffusionConfig()
     data = LatentSet(latents, torch.randn(1, 12, 1, 8), [str(i) for i in range(12)])
-    unet = recipe.unet(8, latents)
-    phase = Phase(recipe.loss(), torch.optim.AdamW(unet.parameters(), 1e-3))
+    unet = config.unet(8, latents)
+    phase = Phase(config.loss(), torch.optim.AdamW(unet.parameters(), 1e-3))
     plan = TrainingConfig(2, 4, 4, device="cpu", precision="fp32", num_processes=processes)
-    return Trainer(folder, Conditioned(data, torch.zeros(1, 1, 8), 0.3), dict(unet=unet), [phase],
-                   plan)
+    conditioned = ConditionedLatents(data, torch.zeros(1, 1, 8), 0.3)
+    return Trainer(folder, conditioned, dict(unet=unet), [phase], plan)
 
 
 def new_segmenter(folder: Path, processes: int) -> Trainer:
@@ -234,13 +236,14 @@ def new_segmenter(folder: Path, processes: int) -> Trainer:
 
 
 def new_pairs(folder: Path, processes: int):
-    from synth_nb.em.training import PairTrainer, PairTraining
+    from synth_nb.em.training import PairTrainer, PairTrainingConfig
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 1, 16, 16), np.uint8)
-    how = PairTraining("joint", 4, vae_width=8, epochs=2, images_per_epoch=12,
-                       batch_size=4, widths=(16, 32), device="cpu", num_processes=processes)
-    return PairTrainer(folder, how, images, (images > 128).astype(np.uint8))
+    config = PairTrainingConfig("joint", 4, vae_width=8, epochs=2, images_per_epoch=12,
+                                batch_size=4, widths=(16, 32), device="cpu",
+                                num_processes=processes)
+    return PairTrainer(folder, config, images, (images > 128).astype(np.uint8))
 
 
 def sized(func, *args, size=None, **kwargs):

@@ -339,8 +339,8 @@ def changed(name, pattern, new):
 assert state() == state() != state(epochs=11)
 assert state() != state(dataset="demo")
 print(changed("nbs/05_e2i.ipynb", '"# ', '"# Other words: '),
-      changed("nbs/05_e2i.ipynb", r"run\\.path\\(", "run.path( "),
-      changed("nbs/05_e2i.ipynb", r"run\\.finish\\(", "1; run.finish("),
+      changed("nbs/05_e2i.ipynb", r"train_model\\(", "train_model( "),
+      changed("nbs/05_e2i.ipynb", r"print\\(finish", "print(1, finish"),
       changed("nbs/05_e2i.ipynb", "guidance_scale: float = ", "guidance_scale: float = 1 + "),
       changed("synth_nb/diffusion/experiment.py", r"\\Z", "\\nADDED = 1\\n"),
       changed("synth_nb/evaluation/scores.py", r"\\Z", "\\nADDED = 1\\n"),

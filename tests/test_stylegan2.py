@@ -33,10 +33,10 @@ def stored(name: str) -> dict:
     return {k: v if v.dtype.kind == "U" else torch.from_numpy(v) for k, v in arrays.items()}
 
 
-def norms_near(made, expected):
+def norms_near(actual, expected):
     """Gradient norms of the parameters, each by itself, since they differ by powers of ten; what
     is a millionth of the largest is the rounding of a sum of those."""
-    torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-6 * expected.max().item())
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-6 * expected.max().item())
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +89,12 @@ def part(file: dict, word: str) -> dict:
 def case():
     "Networks with the reference's weights, its inputs and its outputs."
     file = stored("stylegan2_res32_rgb.npz")
-    given = json.loads(str(file["config"]))
-    size = dict(channel_base=given["channel_base"], channel_max=given["channel_max"])
-    image = (given["res"], given["img_channels"])
-    dims = (given["z_dim"], given["c_dim"], given["w_dim"])
-    G = Generator(*dims, *image, dict(num_layers=given["map_depth"]), size).eval()
-    head = dict(mbstd_group_size=given["mbstd"])
+    inputs = json.loads(str(file["config"]))
+    size = dict(channel_base=inputs["channel_base"], channel_max=inputs["channel_max"])
+    image = (inputs["res"], inputs["img_channels"])
+    dims = (inputs["z_dim"], inputs["c_dim"], inputs["w_dim"])
+    G = Generator(*dims, *image, dict(num_layers=inputs["map_depth"]), size).eval()
+    head = dict(mbstd_group_size=inputs["mbstd"])
     D = Discriminator(dims[1], *image, **size, epilogue_kwargs=head)
     G.load_state_dict(part(file, "G/"), strict=True)
     D.load_state_dict(part(file, "D/"), strict=True)
@@ -102,8 +102,8 @@ def case():
 
 
 def test_styles(case):
-    G, _, given, out = case
-    z, c = given["z"], given["c"]
+    G, _, inputs, out = case
+    z, c = inputs["z"], inputs["c"]
     with torch.no_grad():
         found = dict(
             ws=G.mapping(z, c),
@@ -115,8 +115,8 @@ def test_styles(case):
 
 
 def test_images(case):
-    G, _, given, out = case
-    z, ws = given["z"], out["ws"]
+    G, _, inputs, out = case
+    z, ws = inputs["z"], out["ws"]
     mixed = torch.cat([ws[:, :4], ws.roll(-1, 0)[:, 4:]], 1)
     with torch.no_grad():
         assert_near(G(z, noise_mode="const"), out["img_const"])
@@ -130,11 +130,11 @@ def test_images(case):
 
 
 def test_answers(case):
-    _, D, given, out = case
+    _, D, inputs, out = case
     with torch.no_grad():
-        assert_near(D(given["x"], given["c"]), out["logits_x"])
+        assert_near(D(inputs["x"], inputs["c"]), out["logits_x"])
         assert_near(D(out["img_const"]), out["logits_img_const"])
-        assert_near(D(given["x"][:2]), out["logits_x2"])
+        assert_near(D(inputs["x"][:2]), out["logits_x2"])
 
 
 def norms(network, loss, names) -> torch.Tensor:
@@ -146,45 +146,45 @@ def norms(network, loss, names) -> torch.Tensor:
 
 
 def test_gradients_of_both_losses(case):
-    G, D, given, out = case
-    fake = G(given["z"], noise_mode="const")
+    G, D, inputs, out = case
+    fake = G(inputs["z"], noise_mode="const")
     loss = F.softplus(-D(fake)).mean()
     assert_near(loss.detach(), out["loss_Gmain"])
-    made = norms(G, loss, out["names_G"])
-    norms_near(made, out["gradnorm_Gmain"])
-    loss = (F.softplus(D(fake.detach())) + F.softplus(-D(given["x"]))).mean()
+    found_norms = norms(G, loss, out["names_G"])
+    norms_near(found_norms, out["gradnorm_Gmain"])
+    loss = (F.softplus(D(fake.detach())) + F.softplus(-D(inputs["x"]))).mean()
     assert_near(loss.detach(), out["loss_Dmain"])
-    made = norms(D, loss, out["names_D"])
-    norms_near(made, out["gradnorm_Dmain"])
+    found_norms = norms(D, loss, out["names_D"])
+    norms_near(found_norms, out["gradnorm_Dmain"])
 
 
 def test_gradient_penalty(case):
-    _, D, given, out = case
-    x = given["x"].clone().requires_grad_()
+    _, D, inputs, out = case
+    x = inputs["x"].clone().requires_grad_()
     (grad,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
     assert_near(grad.detach(), out["r1_grad_x"])
     r1 = grad.square().sum((1, 2, 3))
     assert_near(r1.detach(), out["r1"])
-    made = norms(D, r1.mean(), out["names_D"])
-    norms_near(made, out["gradnorm_r1"])
+    found_norms = norms(D, r1.mean(), out["names_D"])
+    norms_near(found_norms, out["gradnorm_r1"])
 
 
 def test_path_lengths(case):
-    G, _, given, out = case
-    ws = G.mapping(given["z"])
+    G, _, inputs, out = case
+    ws = G.mapping(inputs["z"])
     image = G.synthesis(ws, noise_mode="const")
-    (grad,) = torch.autograd.grad((image * given["pl_noise"]).sum(), ws, create_graph=True)
+    (grad,) = torch.autograd.grad((image * inputs["pl_noise"]).sum(), ws, create_graph=True)
     lengths = grad.square().sum(2).mean(1).sqrt()
     # a pre-activation near 0 that rounding turns over makes a length jump by 2e-4
     assert_near(lengths.detach(), out["pl_lengths"], rel=1e-3)
-    made = norms(G, lengths.square().mean(), out["names_G"])
-    norms_near(made, out["gradnorm_pl"])
+    found_norms = norms(G, lengths.square().mean(), out["names_G"])
+    norms_near(found_norms, out["gradnorm_pl"])
 
 
 def test_average_style(case):
-    G, _, given, out = case
+    G, _, inputs, out = case
     before = G.mapping.w_avg.clone()
-    G.mapping.train()(given["z"])
+    G.mapping.train()(inputs["z"])
     G.mapping.eval()
     assert_near(G.mapping.w_avg, out["w_avg_after_1"], rel=1e-5)
     G.mapping.w_avg.copy_(before)
@@ -273,8 +273,8 @@ def by_definition(D, image, c):
         x = filtered(conv(block.conv0, x), taps, 2, 2)
         x = conv(block.conv1, x, 0.5**0.5, halve=True) + y
     groups = x.unflatten(0, (min(4, len(x)), -1))
-    spread = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3)).repeat(len(groups))
-    x = torch.cat([x, spread[:, None, None, None].expand(-1, 1, 4, 4)], 1)
+    std = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3)).repeat(len(groups))
+    x = torch.cat([x, std[:, None, None, None].expand(-1, 1, 4, 4)], 1)
     x = conv(D.b4.conv, x).flatten(1)
     fc, out = D.b4.fc, D.b4.out
     x = F.leaky_relu(F.linear(x, fc.weight / fc.weight.shape[1] ** 0.5, fc.bias), 0.2) * 2**0.5
@@ -477,7 +477,7 @@ def test_penalties_in_bfloat16_follow_full_precision():
         assert (a - b).norm() < 0.3 * b.norm()  # of 8 bits, which processors sum differently
 
 
-def test_two_orders_through_whole_networks():
+def test_two_orders_through_full_networks():
     G, D = (n.double() for n in pair(8, conv_clamp=3.0))
     z, c = torch.randn(4, 6).double(), torch.eye(3)[[0, 1, 2, 0]].double()
 

@@ -14,21 +14,21 @@ from synth_nb.stylegan2.augment import Augment
 from synth_nb.stylegan2.config import (
     choose_settings,
     ema_decay,
-    from_old_words,
+    from_original_parameters,
     optimizer_options,
     parse_seeds,
 )
 from synth_nb.stylegan2.loss import (
+    ADAController,
     DiscriminatorLoss,
-    Draw,
     GeneratorLoss,
     GradientPenalty,
     PathLength,
-    Strength,
+    StyleSampler,
     extra_modules,
     new_phases,
     path_lengths,
-    squared_slopes,
+    squared_gradient_norms,
 )
 from synth_nb.training.loop import Trainer, TrainingConfig
 
@@ -58,7 +58,7 @@ def reference():
     return G.eval(), D.eval(), tensors, values
 
 
-class Given(Draw):
+class ReferenceSampler(StyleSampler):
     "Draws the reference's latents, with constant noise in the layers."
 
     def __init__(self, z):
@@ -89,11 +89,11 @@ def near(ours, theirs, tolerance=1e-3):
 def test_main_losses_as_published(reference):
     G, D, values, names = reference
     nets, batch = dict(generator=G, discriminator=D), dict(image=values["in/x"])
-    draw = Given(values["in/z"])
-    value = GeneratorLoss(draw)(nets, batch)
+    sampler = ReferenceSampler(values["in/z"])
+    value = GeneratorLoss(sampler)(nets, batch)
     near(value.detach(), values["out/loss_Gmain"])
     near(norms(G, names["out/names_G"], value), values["out/gradnorm_Gmain"])
-    value = DiscriminatorLoss(draw)(nets, batch)
+    value = DiscriminatorLoss(sampler)(nets, batch)
     near(value.detach(), values["out/loss_Dmain"])
     near(norms(D, names["out/names_D"], value), values["out/gradnorm_Dmain"])
 
@@ -102,9 +102,9 @@ def test_main_losses_as_published(reference):
 def test_gradient_penalty_as_published(reference):
     _, D, values, names = reference
     x = values["in/x"].clone().requires_grad_()
-    slopes = squared_slopes(D(x), x)
+    slopes = squared_gradient_norms(D(x), x)
     near(slopes.detach(), values["out/r1"])
-    penalty = GradientPenalty(Draw(), gamma=2.0, every=1)(
+    penalty = GradientPenalty(StyleSampler(), gamma=2.0, every=1)(
         dict(discriminator=D), dict(image=values["in/x"])
     )
     near(penalty.detach(), values["out/r1"].mean())
@@ -146,7 +146,7 @@ class Synthesis(nn.Linear):
         return super().forward(ws.flatten(1)).tanh().view(-1, 3, 8, 8)
 
 
-class Judge(nn.Linear):
+class TinyDiscriminator(nn.Linear):
     def __init__(self):
         super().__init__(192, 1)
 
@@ -154,7 +154,7 @@ class Judge(nn.Linear):
         return super().forward(x.flatten(1))
 
 
-class Pictures:
+class RandomImages:
     def __init__(self):
         draws = torch.Generator().manual_seed(0)
         self.pictures = torch.rand(32, 3, 8, 8, generator=draws) * 2 - 1
@@ -162,8 +162,8 @@ class Pictures:
     def __len__(self):
         return len(self.pictures)
 
-    def __getitem__(self, places):
-        return dict(image=self.pictures[places], label=torch.tensor(places) % 3)
+    def __getitem__(self, rows):
+        return dict(image=self.pictures[rows], label=torch.tensor(rows) % 3)
 
 
 def trained(folder, epochs=1, accumulate=1, classes=0, apart=False, **changes) -> Trainer:
@@ -171,12 +171,12 @@ def trained(folder, epochs=1, accumulate=1, classes=0, apart=False, **changes) -
     torch.manual_seed(0)
     options = dict(z_dim=5, ada_kimg=0.4, group=4) | changes
     settings = choose_settings("auto", 8, 16, **options)
-    generator, judge = Half(classes), Judge()
-    phases = new_phases(settings, generator.parameters(), judge.parameters(), classes)
+    generator, discriminator = Half(classes), TinyDiscriminator()
+    phases = new_phases(settings, generator.parameters(), discriminator.parameters(), classes)
     parts = dict(mapping=generator.mapping, synthesis=generator.synthesis)
-    modules = (parts if apart else dict(generator=generator)) | dict(discriminator=judge)
+    modules = (parts if apart else dict(generator=generator)) | dict(discriminator=discriminator)
     plan = TrainingConfig(epochs, 16, 16 * 8, accumulate, device="cpu", precision="fp32")
-    trainer = Trainer(folder, Pictures(), modules | extra_modules(settings), phases, plan)
+    trainer = Trainer(folder, RandomImages(), modules | extra_modules(settings), phases, plan)
     trainer.fit()
     return trainer
 
@@ -184,14 +184,14 @@ def trained(folder, epochs=1, accumulate=1, classes=0, apart=False, **changes) -
 @pytest.mark.parametrize("relativistic", [False, True])
 def test_resume_is_exact(tmp_path, relativistic):
     options = dict(relativistic=relativistic)
-    whole = trained(tmp_path / "whole", 3, **options)
+    once = trained(tmp_path / "once", 3, **options)
     trained(tmp_path / "parts", 1, **options)
     parts = trained(tmp_path / "parts", 3, **options)
     ours, theirs = ({f"{n}.{k}": v for n, m in t.modules.items() for k, v in m.state_dict().items()}
-                    for t in (whole, parts))
+                    for t in (once, parts))
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    assert float(ours["strength.sign"]) != 0
+    assert float(ours["ada.sign"]) != 0
 
 
 def test_phases_take_turns(tmp_path):
@@ -204,10 +204,10 @@ def test_phases_take_turns(tmp_path):
     assert all(p.clip is None for p in trainer.phases)
 
 
-def test_strength_counts_images_not_pieces(tmp_path):
+def test_the_controller_counts_images_not_microbatches(tmp_path):
     once, cut = (trained(tmp_path / str(n), accumulate=n) for n in (1, 4))
     for trainer in (once, cut):  # 8 steps of 16 images: a change after 64 and after 128
-        assert trainer.modules["strength"].signs.tolist() == [0, 0]
+        assert trainer.modules["ada"].signs.tolist() == [0, 0]
         assert trainer.modules["augment"].p.item() * 400 % 64 == pytest.approx(0, abs=1e-3)
 
 
@@ -224,27 +224,27 @@ def test_classes_reach_both_networks(tmp_path):
 
 
 def test_mixing_can_be_switched_off(tmp_path):
-    seen = []
+    counts = []
 
     class Counting(Half):
         def __init__(self):
             super().__init__()
-            self.mapping.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+            self.mapping.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
 
-    nets = dict(generator=Counting(), discriminator=Judge())
+    nets = dict(generator=Counting(), discriminator=TinyDiscriminator())
     for share in (0.0, 0.9):
-        GeneratorLoss(Draw(5, mixing=share))(nets, dict(image=torch.zeros(4, 3, 8, 8)))
-    assert seen == [4, 8]
+        GeneratorLoss(StyleSampler(5, mixing=share))(nets, dict(image=torch.zeros(4, 3, 8, 8)))
+    assert counts == [4, 8]
 
 
-def test_strength_waits_for_target():
-    augment, strength = Augment("bgc", p=0.5), Strength(8, target=0.5, kimg=1)
-    strength(torch.tensor([[1.0]] * 6 + [[-1.0]] * 2), augment)  # a mean sign of exactly 0.5
+def test_the_controller_waits_for_its_target():
+    augment, ada = Augment("bgc", p=0.5), ADAController(8, target=0.5, kimg=1)
+    ada(torch.tensor([[1.0]] * 6 + [[-1.0]] * 2), augment)  # a mean sign of exactly 0.5
     assert augment.p.item() == 0.5
-    strength(torch.full((8, 1), 3.0), augment)
+    ada(torch.full((8, 1), 3.0), augment)
     assert augment.p.item() == pytest.approx(0.508)
     augment.p.fill_(1.0)
-    strength(torch.full((8, 1), 3.0), augment)
+    ada(torch.full((8, 1), 3.0), augment)
     assert augment.p.item() == 1
 
 
@@ -256,7 +256,7 @@ def test_gradient_penalty_reaches_through_every_augmentation():
     nets["discriminator"] = lambda x, c: body(x)
     nets["augment"] = Augment("bgcfnc", p=1)
     batch = dict(image=torch.rand(4, 3, 8, 8) * 2 - 1)
-    GradientPenalty(Draw(), gamma=1.0)(nets, batch).backward()
+    GradientPenalty(StyleSampler(), gamma=1.0)(nets, batch).backward()
     assert body[1].weight.grad.abs().sum() > 0 and body[1].weight.grad.isfinite().all()
 
 
@@ -276,7 +276,7 @@ def test_old_words_and_seeds_are_refused_in_sentences():
     for call, words in [
         (lambda: parse_seeds("5-1"), "write '1-5'"),
         (lambda: parse_seeds(""), "numbers like"),
-        (lambda: from_old_words(dict(network="a.pkl"), dict(model="b")), "the same parameter"),
+        (lambda: from_original_parameters(dict(batch=1), dict(batch_size=2)), "the same parameter"),
         (lambda: choose_settings(kimg=0), "`kimg` must be above 0"),
         (lambda: choose_settings(image_size="512x256"), "square"),
         (lambda: choose_settings(batch_size=-1), "cannot be trained"),

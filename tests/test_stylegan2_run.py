@@ -31,15 +31,16 @@ from synth_nb.stylegan2.config import ema_decay, memory_estimate
 from synth_nb.training.log import read_metrics
 from synth_nb.training.loop import TrainingConfig
 
-EYE = "efficientnet_lite2@64"
+EVAL_EMBEDDERS = ["efficientnet_lite2@64"]
 ROOT = Path(__file__).parent.parent
+TRAINING_CELLS = "check_microbatches(settings,", "plan = TrainingConfig("  # words in them
 NOTEBOOK = ROOT / "nbs" / "04_stylegan2.ipynb"
 SMALL = dict(image_size=32, channel_base=256, channel_max=16, z_dim=16, kimg=0.064,
              images_per_epoch=32, n_samples=16, projection_steps=3, snapshot_every=1)
 
 
 @pytest.fixture
-def asked():
+def run_cells():
     "Run the notebook's cells up to its data, with parameters given as papermill gives them."
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     cut = next(i for i, c in enumerate(cells) if "### Training" in "".join(c["source"]))
@@ -47,8 +48,8 @@ def asked():
     code = [source for source in code if "in_test():" not in source]
     where = next(i for i, source in enumerate(code) if source.startswith("dataset: str"))
 
-    def run(until="", **given):
-        injected = "# Parameters\n" + "\n".join(f"{k} = {v!r}" for k, v in given.items())
+    def run(until="", **parameters):
+        injected = "# Parameters\n" + "\n".join(f"{k} = {v!r}" for k, v in parameters.items())
         space = dict(__name__="notebook", In=[injected])
         for source in [*code[: where + 1], injected, *code[where + 1 :]]:
             exec(source, space)
@@ -59,7 +60,7 @@ def asked():
     return run
 
 
-def pictures(folder: Path, count: int, mode: str = "L", size: int = 32) -> Path:
+def image_folder(folder: Path, count: int, mode: str = "L", size: int = 32) -> Path:
     "A folder of images, in no classes."
     folder.mkdir()
     for i in range(count):
@@ -68,10 +69,10 @@ def pictures(folder: Path, count: int, mode: str = "L", size: int = 32) -> Path:
     return folder
 
 
-def test_the_old_words_become_parameters(asked, capsys):
+def test_the_originals_parameters_become_ours(run_cells, capsys):
     old = dict(data="digits", cfg="paper256", batch=16, gpus=1, mirror=1, snap=10, seeds="1,2-3",
                trunc=0.5)
-    space = asked(until="from_old_words", **old)
+    space = run_cells(until="if not eval_embedders", **old)
     new = space["parameters"]
     assert new["dataset"] == "digits" and new["configuration"] == "paper256"
     assert new["batch_size"] == 16 and new["symmetry"] == "flip" and new["num_processes"] == 1
@@ -81,25 +82,25 @@ def test_the_old_words_become_parameters(asked, capsys):
     assert capsys.readouterr().out.count("has become") == len(old)
 
 
-def test_a_batch_need_not_change_the_rest(asked):
+def test_a_batch_need_not_change_the_rest(run_cells):
     until = "settings = choose_settings"
     words = dict(batch=16, gamma=-1, image_size=128)
-    assert asked(until=until, **words)["settings"].gamma == pytest.approx(0.0002 * 128**2 / 16)
-    kept = asked(until=until, follow_batch=0, **words)["settings"]
-    assert (kept.batch_size, kept.gamma) == (16, pytest.approx(0.0002 * 128**2 / 32))
-    assert kept.ema_kimg == 10  # of the 32 images that `auto` takes at 128 pixels
+    assert run_cells(until=until, **words)["settings"].gamma == pytest.approx(0.0002 * 128**2 / 16)
+    fixed = run_cells(until=until, follow_batch=0, **words)["settings"]
+    assert (fixed.batch_size, fixed.gamma) == (16, pytest.approx(0.0002 * 128**2 / 32))
+    assert fixed.ema_kimg == 10  # of the 32 images that `auto` takes at 128 pixels
 
 
-def test_a_run_is_the_same_one_in_either_words(asked):
-    until = "from_old_words"
-    assert asked(until=until, batch="16")["parameters"] == asked(
+def test_a_run_is_the_same_one_in_either_words(run_cells):
+    until = "if not eval_embedders"
+    assert run_cells(until=until, batch="16")["parameters"] == run_cells(
         until=until, batch_size=16)["parameters"]
     with pytest.raises(ParameterError, match="the same parameter: give one of them"):
-        asked(until=until, batch=16, batch_size=32)
+        run_cells(until=until, batch=16, batch_size=32)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("parameters", "message"),
     [
         (dict(kimg=0), "`kimg` must be above 0, got 0"),
         (dict(image_size=96), "not 96; try 128"),
@@ -114,39 +115,40 @@ def test_a_run_is_the_same_one_in_either_words(asked):
         (dict(trunc="a"), "`truncation` must be float, got 'a'"),
     ],
 )
-def test_bad_values_are_refused(asked, given, said):
+def test_bad_values_are_refused(run_cells, parameters, message):
     with pytest.raises(ParameterError) as error:
-        asked(until="settings = choose_settings", **given)
-    assert said in str(error.value)
+        run_cells(until="settings = choose_settings", **parameters)
+    assert message in str(error.value)
 
 
-def test_its_own_losses_are_taken(asked):
-    assert asked(until="settings = choose_settings", loss="relativistic")["settings"].relativistic
+def test_its_own_losses_are_taken(run_cells):
+    space = run_cells(until="settings = choose_settings", loss="relativistic")
+    assert space["settings"].relativistic
 
 
-def test_bad_data_are_refused(asked, tmp_path):
-    few = str(pictures(tmp_path / "few", 7))
+def test_bad_data_are_refused(run_cells, tmp_path):
+    seven = str(image_folder(tmp_path / "seven", 7))
     with pytest.raises(ParameterError, match="images to learn from, fewer than a batch"):
-        asked(dataset=few, image_size=32)
-    many = str(pictures(tmp_path / "many", 20))
+        run_cells(dataset=seven, image_size=32)
+    many = str(image_folder(tmp_path / "many", 20))
     with pytest.raises(ParameterError, match=r"`conditional` needs classes, and .*many has no"):
-        asked(dataset=many, image_size=32, conditional=1)
+        run_cells(dataset=many, image_size=32, conditional=1)
 
 
-def test_weights_must_fit_the_data(asked, tmp_path):
-    places = {}
+def test_weights_must_fit_the_data(run_cells, tmp_path):
+    paths = {}
     for name, size, channels in (("larger", 64, 1), ("colour", 32, 3)):
         G = Generator(8, 0, 8, size, channels, synthesis_kwargs=dict(channel_base=64))
         save(StyleToImage(G), tmp_path / name)
-        places[name] = str(tmp_path / name)
+        paths[name] = str(tmp_path / name)
     with pytest.raises(ParameterError, match="`image_size` 64 and `channels` 1; here they are 32"):
-        asked(model=places["larger"], image_size=32)
+        run_cells(model=paths["larger"], image_size=32)
     with pytest.raises(ParameterError, match="`channels` 3; here they are 32 and 1"):
-        asked(network=places["colour"], image_size=32, channels=1)
-    space = asked(network=places["colour"], seeds="1-10", trunc=1.0)  # its own size and channels
+        run_cells(network=paths["colour"], image_size=32, channels=1)
+    space = run_cells(network=paths["colour"], seeds="1-10", trunc=1.0)  # its own size and channels
     assert (space["image_size"], space["channels"], len(space["listed"])) == ("32", 3, 10)
     with pytest.raises(FileNotFoundError, match="`model`: there is no"):
-        asked(model=str(tmp_path / "none.pkl"), image_size=32)
+        run_cells(model=str(tmp_path / "none.pkl"), image_size=32)
 
 
 def test_exported_weights_and_others_models(tmp_path):
@@ -154,8 +156,8 @@ def test_exported_weights_and_others_models(tmp_path):
     from synth_nb.stylegan2 import CheckpointError
 
     G = Generator(8, 0, 8, 16, 1, synthesis_kwargs=dict(channel_base=64)).eval()
-    place = export_official(tmp_path / "network.pkl", G=G)
-    assert torch.equal(open_model(place, "cpu").generate(1), StyleToImage(G).generate(1))
+    path = export_official(tmp_path / "network.pkl", G=G)
+    assert torch.equal(open_model(path, "cpu").generate(1), StyleToImage(G).generate(1))
     torch.save(dict(G=dict(weights=1)), tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="holds no generator of"):
         open_model(tmp_path / "other.pt", "cpu")
@@ -167,9 +169,11 @@ def test_exported_weights_and_others_models(tmp_path):
         open_model(run, "cpu")
 
 
-def test_an_epoch_may_be_the_data_set(asked):
-    space = asked(image_size=32, images_per_epoch=0, kimg=1, dataset="digits", judge=EYE)
-    exec(cell_with("plan = TrainingConfig("), space)
+def test_an_epoch_may_be_the_data_set(run_cells):
+    space = run_cells(image_size=32, images_per_epoch=0, kimg=1, dataset="digits",
+                      eval_embedders=EVAL_EMBEDDERS)
+    for mark in TRAINING_CELLS:
+        exec(cell_with(mark), space)
     size = len(space["images"].train)
     assert space["plan"].images_per_epoch == size and space["plan"].epochs == -(-1000 // size)
 
@@ -182,77 +186,81 @@ def cell_with(mark: str) -> str:
     return cell
 
 
-def average_of(asked, folder, epochs, until=0, **given):
+def average_of(run_cells, folder, epochs, until=0, **parameters):
     "Decays used and averaged weights of the notebook's trainer, of a training or of its beginning."
-    space = asked(image_size=32, channel_base=128, channel_max=8, z_dim=8, dataset="digits",
-                  images_per_epoch=16, kimg=0.016 * epochs, judge=EYE, device="cpu", **given)
+    space = run_cells(image_size=32, channel_base=128, channel_max=8, z_dim=8, dataset="digits",
+                      images_per_epoch=16, kimg=0.016 * epochs, device="cpu",
+                      eval_embedders=EVAL_EMBEDDERS, **parameters)
     used = []
 
     def decay(settings, images=None):
         used.append(ema_decay(settings, images))
         return used[-1]
 
-    for mark in ("plan = TrainingConfig(", "def judged(", "def new_trainer("):
+    for mark in (*TRAINING_CELLS, "def evaluate_samples(", "def new_trainer("):
         exec(cell_with(mark), space)
-    space |= dict(ema_decay=decay, judged=lambda *a: {}, save_samples=lambda *a: None)
+    space |= dict(ema_decay=decay, evaluate_samples=lambda *a: {}, save_samples=lambda *a: None)
     trainer = space["new_trainer"](folder, space["images"], space["plan"])
     trainer.time_is_up = lambda: trainer.position.step == until
     trainer.fit()
     return used, [*trainer.averages["generator"].state_dict().values()]
 
 
-def test_the_average_follows_its_ramp_up_and_a_stop_changes_nothing(asked, tmp_path):
-    used, whole = average_of(asked, tmp_path / "whole", 2)
+def test_the_average_follows_its_ramp_up_and_a_stop_changes_nothing(run_cells, tmp_path):
+    used, once = average_of(run_cells, tmp_path / "once", 2)
     settings = choose_settings("auto", 64, 8)
     assert round(ema_decay(settings, 1000), 3) == 0.895
     steps = dict(enumerate(used, 1))  # the first update copies
     assert all(decay == 0.5 ** (8 / (0.05 * 8 * count)) for count, decay in steps.items())
-    average_of(asked, tmp_path / "parts", 2, until=3)
-    again, parts = average_of(asked, tmp_path / "parts", 2)
-    assert again == used[2:] and all(map(torch.equal, whole, parts))
+    average_of(run_cells, tmp_path / "parts", 2, until=3)
+    again, parts = average_of(run_cells, tmp_path / "parts", 2)
+    assert again == used[2:] and all(map(torch.equal, once, parts))
 
 
-def test_a_configuration_without_ramp_up_has_one_decay(asked, tmp_path):
-    used, _ = average_of(asked, tmp_path, 2, configuration="stylegan2")
+def test_a_configuration_without_ramp_up_has_one_decay(run_cells, tmp_path):
+    used, _ = average_of(run_cells, tmp_path, 2, configuration="stylegan2")
     assert len(used) == 3 and set(used) == {0.5 ** (8 / 2500)}
 
 
-def test_pieces_that_cut_groups_are_refused(asked):
-    space = asked(image_size=32, dataset="digits", judge=EYE, accumulate=8)
+def test_microbatches_that_cut_groups_are_refused(run_cells):
+    space = run_cells(image_size=32, dataset="digits", eval_embedders=EVAL_EMBEDDERS, accumulate=8)
     with pytest.raises(ParameterError, match=r"`accumulate` 8 cuts 8 images .*: take 1 or 2, or"):
-        exec(cell_with("plan = TrainingConfig("), space)
+        exec(cell_with(TRAINING_CELLS[0]), space)
 
 
-def test_processes_that_measure_other_paths_are_refused(asked):
-    few = dict(image_size=32, dataset="digits", judge=EYE, batch_size=4, num_processes=2)
-    space = asked(path_weight=2, **few)
+def test_processes_that_measure_other_paths_are_refused(run_cells):
+    small = dict(image_size=32, dataset="digits", eval_embedders=EVAL_EMBEDDERS,
+                 batch_size=4, num_processes=2)
+    space = run_cells(path_weight=2, **small)
     with pytest.raises(ParameterError, match="`path_weight` measures paths of one image in 2, and"):
-        exec(cell_with("plan = TrainingConfig("), space)
-    exec(cell_with("plan = TrainingConfig("), asked(**few))  # without it they are taken
+        exec(cell_with(TRAINING_CELLS[0]), space)
+    exec(cell_with(TRAINING_CELLS[0]), run_cells(**small))  # without it they are taken
 
 
-def test_another_start_has_as_many_pieces_as_the_first(asked, monkeypatch):
-    space = asked(image_size=32, dataset="digits", judge=EYE)
+def test_another_start_has_as_many_microbatches_as_the_first(run_cells, monkeypatch):
+    space = run_cells(image_size=32, dataset="digits", eval_embedders=EVAL_EMBEDDERS)
     settings = space["settings"]
     count = sum(p.numel() for net in new_networks(settings, 1) for p in net.parameters())
-    space["place"] = SimpleNamespace(type="cuda")
+    space["torch_device"] = SimpleNamespace(type="cuda")
     for images in (4, 8):  # that the memory holds: at first little is free, later enough
         free = memory_estimate(settings, images, count)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place, free=free: (free, free))
-        exec(cell_with("plan = TrainingConfig("), space)
-        assert space["plan"].accumulate == space["run"].manifest["pieces"] == 2
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        for mark in TRAINING_CELLS:
+            exec(cell_with(mark), space)
+        assert space["plan"].accumulate == space["run"].manifest["microbatches"] == 2
 
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_second_training_that_is_stopped_leaves_the_run_stopped(rows, tmp_path):
-    row = dict(images=8, recall_eye=0.5, copies_eye=0.1, kernel=2.0)
+    row = dict(images=8, recall_e=0.5, copies_e=0.1, kernel=2.0)
     space = dict(
-        other="demo", given=None, status="complete", began=time.monotonic() - 300, max_minutes=20,
+        comparison_dataset="demo", pretrained=None, status="complete",
+        began=time.monotonic() - 300, max_minutes=20,
         open_dataset=lambda *a, **k: SimpleNamespace(source="demo", describe=dict), seed=0,
-        image_size=32, other_channels=3, column="kernel", images=SimpleNamespace(source="mr"),
+        image_size=32, comparison_channels=3, column="kernel", images=SimpleNamespace(source="mr"),
         run=SimpleNamespace(update=lambda **k: None, path=lambda name: tmp_path / name),
         plan=TrainingConfig(1, 8, max_minutes=20), replace=replace, time=time, log=[row], pd=pd,
-        verdict=SimpleNamespace(id="eye"), display=lambda *a: None, sheet=lambda *a: None,
+        evaluators=[SimpleNamespace(id="e")], display=lambda *a: None, sheet=lambda *a: None,
         save_figure=lambda *a: None, to_uint8=lambda x: x, read_metrics=lambda at: [row] * rows,
         StyleToImage=lambda net: SimpleNamespace(
             sample=lambda n, seed: SimpleNamespace(images=None)))
@@ -262,7 +270,7 @@ def test_a_second_training_that_is_stopped_leaves_the_run_stopped(rows, tmp_path
         return SimpleNamespace(fit=lambda: "stopped", model=lambda name: None)
 
     space["new_trainer"] = new_trainer
-    for mark in ("second = open_dataset(other", 'table.to_csv(run.path("kinds.csv"))'):
+    for mark in ("second = open_dataset(comparison_dataset", 'table.to_csv(run.path("kinds.csv"))'):
         exec(cell_with(mark), space)
     assert space["status"] == "stopped"
     assert space["its_plan"].max_minutes == pytest.approx(15, abs=0.1)  # 5 were used before
@@ -270,8 +278,8 @@ def test_a_second_training_that_is_stopped_leaves_the_run_stopped(rows, tmp_path
 
 
 def test_a_second_training_waits_for_the_first():
-    space = dict(other="demo", given=None, status="stopped")
-    exec(cell_with("second = open_dataset(other"), space)
+    space = dict(comparison_dataset="demo", pretrained=None, status="stopped")
+    exec(cell_with("second = open_dataset(comparison_dataset"), space)
     assert space["status"] == "stopped" and not space["both"]
 
 
@@ -281,8 +289,8 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("outputs")
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     env["SYNTH_NB_CACHE"] = str(folder / "cache")
-    given = dict(SMALL, outputs=folder, run_name="small", conditional=1, path_weight=2)
-    words = [word for k, v in given.items() for word in ("-p", k, str(v))]
+    parameters = dict(SMALL, outputs=folder, run_name="small", conditional=1, path_weight=2)
+    words = [word for k, v in parameters.items() for word in ("-p", k, str(v))]
     command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(folder / "out.ipynb"), *words]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -305,8 +313,8 @@ def test_the_run_folder_explains_itself(finished):
 
 def test_run_and_snapshot_are_sampled_alike(finished):
     model = load_model(finished, "cpu")
-    few, more = model.sample(3, seed=5), model.sample(6, seed=5)
-    assert_near(few.images, more.images[:3])
+    three, more = model.sample(3, seed=5), model.sample(6, seed=5)
+    assert_near(three.images, more.images[:3])
     assert more.labels.tolist() == [0, 1, 0, 1, 0, 1]
     last = open_model(finished / "checkpoints" / "epoch_2", "cpu")
     assert torch.equal(last.generate("1-2", label=1), model.generate("1-2", label=1))
@@ -315,7 +323,7 @@ def test_run_and_snapshot_are_sampled_alike(finished):
 
 def test_everything_that_is_remembered_is_in_the_checkpoint(finished):
     state = torch.load(finished / "checkpoints" / "newest.pt", weights_only=True)
-    assert {"augment", "strength", "path_length"} <= state["modules"].keys()
+    assert {"augment", "ada", "path_length"} <= state["modules"].keys()
     assert state["modules"]["path_length"]["mean"] > 0
     rows = read_metrics(finished)
     assert abs(state["modules"]["augment"]["p"].item() - rows[-1]["p"]) < 1e-6

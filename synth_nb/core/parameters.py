@@ -67,7 +67,7 @@ def _cast_list(value, kind):
 LIMITS = {  # name → lowest and highest value, None where there is none
     **dict.fromkeys(["epochs", "batch_size", "sampling_steps"], (1, None)),
     **dict.fromkeys(["num_processes", "num_nodes"], (1, None)),
-    **dict.fromkeys(["vae_steps", "accumulate", "components", "candidates", "seeds"], (1, None)),
+    **dict.fromkeys(["vae_steps", "accumulate", "components", "best_of", "seeds"], (1, None)),
     **dict.fromkeys(
         ["images_per_epoch", "snapshot_every", "max_minutes", "guidance_scale"], (0, None)
     ),

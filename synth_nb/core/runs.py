@@ -118,21 +118,32 @@ def differences(
 
 # %% ../../nbs/library/core/runs.ipynb #7c5e0d32
 RENAMED_PARAMETERS = {  # as older manifests have them → today's, sorted
+    "beside": "baseline_input",
+    "candidates": "best_of",
     "classical": "classical_augmentation",
     "draws": "n_draws",
     "drop": "p_uncond",
     "embedders": "eval_embedders",
     "extractors": "eval_embedders",
+    "fall": "lr_decay_fraction",
     "few": "n_real_per_class",
     "judge": "eval_embedders",
     "judge_steps": "classifier_steps",
     "judge_width": "classifier_width",
+    "judges": "eval_embedders",
     "keep_every": "snapshot_every",
+    "min_snr": "snr_gamma",
+    "objective": "prediction_type",
+    "other": "comparison_dataset",
+    "other_channels": "comparison_channels",
     "prediction": "prediction_type",
     "repeats": "n_repeats",
+    "sees": "discriminator_input",
     "shrink": "downsample",
     "smallest": "min_object_size",
+    "target": "ada_target",
     "test": "test_fraction",
+    "time_shift": "logit_mean",
     "vae_cell": "vae_downsampling",
     "vae_channels": "latent_channels",
     "val": "val_fraction",
@@ -151,6 +162,8 @@ def _of_today(name: str, value) -> tuple[str, object]:
         value = "mask_conditioned"
     if name == "symmetry" and isinstance(value, int):  # the number of views
         value = {0: "auto", 1: "none", 2: "flip", 8: "dihedral"}[value]
+    if name == "prediction_type":
+        value = {"v": "v_prediction", "flow": "flow_prediction"}.get(value, value)
     return name, value
 
 # %% ../../nbs/library/core/runs.ipynb #9ae317fd

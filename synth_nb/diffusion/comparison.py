@@ -21,16 +21,17 @@ from ..core.files import display_path, resolve
 from ..core.fingerprint import FREE_PARAMETERS
 from ..core.runs import read_manifest
 from ..data import DataError
+from .fidelity import CONDITIONING_HALF
 from ..figures.plots import interval_panels, strips
 
 # %% ../../nbs/library/diffusion/comparison.ipynb #1430a8da
 CONDITIONS = {"05_t2i": "text", "05_i2i": "image embedding", "05_e2i": "tissue embedding"}
 REPORTED_FID = {"text": 415.36, "image embedding": 162.16, "tissue embedding": 62.18}
 MAY_DIFFER = {"captions", "template", "text_encoder", "embedder", "head", "components", "prompt",
-              "negative_prompt", "seed", "model", "eval_embedders", "judges"}
+              "negative_prompt", "seed", "model", "eval_embedders"}
 MAY_DIFFER |= set(FREE_PARAMETERS) - {"epochs", "kimg"}  # all must be trained for as long
-HALF = "real, conditioning half"
-RENAMED_SETS = {"real, asking half": HALF}  # in tables of older runs
+ADDED = dict(timesteps="logit_normal", p_uncond=0.1)  # parameters that older runs lack
+RENAMED_SETS = {"real, asking half": CONDITIONING_HALF}  # in tables of older runs
 
 # %% ../../nbs/library/diffusion/comparison.ipynb #b47f02a1
 def run_folders(
@@ -61,7 +62,7 @@ def check_comparable(
                 f"{display_path(folder)} learnt from other data than {display_path(folders[0])}: "
                 "name in `runs` only folders of runs with the same data"
             )
-        a, b = first["parameters"], other["parameters"]
+        a, b = (ADDED | manifest["parameters"] for manifest in (first, other))
         for name in sorted((a.keys() | b.keys()) - MAY_DIFFER):
             if a.get(name) != b.get(name):
                 both = f"`{name}` {b.get(name)!r}, {display_path(folders[0])} {a.get(name)!r}"
@@ -107,7 +108,7 @@ def rows_of_run(
         found = fidelity[(fidelity.extractor == extractor) & (fidelity.set == "synthetic")].iloc[0]
         row = about | dict(extractor=extractor, images=int(part.images["synthetic", "kernel"]))
         row |= distance_columns(part.loc["synthetic"])
-        row["kernel_halves"] = part.value[HALF, "kernel"]
+        row["kernel_halves"] = part.value[CONDITIONING_HALF, "kernel"]
         names = ["top1", "top5", "top1_chance", "times_chance", "matched", "mismatched"]
         rows.append(row | {name: float(found[name]) for name in names} | dict(
             among=int(found["images"]), used=extractor.partition("@")[0] == conditioned_by))
@@ -145,7 +146,8 @@ def write_example_run(
     (folder / "manifest.json").write_text(json.dumps(manifest))
     line = dict(extractor="e2@9", images=20, low=kernel - 1, high=kernel + 1, floor=2.0)
     pd.DataFrame([line | dict(set=s, metric="kernel", value=v) for s, v in
-                  (("synthetic", kernel), (HALF, 3.0))]).to_csv(folder / "evaluation.csv")
+                  (("synthetic", kernel), (CONDITIONING_HALF, 3.0))]).to_csv(
+                      folder / "evaluation.csv")
     shares = dict(top1=0.1, top5=0.3, top1_chance=0.05, times_chance=2.0)
     pd.DataFrame([dict(extractor="e2@9", set="synthetic", images=20, matched=0.8, mismatched=0.7)
                   | shares]).to_csv(folder / "fidelity.csv")
@@ -184,8 +186,9 @@ def comparison_table(
                        mean_and_range(mine.top1, 3), mean_and_range(mine.times_chance, 1),
                        mean_and_range(mine.matched - mine.mismatched, 3),
                        mean_and_range(100 * mine.flagged, 1), f"{REPORTED_FID[name]:.2f}"]
-    for name, column in ((HALF, "kernel_halves"), ("real against real", "kernel_floor")):
-        lines[name] = ["", f"{part[column].mean():.0f}", *[""] * 6]
+    below = {CONDITIONING_HALF: part.kernel_halves, "real against real": part.kernel_floor}
+    for name, values in below.items():
+        lines[name] = ["", f"{values.mean():.0f}", *[""] * 6]
     names = ["seeds", "kernel ×1000", "95 % of one seed", "top-1", "times chance",
              "cosine, matched − mismatched", "copies, %", "reported FID (not comparable)"]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=names)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/emnist/pictures.ipynb #47a7d6d8
 from ..figures.diagrams import Step
-from ..figures.plots import new_figure, save, to_pixels
+from ..figures.plots import new_figure, save_figure, to_pixels
 from ..core.files import atomic_write
 from ..core.parameters import ParameterError
 
@@ -103,7 +103,7 @@ def show_label_aligned_images(
     for number, (block, axis) in enumerate(zip(blocks, axes[:, 0], strict=True)):
         _columns(axis, block, classes[number * most :][:most], wide)
     if path is not None:
-        save(figure, path)
+        save_figure(figure, path)
     return figure
 
 # %% ../../nbs/library/emnist/pictures.ipynb #f4120387

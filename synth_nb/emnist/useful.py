@@ -18,14 +18,14 @@ from torch import Tensor
 from .classifier import random_affine
 from ..evaluation import ImageSet
 from synth_nb.evaluation.useful import (
+    accuracy_intervals,
+    align_labels,
     balanced_rows,
+    missing_for_usefulness,
     present_classes,
     train_and_classify,
-    missing_for_usefulness,
-    align_labels,
-    accuracy_intervals,
 )
-from ..figures.plots import colours, new_figure
+from ..figures.plots import COLOURS, new_figure
 from ..core.seeding import derive_seed
 
 # %% ../../nbs/library/emnist/useful.ipynb #b1b1fb9b
@@ -131,16 +131,16 @@ def usefulness_figure(
     table: pd.DataFrame,  # from `usefulness_by_count`
 ) -> Figure:
     "Accuracy on real letters by the number of real ones, with intervals."
-    looks = {"real": dict(color=colours["real"], marker="o"),
+    looks = {"real": dict(color=COLOURS["real"], marker="o"),
              "real, as they are": dict(color="#7fa6d3", marker="s"),
-             "real and synthetic": dict(color=colours["synthetic"], marker="^")}
+             "real and synthetic": dict(color=COLOURS["synthetic"], marker="^")}
     figure, axis = new_figure(width=4.6, height=2.8)
     for nudge, (arm, look) in zip((0.96, 1, 1.04), looks.items(), strict=True):
         part = table[(table.trained_on == arm) & (table.real_per_class > 0)]
         ends = [part.accuracy - part.low, part.high - part.accuracy]
         axis.errorbar(part.real_per_class * nudge, part.accuracy, ends, lw=1.2, ms=4, label=arm,
                       **look)
-    for arm, colour in (("synthetic", colours["synthetic"]), ("all real", colours["real"])):
+    for arm, colour in (("synthetic", COLOURS["synthetic"]), ("all real", COLOURS["real"])):
         row = table[table.trained_on == arm].iloc[0]
         axis.axhspan(row.low, row.high, color=colour, alpha=0.12, lw=0)
         axis.axhline(row.accuracy, color=colour, ls="--", lw=1, label=f"{arm}, no other")

@@ -14,7 +14,7 @@ from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 # %% ../../nbs/library/segmentation/pictures.ipynb #1fda12ff
-from ..figures.plots import appearance, colours, new_figure
+from ..figures.plots import appearance, COLOURS, new_figure
 
 # %% ../../nbs/library/segmentation/pictures.ipynb #afa8e653
 def _rgb(colour: str) -> np.ndarray:
@@ -24,7 +24,7 @@ def _rgb(colour: str) -> np.ndarray:
 
 def outlined(
     images: np.ndarray | Tensor,  # (N, 1, H, W) uint8
-    masks: dict[str, np.ndarray],  # "real" or "synthetic" of `colours` → (N, 1, H, W), 0 or 1
+    masks: dict[str, np.ndarray],  # "real" or "synthetic" of `COLOURS` → (N, 1, H, W), 0 or 1
     width: int = 1,  # pixels
     zoom: int = 1,  # pixels per pixel, before lines are drawn
 ) -> Tensor:  # (N, 3, zoom · H, zoom · W) uint8
@@ -34,7 +34,7 @@ def outlined(
         for picture, mask in zip(out, np.asarray(sets)[:, 0], strict=True):
             large = mask.astype(bool).repeat(zoom, 0).repeat(zoom, 1)
             line = large & ~binary_erosion(large, iterations=width)
-            picture[:, line] = _rgb(colours[kind])[:, None]
+            picture[:, line] = _rgb(COLOURS[kind])[:, None]
     return torch.from_numpy(out)
 
 # %% ../../nbs/library/segmentation/pictures.ipynb #14889d71

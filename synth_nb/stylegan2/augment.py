@@ -9,7 +9,6 @@ __all__ = ['Augment']
 import math
 
 import torch
-from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -242,7 +241,7 @@ def apply_geometric(
     fine = fine[..., 2 * reach : -2 * reach, 2 * reach : -2 * reach]  # without zeros from outside
     grid = lookup_grid(theta, (2 * (height + 2 * reach), 2 * (width + 2 * reach)))
     fine = DifferentiableWarp.apply(fine, grid)
-    return wavelet_downsample(fine[..., 1:-1, 1:-1], taps)  # the filter wants 5 samples, not 6
+    return wavelet_downsample(fine[..., 1:-1, 1:-1], taps)  # the filter needs 5 samples, not 6
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #3a07313f
 GREY_AXIS = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64) / math.sqrt(3)
@@ -345,7 +344,7 @@ def random_band_gains(
     p: float,  # probability of each, 0 … 1
     rng: BatchRandom,
 ) -> Tensor:  # (B, 4) float64
-    "Gains of the four bands, power kept."
+    "Gains of the four bands that preserve the expected power."
     power = torch.tensor([10.0, 1, 1, 1], dtype=torch.float64) / 13
     gains = torch.ones(rng.count, 4, dtype=torch.float64)
     for band in range(4):
@@ -442,44 +441,40 @@ class Augment(nn.Module):
         self.register_buffer("taps", torch.tensor(SYM6), persistent=False)
         self.register_buffer("bands", band_filters().float(), persistent=False)
 
+    def forward(
+        self,
+        images: Tensor,  # (B, 1 or 3, H, W), a float in [-1, 1]
+        rng: BatchRandom | None = None,  # None: new ones
+    ) -> Tensor:  # (B, 1 or 3, H, W) float32, a little beyond [-1, 1]
+        "Augment every image by itself. Raises `ValueError` for other shapes and kinds."
+        shape, kind, p = tuple(images.shape), images.dtype, min(max(float(self.p), 0.0), 1.0)
+        if images.ndim != 4 or shape[1] not in (1, 3) or not kind.is_floating_point:
+            raise ValueError(f"images must be floats (B, 1 or 3, H, W), got {kind} {shape}")
+        if not self.words or p == 0:
+            return images
+        with torch.autocast(images.device.type, enabled=False):
+            return self.change(images.float(), p, rng or BatchRandom(len(images)))
+
+    def change(
+        self,
+        images: Tensor,  # (B, 1 or 3, H, W) float32
+        p: float,  # above 0
+        rng: BatchRandom,
+    ) -> Tensor:  # (B, 1 or 3, H, W)
+        "All transforms, in the order of the paper."
+        matrices = geometric_matrices(self.words, p, rng, images.shape[2:])
+        if (matrices != torch.eye(3, dtype=torch.float64)).any():
+            images = apply_geometric(images, matrices, self.taps)
+        matrices = colour_matrices(self.words, p, rng)
+        if (matrices != IDENTITY).any():
+            images = apply_colour(images, matrices)
+        if "imgfilter" in self.words:
+            images = apply_band_gains(images, random_band_gains(p, rng), self.bands)
+        if "noise" in self.words:
+            images = add_noise(images, p, rng)
+        if "cutout" in self.words:
+            images = cutout(images, p, rng)
+        return images
+
     def extra_repr(self):
         return ", ".join(sorted(self.words))
-
-# %% ../../nbs/library/stylegan2/augment.ipynb #ae273e81
-@patch
-def forward(
-    self: Augment,
-    images: Tensor,  # (B, 1 or 3, H, W), a float in [-1, 1]
-    rng: BatchRandom | None = None,  # None: new ones
-) -> Tensor:  # (B, 1 or 3, H, W) float32, a little beyond [-1, 1]
-    "Augment every image by itself. Raises `ValueError` for other shapes and kinds."
-    shape, kind, p = tuple(images.shape), images.dtype, min(max(float(self.p), 0.0), 1.0)
-    if images.ndim != 4 or shape[1] not in (1, 3) or not kind.is_floating_point:
-        raise ValueError(f"images must be floats (B, 1 or 3, H, W), got {kind} {shape}")
-    if not self.words or p == 0:
-        return images
-    with torch.autocast(images.device.type, enabled=False):
-        return self.change(images.float(), p, rng or BatchRandom(len(images)))
-
-# %% ../../nbs/library/stylegan2/augment.ipynb #72c83f81
-@patch
-def change(
-    self: Augment,
-    images: Tensor,  # (B, 1 or 3, H, W) float32
-    p: float,  # above 0
-    rng: BatchRandom,
-) -> Tensor:  # (B, 1 or 3, H, W)
-    "All transforms, in the order of the paper."
-    matrices = geometric_matrices(self.words, p, rng, images.shape[2:])
-    if (matrices != torch.eye(3, dtype=torch.float64)).any():
-        images = apply_geometric(images, matrices, self.taps)
-    matrices = colour_matrices(self.words, p, rng)
-    if (matrices != IDENTITY).any():
-        images = apply_colour(images, matrices)
-    if "imgfilter" in self.words:
-        images = apply_band_gains(images, random_band_gains(p, rng), self.bands)
-    if "noise" in self.words:
-        images = add_noise(images, p, rng)
-    if "cutout" in self.words:
-        images = cutout(images, p, rng)
-    return images

@@ -6,6 +6,7 @@
 __all__ = ['declared_parameters', 'check_values', 'defaults', 'Experiment', 'experiments', 'ready', 'main']
 
 # %% ../../nbs/library/tools/grid.ipynb #d73eed85
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -33,7 +35,7 @@ from synth_nb.core.files import (
     atomic_write,
 )
 from ..core.fingerprint import library_hash, notebook_sources
-from ..core.parameters import ParameterError, check_names
+from ..core.parameters import ParameterError, check_names, check_parameters
 from ..core.runs import read_manifest
 
 # %% ../../nbs/library/tools/grid.ipynb #1d96bc4f
@@ -64,7 +66,9 @@ def check_values(
     "Check values as the notebook itself will, before it runs. Raises `ParameterError`."
     space = declared_parameters(cells)
     check_names(values, space.get("__annotations__", {}))
-    exec(compile(head_of(cells)[1], "check", "exec"), space | values)
+    space |= dict(check_parameters=check_parameters)  # some notebooks import it further up
+    with redirect_stdout(io.StringIO()):  # 04_stylegan2 prints a summary here
+        exec(compile(head_of(cells)[1], "check", "exec"), space | values)
 
 # %% ../../nbs/library/tools/grid.ipynb #61f7f8c9
 def data_state(
@@ -196,7 +200,7 @@ def _experiment(file: Path, profile: str) -> Experiment:
 # %% ../../nbs/library/tools/grid.ipynb #c73c4352
 def missing_data(parameters: dict) -> str:  # empty where all is here, or comes from elsewhere
     "Which folder or file of a data set is not there."
-    others = (str(parameters.get(name) or "") for name in ("masks", "other"))
+    others = (str(parameters.get(name) or "") for name in ("masks", "comparison_dataset"))
     for word in (dataset_of(parameters), *others):
         path = word.partition(":")[2] if word.startswith(("em:", "wsi:")) else word
         if ("/" in path or "." in path) and ":" not in path and not resolve(path).exists():
@@ -291,7 +295,9 @@ def as_html(
     starts = [i for i, cell in enumerate(cells) if cell.source.startswith("## Experiment")]
     notebook.cells = [*cells[:1], *cells[starts[0] + 1 if starts else 1 :]]
     hidden = ["exclude_input", "exclude_input_prompt", "exclude_output_prompt"]
-    page = HTMLExporter(**dict.fromkeys(hidden, True)).from_notebook_node(notebook)[0]
+    title = cells[0].source.splitlines()[0].lstrip("# ") if cells else "Report"
+    exporter = HTMLExporter(**dict.fromkeys(hidden, True))
+    page = exporter.from_notebook_node(notebook, dict(metadata=dict(name=title)))[0]
     style = ".jp-RenderedHTMLCommon :is(td, th) {text-align: left !important}"
     return page.replace("</head>", f"<style>{style}</style></head>", 1)
 

@@ -328,12 +328,12 @@ def _pair_caption(
     pair: pd.Series,
 ) -> str:
     "How two images are alike, with the split and class of each."
-    from synth_nb.figures.plots import short
+    from synth_nb.figures.plots import shorten
 
     near = f"near, r = {min(pair['likeness'], 0.999):.3f}"
     how = "identical" if pair["kind"] == "identical" else near
     how += f", {ORIENTATIONS[pair['view']]}" if pair["view"] else ""
-    sides = [f"{pair[f'split_{s}']} {short(pair[f'class_{s}'], 16)}".strip() for s in "ab"]
+    sides = [f"{pair[f'split_{s}']} {shorten(pair[f'class_{s}'], 16)}".strip() for s in "ab"]
     return f"{how}\n{sides[0]} | {sides[1]}"
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #d44f73ce
@@ -438,11 +438,11 @@ def _write_audit(
     folder: Path,  # absolute; created if it is not there
 ) -> Path:
     "Write the files of an audit, each atomically."
-    from synth_nb.figures.plots import save
+    from synth_nb.figures.plots import save_figure
 
     drawn = ["contact_sheet", "histograms", *(["duplicates"] if len(found.pairs) else [])]
     for name in drawn:
-        save(getattr(found, name)(), folder / f"{name}.png")
+        save_figure(getattr(found, name)(), folder / f"{name}.png")
     if "duplicates" not in drawn:  # of an earlier audit
         (folder / "duplicates.png").unlink(missing_ok=True)
     columns = [name for name in found.pairs if name not in ("a", "b")]
