@@ -23,7 +23,7 @@ from synth_nb.evaluation.copies import (
     relative_distance,
     thumbnails,
 )
-from synth_nb.evaluation.scores import wilson
+from synth_nb.metrics.uncertainty import wilson_interval
 
 KINDS = ("as it is", "view", "JPEG 75", "JPEG 50", "view and JPEG 75")
 
@@ -107,7 +107,7 @@ def main():
             counter[1] += len(table["copy"][part])
     total, share = copies * given.seeds, found[0] / (copies * given.seeds)
     print(f"{machine()}, {embedder.id}, {given}")
-    print(f"found {found[0]} of {total} ({share:.1%}, 95 % {wilson(share, total)}); "
+    print(f"found {found[0]} of {total} ({share:.1%}, 95 % {wilson_interval(share, total)}); "
           f"features alone {found[1]}, pixels alone {found[2]}; missed {missed}")
     for name, (n, of) in (("unseen real", flagged), ("synthetic that are no copies", honest)):
         print(f"{name} flagged: {n} of {of} ({n / of:.2%})")

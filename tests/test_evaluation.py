@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def eye():
+def embedder():
     "A small, quick extractor."
     return load_embedder("efficientnet_lite0@32")
 
@@ -55,7 +55,7 @@ def coloured(n, seed=0, size=32, title="synthetic"):
 
 
 @pytest.mark.parametrize(
-    ("fake", "said"),
+    ("fake", "message"),
     [
         (coloured(5), "`synthetic` has 5 images; 12 are the least"),
         (replace(coloured(20), images=np.full((20, 3, 32, 32), 7, np.uint8)), "are equal"),
@@ -63,16 +63,16 @@ def coloured(n, seed=0, size=32, title="synthetic"):
         (coloured(20, size=48), "differ in size: 32x32 and 48x48"),
     ],
 )
-def test_pairs_that_cannot_be_compared(fake, said):
-    with pytest.raises(DataError, match=said) as e:
+def test_pairs_that_cannot_be_compared(fake, message):
+    with pytest.raises(DataError, match=message) as e:
         check_pair(coloured(20, title="real"), fake)
     assert "\n" not in str(e.value)
 
 
 def test_an_empty_folder_and_a_missing_one(tmp_path):
     (tmp_path / "empty").mkdir()
-    for word, said in (("empty", "empty"), ("not there", "not there")):
-        with pytest.raises((DataError, OSError), match=said):
+    for word, message in (("empty", "empty"), ("not there", "not there")):
+        with pytest.raises((DataError, OSError), match=message):
             open_inputs("demo", str(tmp_path / word))
 
 
@@ -92,9 +92,9 @@ def test_lists_of_sets():
 # --- numbers
 
 
-def test_same_distribution_is_within_the_floor(eye, phantoms):
+def test_same_distribution_is_within_the_floor(embedder, phantoms):
     real, fake = (ImageSet(t, phantoms[i : i + 80]) for t, i in (("real", 0), ("synthetic", 100)))
-    rows = score_sets(real, [fake], [eye], repeats=40).set_index("metric")
+    rows = score_sets(real, [fake], [embedder], n_repeats=40).set_index("metric")
     for name in ("frechet", "kernel", "coverage", "recall"):
         one = rows.loc[name]
         slack = 0.5 * (one.floor_high - one.floor_low)
@@ -103,27 +103,27 @@ def test_same_distribution_is_within_the_floor(eye, phantoms):
     assert rows.loc["accuracy", "p_value"] > 0.02
 
 
-def test_floor_is_at_the_count_of_a_small_set(eye, phantoms):
+def test_floor_is_at_the_count_of_a_small_set(embedder, phantoms):
     real = ImageSet("real", phantoms[:100])
     fakes = [ImageSet("few", phantoms[200:220]), ImageSet("more", phantoms[300:390])]
-    rows = score_sets(real, fakes, [eye], repeats=20)
+    rows = score_sets(real, fakes, [embedder], n_repeats=20)
     counts = rows[rows.metric == "frechet"].set_index("set")["count"]
     assert counts.to_dict() == {"few": 20, "more": 50}
-    assert "real against real, at 20" in score_table(rows, eye.id).index
+    assert "real against real, at 20" in score_table(rows, embedder.id).index
 
 
-def test_two_sets_of_one_title_are_refused(eye, phantoms):
+def test_two_sets_of_one_title_are_refused(embedder, phantoms):
     sets = [ImageSet("synthetic", phantoms[i : i + 20]) for i in (0, 20)]
     with pytest.raises(DataError, match="two sets are called 'synthetic': give each its own title"):
-        score_sets(ImageSet("real", phantoms[40:80]), sets, [eye])
+        score_sets(ImageSet("real", phantoms[40:80]), sets, [embedder])
 
 
 def test_groups_stay_together():
     one = coloured(60)
     many = replace(one, groups=[f"p{i // 6}" for i in range(60)])
     assert usable_groups(many) == (many.groups, "")
-    groups, said = usable_groups(replace(one, groups=["a"] * 30 + ["b"] * 30))
-    assert groups is None and "2 groups, too few" in said
+    groups, message = usable_groups(replace(one, groups=["a"] * 30 + ["b"] * 30))
+    assert groups is None and "2 groups, too few" in message
     x = torch.randn(60, 4).double() + 10 * torch.arange(60)[:, None].div(6).floor()
     seen = []
     set_baseline(lambda a, b: seen.append((a, b)) or {"m": 0.0}, x, 30, 4, groups=many.groups)
@@ -159,20 +159,20 @@ def test_views_are_read_one_by_one(phantoms):
     assert {views[[10 * v + 3]].tobytes() for v in range(8)} == expected and len(expected) == 8
 
 
-def test_planted_copies_are_found_and_others_left_alone(eye, phantoms):
+def test_planted_copies_are_found_and_others_left_alone(embedder, phantoms):
     train, rest = phantoms[:120], phantoms[120:]
     views, found, total, alarms, honest = SymmetricViews(train), 0, 0, 0, 0
-    seen, others = [(embed_images(eye, x), thumbnails(x)) for x in (views, rest)]
+    seen, others = [(embed_images(embedder, x), thumbnails(x)) for x in (views, rest)]
     for seed in range(4):
         rng = np.random.default_rng(seed)
         rows = rng.choice(120, 6, replace=False)
-        made = [views[[120 * rng.integers(8) + r]][0] for r in rows]
-        made = np.stack([compressed(x) if i % 2 else x for i, x in enumerate(made)])
+        copies_of = [views[[120 * rng.integers(8) + r]][0] for r in rows]
+        copies_of = np.stack([compressed(x) if i % 2 else x for i, x in enumerate(copies_of)])
         order = rng.permutation(len(rest))
         usual, fresh = order[:300], order[300:]
-        spaces = {name: (torch.cat([f(made), o[fresh]]), s, o[usual])
+        spaces = {name: (torch.cat([f(copies_of), o[fresh]]), s, o[usual])
                   for name, f, s, o in zip(
-                      ("features", "pixels"), (lambda x: embed_images(eye, x), thumbnails),
+                      ("features", "pixels"), (lambda x: embed_images(embedder, x), thumbnails),
                       seen, others, strict=True)}
         table, expected, _ = find_copies(spaces, 120)
         assert expected <= 0.01
@@ -188,24 +188,24 @@ def test_the_share_of_false_alarms_is_kept():
         assert (rank + 1) / (n + 1) <= max(0.01, 1 / (n + 1)) + 1e-12
 
 
-def test_leaked_images_take_no_part(eye, phantoms):
+def test_leaked_images_take_no_part(embedder, phantoms):
     train, fake = ImageSet("training", phantoms[:60]), ImageSet("synthetic", phantoms[60:120])
     leaky = ImageSet("real", np.concatenate([phantoms[200:300], phantoms[:4]]))
-    audit = audit_copies(fake, train, leaky, eye)
+    audit = audit_copies(fake, train, leaky, embedder)
     assert audit.held_out == 100 and "4 of 104 real test images" in audit.notes[0]
     with pytest.raises(DataError, match="split by patient"):
-        audit_copies(fake, train, train, eye)
+        audit_copies(fake, train, train, embedder)
 
 
 def test_a_report_says_where_all_held_out_images_are_training_images_in_another_view(
-    eye, phantoms, tmp_path
+    embedder, phantoms, tmp_path
 ):
     train, fake = ImageSet("training", phantoms[:60]), ImageSet("synthetic", phantoms[60:120])
     mirrored = ImageSet("real", np.ascontiguousarray(phantoms[:60, ..., ::-1]))
-    _, audit = evaluate_run(tmp_path, mirrored, train, [fake], [eye])
+    _, audit = evaluate_run(tmp_path, mirrored, train, [fake], [embedder])
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert audit is None and "60 of 60 are training images again" in report
-    assert "- not judged: the warnings say why" in report
+    assert "- not searched: see the warnings" in report
 
 
 # --- usefulness
@@ -229,14 +229,16 @@ def test_differences_are_paired():
     assert rows[1]["diff_low"] == rows[1]["diff_high"] == 0 and rows[1]["low"] < rows[1]["high"]
 
 
-def test_both_classifiers_learn_and_keep_the_random_streams(eye):
+def test_both_classifiers_learn_and_keep_the_random_streams(embedder):
     digits = open_dataset("digits", 32, channels=1)
     two = digits.select(digits.labels < 2)
     train, test = to_image_set("training", two.train), to_image_set("real", two.held_out)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    table = usefulness(train, test, replace(train, title="synthetic"), eye, 1, 25, device="cpu")
+    table = usefulness(
+        train, test, replace(train, title="synthetic"), embedder, 1, 25, device="cpu"
+    )
     assert torch.rand(1) == expected
     assert len(table) == 6 and (table.accuracy > 0.8).all()
 
@@ -250,24 +252,25 @@ def test_two_folders_by_papermill(tmp_path, phantoms):
         for i, x in enumerate(part):
             Image.fromarray(x[0]).save(tmp_path / name / f"{i}.png")
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
-    given = dict(real=tmp_path / "real", synthetic=tmp_path / "made", channels=1, repeats=20,
-                 embedders="['efficientnet_lite0@32']", outputs=tmp_path, run_name="two")
-    words = [word for k, v in given.items() for word in ("-p", k, str(v))]
+    parameters = dict(real=tmp_path / "real", synthetic=tmp_path / "made", channels=1,
+                      n_repeats=20, eval_embedders="['efficientnet_lite0@32']", outputs=tmp_path,
+                      run_name="two")
+    words = [word for k, v in parameters.items() for word in ("-p", k, str(v))]
     command = [sys.executable, "-m", "papermill", ROOT / "nbs/08_evaluation.ipynb", "-", *words]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "08_evaluation" / "two"
-    kept = json.loads((folder / "evaluation.json").read_text())
-    assert kept["size"] == 48 and next(iter(kept["sets"])) == "real"
+    stored = json.loads((folder / "evaluation.json").read_text())
+    assert stored["size"] == 48 and next(iter(stored["sets"])) == "real"
     assert {"sets.png", "numbers.png", "tsne.png"} <= {p.name for p in folder.glob("*.png")}
     rows = pd.read_csv(folder / "evaluation.csv")
     assert {"frechet", "kernel", "coverage", "accuracy"} <= set(rows.metric)
     report = (folder / "report.md").read_text()
-    assert "the floor is" in report and "without `train` nothing is known" in report
+    assert "the real-vs-real baseline is" in report and "without `train` nothing is known" in report
     assert json.loads((folder / "manifest.json").read_text())["status"] == "complete"
 
 
 def test_draw_keeps_labels_and_images_together():
     one = replace(coloured(50), labels=torch.arange(50), classes=list(map(str, range(50))))
-    few = random_subset(one, 7, seed=3)
-    assert (few.images == one.images[few.labels.numpy()]).all() and len(few) == 7
+    short = random_subset(one, 7, seed=3)
+    assert (short.images == one.images[short.labels.numpy()]).all() and len(short) == 7

@@ -43,8 +43,8 @@ def fake(nets, batch):
 
 
 def loss_d(nets, batch):
-    real, made = nets["D"](batch["x"]), nets["D"](fake(nets, batch).detach())
-    return F.softplus(-real).mean() + F.softplus(made).mean()
+    real, synthetic = nets["D"](batch["x"]), nets["D"](fake(nets, batch).detach())
+    return F.softplus(-real).mean() + F.softplus(synthetic).mean()
 
 
 def loss_g(nets, batch):

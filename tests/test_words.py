@@ -6,6 +6,8 @@ import json
 import pytest
 import words
 
+from synth_nb.core.runs import RENAMED_PARAMETERS
+
 TABLE = dict(
     parameter={"views": "symmetry"}, part={"judge": "eval_embedders", "kept": "cached"},
     definition={"Plan": "TrainingConfig", "shown": "display_path"})  # fmt: skip
@@ -66,6 +68,13 @@ def test_the_page_retires_and_no_word_is_both():
     assert min(map(len, table.values())) > 20
     right = {word for kind in table for words in table[kind].values() for word in words.split(", ")}
     assert right & table["part"].keys() == set()
+
+
+def test_every_renamed_parameter_is_on_the_page():
+    page = (words.ROOT / words.PAGE).read_text(encoding="utf-8")
+    table = words.retired(page)["parameter"]
+    lost = {old: new for old, new in RENAMED_PARAMETERS.items() if new not in table.get(old, "")}
+    assert lost == {}, f"{words.PAGE} does not list these"
 
 
 def test_the_project_uses_no_retired_word():

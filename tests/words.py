@@ -46,9 +46,12 @@ def retired(text: str) -> dict[str, dict[str, str]]:
     "Kind (parameter, part, definition) → retired word → what to say, from the page's tables."
     found = {}
     for heading, kind in TABLES.items():
-        rows = re.findall(r"^\| (`.+?) \| (.+?) \|$", sections(text)[heading], flags=re.M)
-        found[kind] = {word: right.replace("`", "") for words, right in rows
-                       for word in re.findall(r"`(\w+)`", words)}  # fmt: skip
+        found[kind] = {}
+        for row in re.findall(r"^\| (`.+?`) \| (.+?) \|$", sections(text)[heading], flags=re.M):
+            old, new = (re.findall(r"`(\w+)`", cell) for cell in row)
+            paired = kind != "part" and len(old) == len(new)
+            right = new if paired else [row[1].replace("`", "")] * len(old)
+            found[kind] |= dict(zip(old, right, strict=True))
     return found
 
 

@@ -29,7 +29,8 @@ from ..embedders import Embedder, embed_images, load_embedder
 from ..embedders.inception import INCEPTION_URL
 from ..evaluation.copies import CopyAudit
 from ..evaluation.report import evaluate_run, markdown
-from ..evaluation.scores import score_table, wilson
+from ..evaluation.scores import score_table
+from ..metrics.uncertainty import wilson_interval
 from ..evaluation.sets import ImageSet, random_subset, to_image_set
 from ..metrics import retrieval_hits
 
@@ -46,7 +47,7 @@ def condition_fidelity(
     hits, chance = retrieval_hits(samples[rows], real[rows], apart)
     found, n = dict(images=len(rows)), len(rows)
     for name, share, luck in zip(("top1", "top5"), hits.mean(0), chance.mean(0), strict=True):
-        low, high = wilson(float(share), n)
+        low, high = wilson_interval(float(share), n)
         found |= {name: float(share), f"{name}_low": low, f"{name}_high": high,
                   f"{name}_chance": float(luck)}
     near = F.normalize(samples[rows].double()) @ F.normalize(real[rows].double()).T

@@ -26,7 +26,7 @@ from ..data.affine import lookup_grid, rotation, warp
 from ..embedders import Embedder, embed_images
 from ..diffusion.sampling import SamplingConfig
 from .sampling import LetterModel
-from ..evaluation.scores import wilson
+from ..metrics.uncertainty import wilson_interval
 from ..metrics import frechet_distance, inception_score, kernel_distance, ssim
 from ..core.devices import pick_device
 from ..core.files import cache_root, digest, atomic_write
@@ -194,7 +194,7 @@ def label_accuracy(
     confusion = torch.zeros(count, count, dtype=torch.int64)
     confusion.index_put_((labels.long(), found.cpu()), torch.ones_like(labels), accumulate=True)
     share = confusion.trace().item() / len(labels)
-    low, high = wilson(share, len(labels))
+    low, high = wilson_interval(share, len(labels))
     return dict(accuracy=share, low=low, high=high, images=len(labels), confusion=confusion)
 
 # %% ../../nbs/library/emnist/classifier.ipynb #37846500
@@ -206,7 +206,7 @@ def accuracy_by_class(
     rows = []
     for label, line in enumerate(confusion.tolist()):
         n, right = sum(line), line[label]
-        low, high = wilson(right / n, n) if n else (math.nan, math.nan)
+        low, high = wilson_interval(right / n, n) if n else (math.nan, math.nan)
         others = [(count, i) for i, count in enumerate(line) if count and i != label]
         rows.append({"class": classifier.classes[label], "images": n,
                      "accuracy": right / n if n else math.nan, "low": low, "high": high,

@@ -18,12 +18,12 @@ from torch import Tensor
 from .classifier import random_affine
 from ..evaluation import ImageSet
 from synth_nb.evaluation.useful import (
+    accuracy_intervals,
+    align_labels,
     balanced_rows,
+    missing_for_usefulness,
     present_classes,
     train_and_classify,
-    missing_for_usefulness,
-    align_labels,
-    accuracy_intervals,
 )
 from ..figures.plots import COLOURS, new_figure
 from ..core.seeding import derive_seed

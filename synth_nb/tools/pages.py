@@ -18,7 +18,6 @@ from pathlib import Path
 
 # %% ../../nbs/library/tools/pages.ipynb #b664cf60
 from execnb.nbio import mk_cell
-from fastcore.basics import patch
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.process import Processor
@@ -271,39 +270,33 @@ class Pages(Processor):
             return self.definition_cell(name[1], "exports" in getattr(after, "directives_", {}))
         return self.code_cell(cell)
 
-# %% ../../nbs/library/tools/pages.ipynb #340a250d
-@patch
-def prose_cell(self: Pages, cell) -> list:
-    "A markdown cell with links; the first becomes front matter and what else it says."
-    self.level, self.count = _level(cell.source, self.level), 0
-    self.before.append(cell.source)
-    if len(self.before) == 1:
-        return _title_cells(cell, self.module.notebook)
-    cell.source = link_names(cell.source, self.module.notebook)
-    return [cell]
+    def prose_cell(self, cell) -> list:
+        "A markdown cell with links; the first becomes front matter and what else it says."
+        self.level, self.count = _level(cell.source, self.level), 0
+        self.before.append(cell.source)
+        if len(self.before) == 1:
+            return _title_cells(cell, self.module.notebook)
+        cell.source = link_names(cell.source, self.module.notebook)
+        return [cell]
 
+    def code_cell(self, cell) -> list:
+        "A code cell, with an alternative text for its picture."
+        if _shows_picture(cell) and "fig-alt" not in cell.source:
+            self.count += 1
+            words = json.dumps(words_for(self.before, self.count), ensure_ascii=False)
+            cell.source = f"#| fig-alt: {words}\n{cell.source}"
+        return [cell]
 
-@patch
-def code_cell(self: Pages, cell) -> list:
-    "A code cell, with an alternative text for its picture."
-    if _shows_picture(cell) and "fig-alt" not in cell.source:
-        self.count += 1
-        words = json.dumps(words_for(self.before, self.count), ensure_ascii=False)
-        cell.source = f"#| fig-alt: {words}\n{cell.source}"
-    return [cell]
-
-# %% ../../nbs/library/tools/pages.ipynb #40279a40
-@patch
-def definition_cell(
-    self: Pages,
-    name: str,  # of a definition
-    source_follows: bool,  # the cell is `#| exports`
-) -> list:
-    "The documentation of a definition. Raises `ValueError` for one that is not there."
-    module = self.module
-    if name not in module.defined:
-        message = f"{module.file} does not define `{name}`, which {module.notebook} exports"
-        raise ValueError(f"{message}; run nbdev_export")
-    level = min(self.level + 1, 4)
-    text = documented(module.defined[name], module, level, not source_follows)
-    return [mk_cell(text, "markdown")]
+    def definition_cell(
+        self,
+        name: str,  # of a definition
+        source_follows: bool,  # the cell is `#| exports`
+    ) -> list:
+        "The documentation of a definition. Raises `ValueError` for one that is not there."
+        module = self.module
+        if name not in module.defined:
+            message = f"{module.file} does not define `{name}`, which {module.notebook} exports"
+            raise ValueError(f"{message}; run nbdev_export")
+        level = min(self.level + 1, 4)
+        text = documented(module.defined[name], module, level, not source_follows)
+        return [mk_cell(text, "markdown")]

@@ -74,8 +74,8 @@ def branch_checkpoint(
     "Make the state of an epoch the newest checkpoint. Raises `FileNotFoundError` without one."
     path, best = checkpoint_path(folder, epoch), Path(folder) / "checkpoints" / "best.pt"
     if not path.is_file():
-        place = display_path(best.parent)
-        raise FileNotFoundError(f"the state of epoch {epoch} was not saved in {place}")
+        folder = display_path(best.parent)
+        raise FileNotFoundError(f"the state of epoch {epoch} was not saved in {folder}")
     state = read_checkpoint(path)
     position = state["position"]
     if best.is_file() and read_checkpoint(best)["position"]["step"] > position["step"]:
