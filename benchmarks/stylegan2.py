@@ -151,9 +151,9 @@ class PlainDiscriminator(nn.Module):
             x = y + self.conv(block.conv1, self.conv(block.conv0, x), half)
         head, x = self.net.b4, x.float()
         groups = x.reshape(min(head.group, len(x)), -1, *x.shape[1:])
-        spread = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
-        spread = spread.repeat(len(groups))[:, None, None, None].expand(-1, 1, 4, 4)
-        x = self.conv(head.conv, torch.cat([x, spread], 1)).flatten(1)
+        std = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
+        std = std.repeat(len(groups))[:, None, None, None].expand(-1, 1, 4, 4)
+        x = self.conv(head.conv, torch.cat([x, std], 1)).flatten(1)
         return head.out(head.fc(x))
 
 
@@ -187,25 +187,25 @@ class Side:
         self.adam[trained].step()
         self.adam[trained].zero_grad()
 
-    def made(self, count):
+    def generated(self, count):
         "Images of the generator, and their styles."
         ws = self.G.mapping(torch.randn(count, self.G.z_dim), torch.zeros(count, 0))
         return self.G.synthesis(ws), ws
 
-    def judged(self, images):
+    def logits(self, images):
         return self.D(images, torch.zeros(len(images), 0))
 
     def generator(self):
         def loss():
             with self.context():
-                return F.softplus(-self.judged(self.made(self.batch)[0])).mean()
+                return F.softplus(-self.logits(self.generated(self.batch)[0])).mean()
 
         self.step(self.G, self.D, [loss])
 
     def path_length(self):
         def loss():
             with self.context():
-                images, ws = self.made(max(self.batch // 2, 1))
+                images, ws = self.generated(max(self.batch // 2, 1))
                 noise = torch.randn_like(images) / images.shape[-1]
                 (grad,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
             lengths = grad.square().sum(2).mean(1).sqrt()
@@ -218,12 +218,12 @@ class Side:
         def fake():
             with self.context():
                 with torch.no_grad():
-                    images = self.made(self.batch)[0]
-                return F.softplus(self.judged(images)).mean()
+                    images = self.generated(self.batch)[0]
+                return F.softplus(self.logits(images)).mean()
 
         def real():
             with self.context():
-                return F.softplus(-self.judged(self.images)).mean()
+                return F.softplus(-self.logits(self.images)).mean()
 
         self.step(self.D, self.G, [fake, real])
 
@@ -231,7 +231,7 @@ class Side:
         def loss():
             images = self.images.clone().requires_grad_()
             with self.context():
-                answers = self.judged(images)
+                answers = self.logits(images)
                 (grad,) = torch.autograd.grad(answers.sum(), images, create_graph=True)
             return grad.square().sum((1, 2, 3)).mean() * 0.1 / 2 * 16
 
@@ -247,7 +247,7 @@ class Side:
         "Forward and backward of the discriminator, without the optimiser."
         self.D.requires_grad_(True)
         with self.context():
-            loss = F.softplus(-self.judged(self.images)).mean()
+            loss = F.softplus(-self.logits(self.images)).mean()
         loss.backward()
         self.D.zero_grad()
 
@@ -263,11 +263,11 @@ def iteration(ours: Side, theirs: Side, rounds: int) -> list[str]:
     def added(value):
         return sum(value(result) / intervals[name] for name, result in results.items())
 
-    whole = {side: added(lambda result, s=side: result[s]) for side in ("ours", "theirs")}
+    total = {side: added(lambda result, s=side: result[s]) for side in ("ours", "theirs")}
     for key in ("low", "high"):  # quartiles of the phases, by their share of the time
-        whole[key] = added(lambda result, k=key: result[k] * result["theirs"]) / whole["theirs"]
-    whole["ratio"] = whole["ours"] / whole["theirs"]
-    return [*lines, row("**iteration**", whole)]
+        total[key] = added(lambda result, k=key: result[k] * result["theirs"]) / total["theirs"]
+    total["ratio"] = total["ours"] / total["theirs"]
+    return [*lines, row("**iteration**", total)]
 
 
 def agreement(one: Side, two: Side) -> str:
@@ -295,37 +295,37 @@ def main():
     words.add_argument("--other", default="", help="module:build of a second implementation")
     words.add_argument("--grouped", action="store_true", help="the plain side in training, too")
     words.add_argument("--only", default="", help="iteration, generate, answer or bf16")
-    given = words.parse_args()
+    args = words.parse_args()
     torch.set_num_threads(1)
-    if given.other:
-        module, _, name = given.other.partition(":")
+    if args.other:
+        module, _, name = args.other.partition(":")
         other = getattr(importlib.import_module(module), name or "build")
-        other = other(given.resolution, given.seed)
+        other = other(args.resolution, args.seed)
     else:
-        other = plain(given.resolution, given.seed, given.grouped)
-    images = torch.rand(given.batch, 3, given.resolution, given.resolution) * 2 - 1
-    ours = Side(*build(given.resolution, given.seed), given.batch, images)
-    theirs = Side(*other, given.batch, images)
-    print(f"{machine()}; {given}; medians of CPU time, ratio with its quartiles", flush=True)
+        other = plain(args.resolution, args.seed, args.grouped)
+    images = torch.rand(args.batch, 3, args.resolution, args.resolution) * 2 - 1
+    ours = Side(*build(args.resolution, args.seed), args.batch, images)
+    theirs = Side(*other, args.batch, images)
+    print(f"{machine()}; {args}; medians of CPU time, ratio with its quartiles", flush=True)
     print(f"largest difference of images {agreement(ours, theirs)}\n")
     print("| | ours, ms | other, ms | ratio |\n| --- | --- | --- | --- |", flush=True)
     clock = time.process_time
 
     def wanted(word):
-        return given.only in ("", word)
+        return args.only in ("", word)
 
     if wanted("generate"):
-        found = alternate(ours.generate, theirs.generate, given.rounds, 1, clock)
+        found = alternate(ours.generate, theirs.generate, args.rounds, 1, clock)
         print(row("generation", found), flush=True)
     if wanted("answer"):
-        found = alternate(ours.answer, theirs.answer, given.rounds, 1, clock)
+        found = alternate(ours.answer, theirs.answer, args.rounds, 1, clock)
         print(row("discriminator, forward and backward", found), flush=True)
     if wanted("iteration"):
-        print(*iteration(ours, theirs, given.rounds), sep="\n", flush=True)
+        print(*iteration(ours, theirs, args.rounds), sep="\n", flush=True)
     if wanted("bf16") and has_bf16():
         ours.autocast = True
         print("\nours in bf16 autocast, other in fp32\n", flush=True)
-        print(*iteration(ours, theirs, given.rounds), sep="\n", flush=True)
+        print(*iteration(ours, theirs, args.rounds), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
