@@ -187,25 +187,25 @@ class Side:
         self.adam[trained].step()
         self.adam[trained].zero_grad()
 
-    def generated(self, count):
+    def synthetic(self, count):
         "Images of the generator, and their styles."
         ws = self.G.mapping(torch.randn(count, self.G.z_dim), torch.zeros(count, 0))
         return self.G.synthesis(ws), ws
 
-    def logits(self, images):
+    def logits_of(self, images):
         return self.D(images, torch.zeros(len(images), 0))
 
     def generator(self):
         def loss():
             with self.context():
-                return F.softplus(-self.logits(self.generated(self.batch)[0])).mean()
+                return F.softplus(-self.logits_of(self.synthetic(self.batch)[0])).mean()
 
         self.step(self.G, self.D, [loss])
 
     def path_length(self):
         def loss():
             with self.context():
-                images, ws = self.generated(max(self.batch // 2, 1))
+                images, ws = self.synthetic(max(self.batch // 2, 1))
                 noise = torch.randn_like(images) / images.shape[-1]
                 (grad,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
             lengths = grad.square().sum(2).mean(1).sqrt()
@@ -218,12 +218,12 @@ class Side:
         def fake():
             with self.context():
                 with torch.no_grad():
-                    images = self.generated(self.batch)[0]
-                return F.softplus(self.logits(images)).mean()
+                    images = self.synthetic(self.batch)[0]
+                return F.softplus(self.logits_of(images)).mean()
 
         def real():
             with self.context():
-                return F.softplus(-self.logits(self.images)).mean()
+                return F.softplus(-self.logits_of(self.images)).mean()
 
         self.step(self.D, self.G, [fake, real])
 
@@ -231,7 +231,7 @@ class Side:
         def loss():
             images = self.images.clone().requires_grad_()
             with self.context():
-                answers = self.logits(images)
+                answers = self.logits_of(images)
                 (grad,) = torch.autograd.grad(answers.sum(), images, create_graph=True)
             return grad.square().sum((1, 2, 3)).mean() * 0.1 / 2 * 16
 
@@ -247,7 +247,7 @@ class Side:
         "Forward and backward of the discriminator, without the optimiser."
         self.D.requires_grad_(True)
         with self.context():
-            loss = F.softplus(-self.logits(self.images)).mean()
+            loss = F.softplus(-self.logits_of(self.images)).mean()
         loss.backward()
         self.D.zero_grad()
 

@@ -33,6 +33,7 @@ from synth_nb.training.loop import TrainingConfig
 
 EVAL_EMBEDDERS = ["efficientnet_lite2@64"]
 ROOT = Path(__file__).parent.parent
+TRAINING_CELLS = "check_microbatches(settings,", "plan = TrainingConfig("  # words in them
 NOTEBOOK = ROOT / "nbs" / "04_stylegan2.ipynb"
 SMALL = dict(image_size=32, channel_base=256, channel_max=16, z_dim=16, kimg=0.064,
              images_per_epoch=32, n_samples=16, projection_steps=3, snapshot_every=1)
@@ -71,7 +72,7 @@ def image_folder(folder: Path, count: int, mode: str = "L", size: int = 32) -> P
 def test_the_originals_parameters_become_ours(run_cells, capsys):
     old = dict(data="digits", cfg="paper256", batch=16, gpus=1, mirror=1, snap=10, seeds="1,2-3",
                trunc=0.5)
-    space = run_cells(until="from_original_parameters", **old)
+    space = run_cells(until="if not eval_embedders", **old)
     new = space["parameters"]
     assert new["dataset"] == "digits" and new["configuration"] == "paper256"
     assert new["batch_size"] == 16 and new["symmetry"] == "flip" and new["num_processes"] == 1
@@ -91,7 +92,7 @@ def test_a_batch_need_not_change_the_rest(run_cells):
 
 
 def test_a_run_is_the_same_one_in_either_words(run_cells):
-    until = "from_original_parameters"
+    until = "if not eval_embedders"
     assert run_cells(until=until, batch="16")["parameters"] == run_cells(
         until=until, batch_size=16)["parameters"]
     with pytest.raises(ParameterError, match="the same parameter: give one of them"):
@@ -171,7 +172,8 @@ def test_exported_weights_and_others_models(tmp_path):
 def test_an_epoch_may_be_the_data_set(run_cells):
     space = run_cells(image_size=32, images_per_epoch=0, kimg=1, dataset="digits",
                       eval_embedders=EVAL_EMBEDDERS)
-    exec(cell_with("plan = TrainingConfig("), space)
+    for mark in TRAINING_CELLS:
+        exec(cell_with(mark), space)
     size = len(space["images"].train)
     assert space["plan"].images_per_epoch == size and space["plan"].epochs == -(-1000 // size)
 
@@ -195,7 +197,7 @@ def average_of(run_cells, folder, epochs, until=0, **parameters):
         used.append(ema_decay(settings, images))
         return used[-1]
 
-    for mark in ("plan = TrainingConfig(", "def evaluate_samples(", "def new_trainer("):
+    for mark in (*TRAINING_CELLS, "def evaluate_samples(", "def new_trainer("):
         exec(cell_with(mark), space)
     space |= dict(ema_decay=decay, evaluate_samples=lambda *a: {}, save_samples=lambda *a: None)
     trainer = space["new_trainer"](folder, space["images"], space["plan"])
@@ -223,7 +225,7 @@ def test_a_configuration_without_ramp_up_has_one_decay(run_cells, tmp_path):
 def test_microbatches_that_cut_groups_are_refused(run_cells):
     space = run_cells(image_size=32, dataset="digits", eval_embedders=EVAL_EMBEDDERS, accumulate=8)
     with pytest.raises(ParameterError, match=r"`accumulate` 8 cuts 8 images .*: take 1 or 2, or"):
-        exec(cell_with("plan = TrainingConfig("), space)
+        exec(cell_with(TRAINING_CELLS[0]), space)
 
 
 def test_processes_that_measure_other_paths_are_refused(run_cells):
@@ -231,8 +233,8 @@ def test_processes_that_measure_other_paths_are_refused(run_cells):
                  batch_size=4, num_processes=2)
     space = run_cells(path_weight=2, **small)
     with pytest.raises(ParameterError, match="`path_weight` measures paths of one image in 2, and"):
-        exec(cell_with("plan = TrainingConfig("), space)
-    exec(cell_with("plan = TrainingConfig("), run_cells(**small))  # without it they are taken
+        exec(cell_with(TRAINING_CELLS[0]), space)
+    exec(cell_with(TRAINING_CELLS[0]), run_cells(**small))  # without it they are taken
 
 
 def test_another_start_has_as_many_microbatches_as_the_first(run_cells, monkeypatch):
@@ -243,7 +245,8 @@ def test_another_start_has_as_many_microbatches_as_the_first(run_cells, monkeypa
     for images in (4, 8):  # that the memory holds: at first little is free, later enough
         free = memory_estimate(settings, images, count)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
-        exec(cell_with("plan = TrainingConfig("), space)
+        for mark in TRAINING_CELLS:
+            exec(cell_with(mark), space)
         assert space["plan"].accumulate == space["run"].manifest["microbatches"] == 2
 
 

@@ -241,7 +241,7 @@ def apply_geometric(
     fine = fine[..., 2 * reach : -2 * reach, 2 * reach : -2 * reach]  # without zeros from outside
     grid = lookup_grid(theta, (2 * (height + 2 * reach), 2 * (width + 2 * reach)))
     fine = DifferentiableWarp.apply(fine, grid)
-    return wavelet_downsample(fine[..., 1:-1, 1:-1], taps)  # the filter wants 5 samples, not 6
+    return wavelet_downsample(fine[..., 1:-1, 1:-1], taps)  # the filter needs 5 samples, not 6
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #3a07313f
 GREY_AXIS = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64) / math.sqrt(3)
@@ -344,7 +344,7 @@ def random_band_gains(
     p: float,  # probability of each, 0 … 1
     rng: BatchRandom,
 ) -> Tensor:  # (B, 4) float64
-    "Gains of the four bands, power kept."
+    "Gains of the four bands that preserve the expected power."
     power = torch.tensor([10.0, 1, 1, 1], dtype=torch.float64) / 13
     gains = torch.ones(rng.count, 4, dtype=torch.float64)
     for band in range(4):

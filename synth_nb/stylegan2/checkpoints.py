@@ -164,7 +164,7 @@ def allowed_names() -> dict[tuple[str, str], Callable]:  # (module, name) → wh
 
 # %% ../../nbs/library/stylegan2/checkpoints.ipynb #7c5fe2f1
 class _Reader(pickle.Unpickler):
-    "Unpickler that knows only what is harmless."
+    "Unpickler that resolves only the names in `allowed_names`."
 
     def __init__(self, file, name: str):
         super().__init__(file, encoding="latin1")

@@ -141,7 +141,7 @@ def save_film(
 
 # %% ../../nbs/library/stylegan2/explore.ipynb #959042d8
 def _encode(frames, path: Path, rate: float):
-    "MP4 by ffmpeg, with even sides, as players want it."
+    "MP4 by ffmpeg, with even sides, which players need."
     height, width = frames.shape[1:3]
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{rate:g}"]
     target = ["-pix_fmt", "yuv420p", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", str(path)]

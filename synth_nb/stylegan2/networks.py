@@ -762,7 +762,7 @@ def load_weights(
     network: nn.Module,  # a `Generator` or `Discriminator`
     state: Dictionary[str, Tensor],  # its state dict, all of it
 ) -> nn.Module:  # the network
-    "Load weights strictly. Raises `ParameterError` that says whose they are or what differs."
+    "Load weights strictly. Raises `ParameterError` that names their network or what differs."
     own = network.state_dict()
     here, there = describe_weights(own), describe_weights(state)
     if here != there:

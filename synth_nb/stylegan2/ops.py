@@ -146,7 +146,7 @@ def downsample(
 
 # %% ../../nbs/library/stylegan2/ops.ipynb #b5e367ac
 def _wanted(ctx, index: int) -> bool:
-    "Whether the backward pass that runs wants the gradient of an input, and not just could."
+    "Whether the running backward pass needs the gradient of an input."
     if not ctx.needs_input_grad[index]:
         return False
     try:
