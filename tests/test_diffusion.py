@@ -19,11 +19,11 @@ from synth_nb.core.seeding import derive_seed, seed_everything
 from synth_nb.core.testing import assert_near
 from synth_nb.diffusion import (
     PREDICTION_TYPES,
+    UNET_LAYOUTS,
     DiffusionLoss,
     Latents,
     LatentSet,
     generate,
-    layouts,
     load_pipeline,
     merged,
     new_autoencoder,
@@ -133,7 +133,7 @@ def few_weights():
     "What is tested here does not depend on how many weights there are."
     with pytest.MonkeyPatch.context() as patch:
         small = dict(widths=(16, 32), width=32, heads=4, groups=8)
-        patch.setitem(layouts, "tiny", layouts["tiny"] | small)
+        patch.setitem(UNET_LAYOUTS, "tiny", UNET_LAYOUTS["tiny"] | small)
         yield
 
 

@@ -249,6 +249,18 @@ def representative_pair(
 # %% ../../../nbs/library/data/quality/copies.ipynb #5882e143
 INVERSE_ORIENTATION = (0, 1, 2, 3, 4, 6, 5, 7)  # view of b that is a, where b is this view of a
 
+# %% ../../../nbs/library/data/quality/copies.ipynb #f3dd1f2d
+def _sides(
+    pairs: pd.DataFrame,  # a, b: indices into the table
+    table: pd.DataFrame,
+) -> pd.DataFrame:  # with key, split and class of both, and whether they differ
+    "What is known of both images of every pair."
+    known = {f"{name}_{s}": table[name].to_numpy()[pairs[s].astype(int)]
+             for name in ("key", "split", "class") for s in "ab"}
+    pairs = pairs.assign(**known)
+    return pairs.assign(across_splits=pairs["split_a"] != pairs["split_b"],
+                        across_classes=pairs["class_a"] != pairs["class_b"])
+
 # %% ../../../nbs/library/data/quality/copies.ipynb #4eddd488
 def all_pairs(
     table: pd.DataFrame,  # of readable images
@@ -268,12 +280,8 @@ def all_pairs(
             (b, a, INVERSE_ORIENTATION[pair.view]) if split[b] == "train" else (a, b, pair.view)
         )
         rows.append((a, b, "near", view, pair.bits, pair.likeness))
-    pairs = pd.DataFrame(rows, columns=["a", "b", "kind", "view", "bits", "likeness"])
-    sides = {f"{name}_{s}": table[name].to_numpy()[pairs[s].astype(int)]
-             for name in ("key", "split", "class") for s in "ab"}
-    pairs = pairs.assign(**sides)
-    pairs["across_splits"] = pairs["split_a"] != pairs["split_b"]
-    pairs["across_classes"] = pairs["class_a"] != pairs["class_b"]
+    columns = ["a", "b", "kind", "view", "bits", "likeness"]
+    pairs = _sides(pd.DataFrame(rows, columns=columns), table)
     order = ["across_splits", "across_classes", "likeness"]
     return pairs.sort_values(order, ascending=False, kind="stable", ignore_index=True)
 
