@@ -33,7 +33,7 @@ class Vision(tf.Module):
             return tf.Variable(draw(0, np.prod(shape[:-1]) ** -0.5, shape).astype("float32"))
 
         self.stem, self.first = weight(PATCH, PATCH, 3, WIDTH), weight(1, 1, WIDTH)
-        self.place = weight(1, TOKENS, WIDTH)
+        self.positions = weight(1, TOKENS, WIDTH)
         sizes = [(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)]
         self.layers = [[weight(*size) for size in sizes] for _ in range(DEPTH)]
 
@@ -47,7 +47,7 @@ class Vision(tf.Module):
     def __call__(self, images):
         x = tf.nn.conv2d(2 * images - 1, self.stem, PATCH, "VALID")
         x = tf.reshape(x, (-1, TOKENS - 1, WIDTH))
-        x = tf.concat([tf.repeat(self.first, tf.shape(x)[0], 0), x], 1) + self.place
+        x = tf.concat([tf.repeat(self.first, tf.shape(x)[0], 0), x], 1) + self.positions
         for into, out, up, down in self.layers:
             x += self.attend(norm(x), into, out)
             x += tf.nn.gelu(norm(x) @ up) @ down

@@ -60,53 +60,53 @@ def settings():
     return words.parse_args()
 
 
-def opened(given, copies: int) -> tuple[np.ndarray, np.ndarray]:  # training images, the others
+def opened(args, copies: int) -> tuple[np.ndarray, np.ndarray]:  # training images, the others
     "Images that are all different. Ends where there are too few."
-    wanted = given.train + given.held_out + given.fresh + given.synthetic - copies
-    options = dict(n=wanted) if given.data.endswith("phantom") else {}
-    ds = open_dataset(given.data, given.size, given.channels, **options)
+    wanted = args.train + args.held_out + args.fresh + args.synthetic - copies
+    options = dict(n=wanted) if args.data.endswith("phantom") else {}
+    ds = open_dataset(args.data, args.size, args.channels, **options)
     once = sorted({key: i for i, key in enumerate(image_keys(ds.images))}.values())
     images = ds.images[np.random.default_rng(0).permutation(once)[:wanted]]
     if len(images) < wanted:
-        raise SystemExit(f"{given.data} has {len(images)} images, {wanted} are needed")
-    return images[: given.train], images[given.train :]
+        raise SystemExit(f"{args.data} has {len(images)} images, {wanted} are needed")
+    return images[: args.train], images[args.train :]
 
 
-def of_seed(seed: int, given, copies: int, embedder, views: SymmetricViews, seen, others):
+def of_seed(seed: int, args, copies: int, embedder, views: SymmetricViews, seen, others):
     "One search: the kinds of the planted copies, and the table, those first, then fresh ones."
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(others[0]))
-    rows = rng.choice(given.train, copies, replace=False)
+    rows = rng.choice(args.train, copies, replace=False)
     kinds = [KINDS[i % len(KINDS)] for i in range(seed, seed + copies)]
-    made = np.stack([planted(views, r, k, rng) for r, k in zip(rows, kinds, strict=True)])
-    usual, asked = order[: given.held_out], order[given.held_out :]
-    spaces = {name: (torch.cat([plant, other[asked]]), train, other[usual])
+    copied = np.stack([planted(views, r, k, rng) for r, k in zip(rows, kinds, strict=True)])
+    usual, queries = order[: args.held_out], order[args.held_out :]
+    spaces = {name: (torch.cat([plant, other[queries]]), train, other[usual])
               for name, plant, train, other in zip(
-                  ("features", "pixels"), spaces_of(embedder, made), seen, others, strict=True)}
-    return kinds, find_copies(spaces, given.train)[0]
+                  ("features", "pixels"), spaces_of(embedder, copied), seen, others, strict=True)}
+    return kinds, find_copies(spaces, args.train)[0]
 
 
 def main():
-    given = settings()
-    copies = max(given.synthetic // 100, 1)
-    train, rest = opened(given, copies)
-    embedder, views = load_embedder(given.embedder, "auto"), SymmetricViews(train)
+    args = settings()
+    copies = max(args.synthetic // 100, 1)
+    train, rest = opened(args, copies)
+    embedder, views = load_embedder(args.embedder, "auto"), SymmetricViews(train)
     seen, others = spaces_of(embedder, views), spaces_of(embedder, rest)
-    again = relative_distance(others[1], seen[1], given.train)[0] < SAME_IMAGE
+    again = relative_distance(others[1], seen[1], args.train)[0] < SAME_IMAGE
     print(f"{int(again.sum())} of {len(rest)} other images are training images again: left out")
     others = [x[~again] for x in others]
     found, missed, flagged, honest = np.zeros(3, int), {}, [0, 0], [0, 0]
-    for seed in range(given.seeds):
-        kinds, table = of_seed(seed, given, copies, embedder, views, seen, others)
+    for seed in range(args.seeds):
+        kinds, table = of_seed(seed, args, copies, embedder, views, seen, others)
         found += table[["copy", "copy_features", "copy_pixels"]][:copies].sum().to_numpy()
         for kind, hit in zip(kinds, table["copy"][:copies], strict=True):
             missed[kind] = missed.get(kind, 0) + (not hit)
-        for counter, part in ((flagged, slice(copies, copies + given.fresh)),
-                              (honest, slice(copies + given.fresh, None))):
+        for counter, part in ((flagged, slice(copies, copies + args.fresh)),
+                              (honest, slice(copies + args.fresh, None))):
             counter[0] += int(table["copy"][part].sum())
             counter[1] += len(table["copy"][part])
-    total, share = copies * given.seeds, found[0] / (copies * given.seeds)
-    print(f"{machine()}, {embedder.id}, {given}")
+    total, share = copies * args.seeds, found[0] / (copies * args.seeds)
+    print(f"{machine()}, {embedder.id}, {args}")
     print(f"found {found[0]} of {total} ({share:.1%}, 95 % {wilson_interval(share, total)}); "
           f"features alone {found[1]}, pixels alone {found[2]}; missed {missed}")
     for name, (n, of) in (("unseen real", flagged), ("synthetic that are no copies", honest)):

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parent.parent
 
 def run(epochs: int, seed: int, folder: Path) -> tuple[Path, float, float]:
     "One run in an empty folder: its folder, wall seconds, peak memory in GiB of one process."
-    given = dict(epochs=epochs, seed=seed, outputs=folder, run_name="demo")
-    words = [word for k, v in given.items() for word in ("-p", k, str(v))]
+    values = dict(epochs=epochs, seed=seed, outputs=folder, run_name="demo")
+    words = [word for k, v in values.items() for word in ("-p", k, str(v))]
     command = [sys.executable, "-m", "papermill", "nbs/05_e2i.ipynb", str(folder / "out.ipynb")]
     start = time.monotonic()
     environment = os.environ | {"SYNTH_NB_CACHE": str(folder / "cache")}
@@ -32,12 +32,12 @@ def run(epochs: int, seed: int, folder: Path) -> tuple[Path, float, float]:
     return folder / "05_e2i" / "demo", time.monotonic() - start, peak
 
 
-def aims(folder: Path, judge: str, seconds: float, peak: float) -> list[tuple]:
+def aims(folder: Path, extractor: str, seconds: float, peak: float) -> list[tuple]:
     "What was aimed at: name, measured, aim, met or not."
-    numbers, asked = (pd.read_csv(folder / f"{name}.csv") for name in ("evaluation", "fidelity"))
-    mine = numbers[(numbers.extractor == judge) & (numbers.metric == "kernel")]
+    numbers, fidelity = (pd.read_csv(folder / f"{name}.csv") for name in ("evaluation", "fidelity"))
+    mine = numbers[(numbers.extractor == extractor) & (numbers.metric == "kernel")]
     kernel = mine.set_index("set").value
-    asked = asked[asked.extractor == judge].set_index("set").loc["synthetic"]
+    fidelity = fidelity[fidelity.extractor == extractor].set_index("set").loc["synthetic"]
     found = [
         ("notebook, minutes", seconds / 60, 8),
         ("peak memory, GiB", peak, 4),
@@ -49,7 +49,7 @@ def aims(folder: Path, judge: str, seconds: float, peak: float) -> list[tuple]:
         ),
     ]
     rows = [(name, value, f"at most {aim}", value <= aim) for name, value, aim in found]
-    times = asked["times_chance"]
+    times = fidelity["times_chance"]
     return [*rows, ("retrieval top-1, times chance", times, "at least 10", times >= 10)]
 
 
@@ -60,9 +60,9 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         done, seconds, peak = run(chosen.epochs, chosen.seed, Path(folder))
-        judge = next(iter(json.loads((done / "evaluation.json").read_text())["extractors"]))
-        print(f"{machine()}; {chosen.epochs} epochs, seed {chosen.seed}, judged by {judge}\n")
+        extractor = next(iter(json.loads((done / "evaluation.json").read_text())["extractors"]))
+        print(f"{machine()}; {chosen.epochs} epochs, seed {chosen.seed}, judged by {extractor}\n")
         print("| | measured | aim | met |\n| --- | --- | --- | --- |")
-        for name, value, aim, met in aims(done, judge, seconds, peak):
+        for name, value, aim, met in aims(done, extractor, seconds, peak):
             print(f"| {name} | {value:.2f} | {aim} | {'yes' if met else 'no'} |")
         print(f"\n{(done / 'evaluation.md').read_text()}")

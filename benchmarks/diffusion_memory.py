@@ -40,16 +40,16 @@ if __name__ == "__main__":
     parser.add_argument("--size", default="small")
     parser.add_argument("--pixels", type=int, default=256)
     parser.add_argument("--one", nargs=3, type=int, help="one choice, in this process")
-    given = parser.parse_args()
-    if given.one:
-        train(given.size, given.pixels, *given.one[:2], bool(given.one[2]))
+    args = parser.parse_args()
+    if args.one:
+        train(args.size, args.pixels, *args.one[:2], bool(args.one[2]))
         sys.exit()
-    print(f"{machine()}; {given.size}, {given.pixels} px, bf16\n")
+    print(f"{machine()}; {args.size}, {args.pixels} px, bf16\n")
     print("| batch | at a time | checkpointing | peak, GiB | CPU s of an update |")
     print("| --- | --- | --- | --- | --- |")
     for batch, parts, checkpointing in ((8, 1, 0), (8, 1, 1), (8, 4, 0)):
-        words = [sys.executable, __file__, "--size", given.size, "--pixels", str(given.pixels)]
+        words = [sys.executable, __file__, "--size", args.size, "--pixels", str(args.pixels)]
         words += ["--one", *map(str, (batch, parts, checkpointing))]
-        said = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+        result = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
         yes = "yes" if checkpointing else "no"
-        print(f"| {batch} | {batch // parts} | {yes} | {said} |", flush=True)
+        print(f"| {batch} | {batch // parts} | {yes} | {result} |", flush=True)

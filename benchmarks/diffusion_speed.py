@@ -55,8 +55,8 @@ class Encoding(LatentSet):
     def __getitem__(self, indices):
         images = self.images[torch.arange(len(indices)) % len(self.images)]
         with autocast(self.vae.device, self.precision):
-            mean, deviation = encode_posterior(self.vae, images.to(self.vae.device))
-        latent = mean + deviation * torch.randn_like(mean)
+            mean, std = encode_posterior(self.vae, images.to(self.vae.device))
+        latent = mean + std * torch.randn_like(mean)
         return super().__getitem__(indices) | dict(latent=latent.float())
 
 
@@ -107,8 +107,8 @@ def sampling(rounds: int, device: str):
     pipeline = new_pipeline(new_autoencoder().eval(), new_unet(768).eval()).to(device)
 
     def images(**options):
-        asked = dict(guidance_scale=2.0, sampling_steps=20) | options
-        return lambda: generate(pipeline, torch.randn(8, 1, 768), **asked)
+        settings = dict(guidance_scale=2.0, sampling_steps=20) | options
+        return lambda: generate(pipeline, torch.randn(8, 1, 768), **settings)
 
     head("8 images of 64 px, tiny, guided", "ours", "theirs")
     some = images(guidance_interval=(0.0, 0.5))

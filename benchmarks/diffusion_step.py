@@ -36,8 +36,8 @@ def ours(latents, conditions, batch_size, device):
 
 def plain(latents, conditions, batch_size, device):
     "The same step, written as in diffusers' examples."
-    place = pick_device(device)
-    unet = new_unet(conditions.shape[-1], latents.shape[-1]).to(place).train()
+    target = pick_device(device)
+    unet = new_unet(conditions.shape[-1], latents.shape[-1]).to(target).train()
     optimizer = torch.optim.AdamW(unet.parameters(), 1e-4)
     noising = DDPMScheduler(
         beta_start=0.00085,
@@ -54,10 +54,10 @@ def plain(latents, conditions, batch_size, device):
             torch.randint(count, (batch_size,)),
             torch.randint(len(latents), (batch_size,)),
         )
-        z, c = latents[views, rows].to(place), conditions[views, rows].to(place)
+        z, c = latents[views, rows].to(target), conditions[views, rows].to(target)
         noise = torch.randn_like(z)
-        times = torch.randint(0, 1000, (batch_size,), device=place)
-        keep = torch.rand(batch_size, 1, 1, device=place) >= 0.1
+        times = torch.randint(0, 1000, (batch_size,), device=target)
+        keep = torch.rand(batch_size, 1, 1, device=target) >= 0.1
         predicted = unet(noising.add_noise(z, noise, times), times, c * keep).sample
         loss = F.mse_loss(predicted.float(), noising.get_velocity(z, noise, times))
         loss.item()

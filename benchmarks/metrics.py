@@ -89,8 +89,8 @@ def compare(name, ours, theirs, rounds, clock=time.perf_counter):
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
     difference = np.max(np.abs(a - b) / np.abs(b))
     times = " | ".join(f"{np.median(s):.2f}" for s in seconds)
-    spread = f"{middle:.3f} ({low:.3f}–{high:.3f})"
-    print(f"| {name} | {difference:.1e} | {times} | {spread} | {rounds} |", flush=True)
+    quartiles = f"{middle:.3f} ({low:.3f}–{high:.3f})"
+    print(f"| {name} | {difference:.1e} | {times} | {quartiles} | {rounds} |", flush=True)
 
 
 def main(large: bool, rounds: int):

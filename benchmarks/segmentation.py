@@ -29,7 +29,7 @@ def centred(net, section: torch.Tensor, window: int) -> torch.Tensor:
         for x in places[1]:
             cut = section[None, :, y : y + window, x : x + window].float() / 127.5 - 1
             found = net(cut).sigmoid()[0, 0]
-            top, left = (edge if place else 0 for place in (y, x))
+            top, left = (edge if offset else 0 for offset in (y, x))
             out[y + top : y + window, x + left : x + window] = found[top:, left:]
     return out[None]
 
@@ -39,14 +39,14 @@ def main():
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--windows", type=int, nargs="+", default=[128, 256, 384])
-    given = parser.parse_args()
-    side, rounds = given.side, given.rounds
+    args = parser.parse_args()
+    side, rounds = args.side, args.rounds
     torch.manual_seed(0)
     net = ResidualUNet().eval()
     section = torch.randint(256, (1, side, side), dtype=torch.uint8)
     print(machine(), "\n\n| against | ours, s | theirs, s | ratio | largest difference |")
     print("| --- | --- | --- | --- | --- |")
-    for window in given.windows:
+    for window in args.windows:
         core = window - 2 * net.reach
         far = (predict_tiled(net, section) - predict_tiled(net, section, core)).abs().max().item()
         found = alternate(

@@ -96,7 +96,7 @@ if __name__ == "__main__":
             functions = ours(*sides[0], chosen.workers), plain(*sides[1], workers, **options)
             times = alternate(*functions, chosen.rounds, warm=1)
             speeds = [f"{len(names) / times[side]:.0f}" for side in ("ours", "theirs")]
-            spread = f"{times['ratio']:.2f} ({times['low']:.2f}–{times['high']:.2f})"
+            quartiles = f"{times['ratio']:.2f} ({times['low']:.2f}–{times['high']:.2f})"
             name = f"{len(names)} of {tile} px at {mpp} µm"
-            print(f"| {name} | {title} | {' | '.join(speeds)} | {spread} |", flush=True)
+            print(f"| {name} | {title} | {' | '.join(speeds)} | {quartiles} |", flush=True)
     shutil.rmtree(folder)

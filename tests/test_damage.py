@@ -49,7 +49,7 @@ def tarred(mode):
     return file.getvalue()
 
 
-WHOLE = {
+INTACT = {
     "png": encoded("PNG"),
     "jpg": encoded("JPEG"),
     "webp": encoded("WEBP"),
@@ -71,20 +71,20 @@ def damaged(content, draw):
     if kind == 0:
         return bytes(data[:at])
     if kind == 1:
-        for place in draw.integers(0, len(data), 1 + int(draw.integers(20))):
-            data[place] = draw.integers(256)
+        for position in draw.integers(0, len(data), 1 + int(draw.integers(20))):
+            data[position] = draw.integers(256)
         return bytes(data)
     width = int(draw.integers(1, 64))
     return bytes(data[:at] + data[at + width :] if kind == 2 else data[: at + width] + data[at:])
 
 
-@pytest.mark.parametrize("ending", WHOLE)
-def test_damaged_files_are_refused_in_one_sentence(tmp_path, ending):
+@pytest.mark.parametrize("extension", INTACT)
+def test_damaged_files_are_refused_in_one_sentence(tmp_path, extension):
     for number in range(40):
-        content = damaged(WHOLE[ending], np.random.default_rng([len(ending), number]))
-        path = tmp_path / f"damaged {number}.{ending}"
+        content = damaged(INTACT[extension], np.random.default_rng([len(extension), number]))
+        path = tmp_path / f"damaged {number}.{extension}"
         path.write_bytes(content)
-        alone = ending in ("zip", "tar", "tar.gz", "npy", "npz")
+        alone = extension in ("zip", "tar", "tar.gz", "npy", "npz")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -99,8 +99,8 @@ def test_damaged_files_among_whole_ones_are_listed(tmp_path):
     draw = np.random.default_rng(1)
     for i in range(60):
         (tmp_path / f"whole {i}.png").write_bytes(encoded("PNG"))
-    for i, ending in enumerate(["png", "jpg", "webp", "bmp", "gif", "tif", "npy", "npz"] * 5):
-        (tmp_path / f"damaged {i}.{ending}").write_bytes(damaged(WHOLE[ending], draw))
+    for i, extension in enumerate(["png", "jpg", "webp", "bmp", "gif", "tif", "npy", "npz"] * 5):
+        (tmp_path / f"damaged {i}.{extension}").write_bytes(damaged(INTACT[extension], draw))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ds = open_dataset(tmp_path, 16)

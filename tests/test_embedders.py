@@ -108,10 +108,10 @@ def test_whole_clip_and_classifier_checkpoints_give_their_encoder(tmp_path):
     expected = clip.visual_projection(clip.vision_model(**seen).pooler_output)
     embedder = load_embedder(f"hf:{tmp_path / 'clip'}")
     assert_near(embedder(images / 255), expected)
-    judge = transformers.ViTForImageClassification(transformers.ViTConfig(**vision))
-    judge = saved(tmp_path / "judge", judge.half()).float()
-    embedder = load_embedder(f"hf:{tmp_path / 'judge'}")
-    expected = judge.vit(**seen).last_hidden_state[:, 0]
+    network = transformers.ViTForImageClassification(transformers.ViTConfig(**vision))
+    network = saved(tmp_path / "network", network.half()).float()
+    embedder = load_embedder(f"hf:{tmp_path / 'network'}")
+    expected = network.vit(**seen).last_hidden_state[:, 0]
     assert_near(embedder(images / 255), expected)
 
 
@@ -156,11 +156,11 @@ def refused(name, kind=ValueError):
 def test_broken_folders_are_refused_in_one_sentence(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    whole = tmp_path / "whole"
-    saved(whole, tiny()[0])
+    original = tmp_path / "whole"
+    saved(original, tiny()[0])
 
     def broken(name):
-        return Path(shutil.copytree(whole, tmp_path / name))
+        return Path(shutil.copytree(original, tmp_path / name))
 
     folder = broken("unprepared")
     (folder / "preprocessor_config.json").unlink()
@@ -176,12 +176,12 @@ def test_broken_folders_are_refused_in_one_sentence(tmp_path):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert "lack 1 tensors that fit the network" in refused(f"hf:{folder}")
     folder = broken("misfit")
-    weights = load_file(whole / "model.safetensors")
+    weights = load_file(original / "model.safetensors")
     key = sorted(weights)[0]
     save_file(weights | {key: torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"})
-    assert "lack 1 tensors" in (said := refused(f"hf:{folder}")) and key in said
+    assert "lack 1 tensors" in (message := refused(f"hf:{folder}")) and key in message
     folder = broken("cut")
-    (folder / "model.safetensors").write_bytes((whole / "model.safetensors").read_bytes()[:999])
+    (folder / "model.safetensors").write_bytes((original / "model.safetensors").read_bytes()[:999])
     assert "cannot be read" in refused(f"hf:{folder}")
     folder = broken("text")
     (folder / "config.json").write_text('{"model_type": "bert"}')
@@ -189,7 +189,7 @@ def test_broken_folders_are_refused_in_one_sentence(tmp_path):
     folder = broken("garbled")
     (folder / "config.json").write_text("{")
     assert "config.json" in refused(f"hf:{folder}") and "config.json" in refused(f"timm:{folder}")
-    assert "the size must be 32 or 40" in refused(f"hf:{whole}@36")
+    assert "the size must be 32 or 40" in refused(f"hf:{original}@36")
 
 
 @pytest.fixture
@@ -220,9 +220,9 @@ def test_models_that_were_fetched_once_work_without_a_network(offline_hub, capsy
         assert (embedder.id, embedder.revision) == (id, "01234567")
         assert embedder.licence == "cc-by-nc-4.0"
     load_embedder("hf:owner/eye")
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split("`")[1] for line in said] == ["hf:owner/eye", "hf:owner/eye@main"]
-    assert "https://huggingface.co/owner/eye" in said[0] and "cc-by-nc-4.0" in said[0]
+    message = capsys.readouterr().out.splitlines()
+    assert [line.split("`")[1] for line in message] == ["hf:owner/eye", "hf:owner/eye@main"]
+    assert "https://huggingface.co/owner/eye" in message[0] and "cc-by-nc-4.0" in message[0]
     assert cache_folder(embedder).name == "hf--owner--eye@main@48-01234567-1"
     assert "out of reach" in refused("hf:owner/eye@v7", ConnectionError)
     (folder / "model.safetensors").unlink()
@@ -266,19 +266,19 @@ def test_inception_is_fetched_checked_and_named(monkeypatch, tmp_path):
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    said = refused("inception", OSError)
-    assert inception.INCEPTION_URL in said and str(path) in said
-    asked = []
+    message = refused("inception", OSError)
+    assert inception.INCEPTION_URL in message and str(path) in message
+    calls = []
 
     def served(url, dst, sha256):
-        asked.append((url, sha256))
+        calls.append((url, sha256))
         Path(dst).write_bytes(b"another file")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", served)
     assert "begins with" in refused("inception") and path.is_file()
-    assert asked == [(inception.INCEPTION_URL, inception.INCEPTION_SHA256)]
+    assert calls == [(inception.INCEPTION_URL, inception.INCEPTION_SHA256)]
     refused("inception")
-    assert len(asked) == 1  # what is there is not fetched again
+    assert len(calls) == 1  # what is there is not fetched again
     found = hashlib.sha256(b"another file").hexdigest()
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'synth_nb\[inception\]'"):

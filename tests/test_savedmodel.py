@@ -99,14 +99,14 @@ def save_jax(folder, gradients=True):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def saved_models(tmp_path_factory):
     "Folders of one network: single and double precision, from JAX, and at 224 pixels."
-    place = tmp_path_factory.mktemp("models")
-    save(place / "tf", *tf_network())
-    save(place / "double", *tf_network("float64"), dtype="float64")
-    save(place / "large", *tf_network(), None, 224, 224, 3)
-    save_jax(place / "jax")
-    return place
+    folder = tmp_path_factory.mktemp("models")
+    save(folder / "tf", *tf_network())
+    save(folder / "double", *tf_network("float64"), dtype="float64")
+    save(folder / "large", *tf_network(), None, 224, 224, 3)
+    save_jax(folder / "jax")
+    return folder
 
 
 def named(folder, **options):
@@ -122,10 +122,10 @@ def directly(folder, images):
 
 
 @pytest.mark.parametrize("kind, size", [("tf", 32), ("jax", 32), ("large", 224)])
-def test_values_are_those_of_tensorflow(kind, size, made):
-    embedder, images = named(made / kind), torch.rand(4, 3, size, size)
+def test_values_are_those_of_tensorflow(kind, size, saved_models):
+    embedder, images = named(saved_models / kind), torch.rand(4, 3, size, size)
     assert (embedder.dim, embedder.input_size) == (WIDTH, size)
-    expected = directly(made / kind, images)
+    expected = directly(saved_models / kind, images)
     assert expected.std(0).min() > 1e-3
     for count in (4, 1, 3):  # batch sizes vary
         found = embedder(images[:count])
@@ -133,11 +133,11 @@ def test_values_are_those_of_tensorflow(kind, size, made):
     assert embedder(images[:0]).shape == (0, WIDTH)
 
 
-def test_both_exports_are_one_network(made):
+def test_both_exports_are_one_network(saved_models):
     images = torch.rand(3, 3, 32, 32, requires_grad=True)
     found = {}
     for kind in ("tf", "jax"):
-        y = named(made / kind)(images)
+        y = named(saved_models / kind)(images)
         (gradient,) = torch.autograd.grad(y.square().sum(), images)
         found[kind] = y.detach(), gradient
     for a, b in zip(found["tf"], found["jax"], strict=True):
@@ -145,8 +145,8 @@ def test_both_exports_are_one_network(made):
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (3, 40, 56), (1, 24, 24)])
-def test_gradients_are_those_of_differences(shape, made):
-    embedder = named(made / "double").double()
+def test_gradients_are_those_of_differences(shape, saved_models):
+    embedder = named(saved_models / "double").double()
     x, way = torch.rand(2, *shape).double(), torch.randn(2, WIDTH).double()
     direction = torch.randn_like(x)
 
@@ -154,31 +154,31 @@ def test_gradients_are_those_of_differences(shape, made):
         return (embedder(x) * way).sum()
 
     x = x * 0.8 + 0.1
-    asking = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(asking), asking)
+    inputs = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(inputs), inputs)
     ends = [loss(x + s * direction) for s in (1e-6, -1e-6)]
     expected = (ends[0] - ends[1]) / 2e-6
     assert_near((gradient * direction).sum(), expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["tf", "jax"])
-def test_gradients_in_single_precision(kind, made):
-    embedder, x = named(made / kind), torch.rand(2, 3, 32, 32) * 0.8 + 0.1
+def test_gradients_in_single_precision(kind, saved_models):
+    embedder, x = named(saved_models / kind), torch.rand(2, 3, 32, 32) * 0.8 + 0.1
     way, step = torch.randn(2, WIDTH), 1e-5
-    asking = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad((embedder(asking) * way).sum(), asking)
+    inputs = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((embedder(inputs) * way).sum(), inputs)
     direction = gradient.sign()  # the steepest, so that rounding is small beside the slope
     ends = [(embedder(x + s * direction) * way).double().sum() for s in (step, -step)]
     expected = (ends[0] - ends[1]).item() / (2 * step)
     assert (gradient * direction).sum().item() == pytest.approx(expected, rel=5e-3)
 
 
-def test_a_generator_learns_through_it(made):
-    embedder = named(made / "tf")
+def test_a_generator_learns_through_it(saved_models):
+    embedder = named(saved_models / "tf")
     generator = torch.nn.Sequential(
         torch.nn.Linear(6, 3 * 8 * 8), torch.nn.Sigmoid(), torch.nn.Unflatten(1, (3, 8, 8))
     )
-    z, wanted = torch.randn(8, 6), named(made / "tf")(torch.rand(8, 3, 32, 32)).detach()
+    z, wanted = torch.randn(8, 6), named(saved_models / "tf")(torch.rand(8, 3, 32, 32)).detach()
     optimizer, losses = torch.optim.Adam(generator.parameters(), 0.03), []
     for _ in range(40):
         losses.append((embedder(generator(z)) - wanted).square().mean())
@@ -189,8 +189,8 @@ def test_a_generator_learns_through_it(made):
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_a_critic_of_features_may_have_a_penalty(made):
-    embedder, critic = named(made / "tf"), torch.nn.Sequential(
+def test_a_critic_of_features_may_have_a_penalty(saved_models):
+    embedder, critic = named(saved_models / "tf"), torch.nn.Sequential(
         torch.nn.Linear(WIDTH, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
     )
     images = torch.rand(2, 3, 32, 32, requires_grad=True)
@@ -200,9 +200,9 @@ def test_a_critic_of_features_may_have_a_penalty(made):
     assert critic[0].weight.grad.norm() > 0 and images.grad.norm() > 0
 
 
-def test_second_derivatives_and_second_ways_back_are_refused(made):
+def test_second_derivatives_and_second_ways_back_are_refused(saved_models):
     x = torch.rand(1, 3, 48, 48, requires_grad=True)
-    loss = named(made / "tf")(x).square().sum()
+    loss = named(saved_models / "tf")(x).square().sum()
     with pytest.raises(RuntimeError, match="first derivatives only: put the penalty on the feat"):
         torch.autograd.grad(loss, x, create_graph=True)
     torch.autograd.grad(loss, x, retain_graph=True)
@@ -210,23 +210,23 @@ def test_second_derivatives_and_second_ways_back_are_refused(made):
         torch.autograd.grad(loss, x)
 
 
-def test_nothing_is_recorded_where_no_gradient_is_wanted(made, monkeypatch):
-    embedder, x = named(made / "tf"), torch.rand(2, 3, 32, 32)
+def test_nothing_is_recorded_where_no_gradient_is_wanted(saved_models, monkeypatch):
+    embedder, x = named(saved_models / "tf"), torch.rand(2, 3, 32, 32)
     tapes, tape = [], tf.GradientTape
     monkeypatch.setattr(tf, "GradientTape", lambda **options: tapes.append(1) or tape(**options))
     embedder(x)
-    asking = x.clone().requires_grad_()
+    inputs = x.clone().requires_grad_()
     with torch.no_grad():
-        assert not embedder(asking).requires_grad
+        assert not embedder(inputs).requires_grad
     with torch.inference_mode():
         embedder(x)
     assert not tapes
-    embedder(asking).sum().backward()
+    embedder(inputs).sum().backward()
     assert tapes == [1]
 
 
-def test_images_of_any_layout(made):
-    embedder, x = named(made / "tf"), torch.rand(3, 3, 32, 32)
+def test_images_of_any_layout(saved_models):
+    embedder, x = named(saved_models / "tf"), torch.rand(3, 3, 32, 32)
     plain = embedder(x)
     wide = torch.empty(3, 3, 32, 64)[..., ::2].copy_(x)
     for same in (x.contiguous(memory_format=torch.channels_last), wide):
@@ -253,8 +253,8 @@ def test_what_tensorflow_keeps_is_not_written_over(tmp_path):
         embedder(x.expand(2, -1, -1, -1))
 
 
-def test_two_models_at_once_keep_apart(made):
-    one, two = named(made / "tf"), named(made / "large")
+def test_two_models_at_once_keep_apart(saved_models):
+    one, two = named(saved_models / "tf"), named(saved_models / "large")
     x = torch.rand(2, 3, 64, 64, requires_grad=True)
     (alone,) = torch.autograd.grad(one(x).sum(), x)
     (other,) = torch.autograd.grad(two(x).sum(), x)
@@ -263,21 +263,21 @@ def test_two_models_at_once_keep_apart(made):
     assert one.id != two.id and one.id.endswith("tf@32") and two.id.endswith("large@224")
 
 
-def test_image_sets_go_through_the_cache(made, tmp_path):
+def test_image_sets_go_through_the_cache(saved_models, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (7, 3, 40, 40), dtype=np.uint8)
-    folder = shutil.copytree(made / "tf", tmp_path / "model")
-    embedder, asked = named(folder), []
+    folder = shutil.copytree(saved_models / "tf", tmp_path / "model")
+    embedder, calls = named(folder), []
     call = embedder.body.call
-    embedder.body.call = lambda x: asked.append(len(x)) or call(x)
+    embedder.body.call = lambda x: calls.append(len(x)) or call(x)
     first = embed_images(embedder, images, batch_size=3)
-    assert torch.equal(embed_images(embedder, images, batch_size=2), first) and sum(asked) == 8
+    assert torch.equal(embed_images(embedder, images, batch_size=2), first) and sum(calls) == 8
     expected = embedder(torch.from_numpy(images) / 255)
     assert_near(first, expected)
     module, network = tf_network()
     module.weights["q"].assign_add(tf.ones_like(module.weights["q"]))
     save(folder, module, network)
     assert cache_folder(named(folder)) != cache_folder(embedder)  # other weights, other features
-    assert named(made / "tf").revision == embedder.revision
+    assert named(saved_models / "tf").revision == embedder.revision
 
 
 def test_open_sizes_and_widths_are_tried(tmp_path):
@@ -302,34 +302,35 @@ def refused(name, kind=ValueError):
     return str(caught.value)
 
 
-def test_models_of_another_kind_are_refused_in_one_sentence(made, tmp_path):
-    def kept(name, network, *shape, **options):
+def test_models_of_another_kind_are_refused_in_one_sentence(saved_models, tmp_path):
+    def saved_as(name, network, *shape, **options):
         return f"savedmodel:{save(tmp_path / name, tf.Module(), network, *shape, **options)}"
 
     def pool(x):
         return tf.reduce_mean(x, (1, 2))
 
-    assert "images must be square" in refused(kept("oblong", pool, None, 32, 48, 3))
+    assert "images must be square" in refused(saved_as("oblong", pool, None, 32, 48, 3))
     assert "takes string (None,)" in refused(
-        kept("text", lambda x: tf.strings.to_number(x)[:, None], None, dtype="string")
+        saved_as("text", lambda x: tf.strings.to_number(x)[:, None], None, dtype="string")
     )
-    assert "floats (N, height, width, 3)" in refused(kept("first", pool, None, 3, 32, 32))
-    said = refused(kept("bytes", lambda x: pool(tf.cast(x, "float32")), dtype="uint8"))
-    assert "takes uint8 (None, 32, 32, 3)" in said
-    assert "must be left open" in refused(kept("one", pool, 1, 32, 32, 3))
-    assert "leaves its input size open" in refused(kept("open", pool, None, None, None, 3))
-    assert "gives (None, 32, 32, 3), not one vector" in refused(kept("map", lambda x: x))
-    said = refused(kept("two", lambda x: {"a": pool(x), "b": pool(x)}))
-    assert "gives 2 outputs (a, b)" in said
-    assert "its input size is 32 pixels, no other" in refused(f"savedmodel:{made / 'tf'}@64")
+    assert "floats (N, height, width, 3)" in refused(saved_as("first", pool, None, 3, 32, 32))
+    message = refused(saved_as("bytes", lambda x: pool(tf.cast(x, "float32")), dtype="uint8"))
+    assert "takes uint8 (None, 32, 32, 3)" in message
+    assert "must be left open" in refused(saved_as("one", pool, 1, 32, 32, 3))
+    assert "leaves its input size open" in refused(saved_as("open", pool, None, None, None, 3))
+    assert "gives (None, 32, 32, 3), not one vector" in refused(saved_as("map", lambda x: x))
+    message = refused(saved_as("two", lambda x: {"a": pool(x), "b": pool(x)}))
+    assert "gives 2 outputs (a, b)" in message
+    message = refused(f"savedmodel:{saved_models / 'tf'}@64")
+    assert "its input size is 32 pixels, no other" in message
     folder = save(tmp_path / "train", tf.Module(), pool)
     run = tf.saved_model.load(str(folder)).signatures["serving_default"]
     module = tf.Module()
     module.run = run
     tf.saved_model.save(module, str(tmp_path / "other"), {"features": run})
-    said = refused(f"savedmodel:{tmp_path / 'other'}")
-    assert "no signature `serving_default` (it has features)" in said
-    broken = shutil.copytree(made / "tf", tmp_path / "broken")
+    message = refused(f"savedmodel:{tmp_path / 'other'}")
+    assert "no signature `serving_default` (it has features)" in message
+    broken = shutil.copytree(saved_models / "tf", tmp_path / "broken")
     shutil.rmtree(broken / "variables")
     assert "cannot be read by TensorFlow" in refused(f"savedmodel:{broken}")
     assert "saved_model.pb is missing" in refused(f"savedmodel:{tmp_path}", FileNotFoundError)
@@ -358,8 +359,8 @@ def test_a_model_without_gradients_says_so_when_asked(kind, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_it_can_be_sent_to_a_spawned_process_but_not_forked(made):
-    body, x = SavedModel(made / "tf", "eye"), torch.rand(1, 3, 32, 32)
+def test_it_can_be_sent_to_a_spawned_process_but_not_forked(saved_models):
+    body, x = SavedModel(saved_models / "tf", "eye"), torch.rand(1, 3, 32, 32)
     again = pickle.loads(pickle.dumps(body))
     assert_near(again(x), body(x))
 
@@ -384,8 +385,8 @@ def test_it_can_be_sent_to_a_spawned_process_but_not_forked(made):
 def test_without_tensorflow_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     for name in ("path-foundation", "savedmodel:./anything"):
-        said = refused(name, ModuleNotFoundError)
-        assert f"`{name}` needs TensorFlow: pip install 'synth_nb[path-foundation]'" in said
+        message = refused(name, ModuleNotFoundError)
+        assert f"`{name}` needs TensorFlow: pip install 'synth_nb[path-foundation]'" in message
 
 
 def test_gpus_are_left_alone_and_an_early_start_is_told(monkeypatch):
@@ -415,15 +416,15 @@ print("done")
 """
 
 
-def test_an_optimizer_can_be_made_afterwards(made):
-    program = [sys.executable, "-c", ORDER, str(made / "tf")]
+def test_an_optimizer_can_be_made_afterwards(saved_models):
+    program = [sys.executable, "-c", ORDER, str(saved_models / "tf")]
     done = subprocess.run(program, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
     assert "cpu_feature_guard" not in done.stderr  # quiet
 
 
 @pytest.fixture
-def offline_hub(tmp_path, monkeypatch, made):
+def offline_hub(tmp_path, monkeypatch, saved_models):
     "Path Foundation's place in the Hub's cache, with a network of its form, and nothing behind."
     from huggingface_hub import constants
 
@@ -433,7 +434,7 @@ def offline_hub(tmp_path, monkeypatch, made):
     repo, commit = tmp_path / "hub" / "models--google--path-foundation", "89abcdef01" * 4
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(commit)
-    return shutil.copytree(made / "large", repo / "snapshots" / commit)
+    return shutil.copytree(saved_models / "large", repo / "snapshots" / commit)
 
 
 def test_path_foundation_by_its_name(offline_hub, capsys):
@@ -444,9 +445,9 @@ def test_path_foundation_by_its_name(offline_hub, capsys):
     expected = directly(offline_hub, images)  # in [0, 1], without mean and deviation
     assert_near(embedder(images), expected)
     load_embedder("path-foundation@224")
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1 and "`path-foundation` has the licence" in said[0]
-    assert "https://huggingface.co/google/path-foundation" in said[0]
+    message = capsys.readouterr().out.splitlines()
+    assert len(message) == 1 and "`path-foundation` has the licence" in message[0]
+    assert "https://huggingface.co/google/path-foundation" in message[0]
     assert "`path-foundation@512`: its input size is 224 pixels" in refused("path-foundation@512")
     pinned = load_embedder("savedmodel:google/path-foundation@main")
     assert pinned.id == "savedmodel:google/path-foundation@main@224"
@@ -466,19 +467,19 @@ def test_gated_and_missing_weights_say_where_to_go(monkeypatch):
         raise errors.GatedRepoError("gated", response=answer)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    said = refused("path-foundation", PermissionError)
-    assert "accept its terms at https://huggingface.co/google/path-foundation" in said
-    assert "`hf auth login`" in said
+    message = refused("path-foundation", PermissionError)
+    assert "accept its terms at https://huggingface.co/google/path-foundation" in message
+    assert "`hf auth login`" in message
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_images_on_a_gpu(made):
-    embedder, x = named(made / "tf"), torch.rand(2, 3, 40, 40)
+def test_images_on_a_gpu(saved_models):
+    embedder, x = named(saved_models / "tf"), torch.rand(2, 3, 40, 40)
     there = x.cuda().requires_grad_()
     y = embedder.cuda()(there)
     (gradient,) = torch.autograd.grad(y.sum(), there)
     here = x.requires_grad_()
-    expected = named(made / "tf")(here)
+    expected = named(saved_models / "tf")(here)
     (on_cpu,) = torch.autograd.grad(expected.sum(), here)
     assert y.is_cuda and gradient.is_cuda
     assert_near(y.cpu(), expected)

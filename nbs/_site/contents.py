@@ -86,13 +86,13 @@ def _first(text: str) -> str:
 
 
 def table_of(module) -> list[str]:
-    "The public names of a module with one line each; nothing for a module without names."
+    "The public functions and classes of a module, one line each; nothing where it has none."
     if not module.defined:
         return []
     page = link_to(module.notebook, NAMES)
     rows = [f"| [`{name}`]({page}#{name.lower()}) | {_first(one.text)} "
             f"| [source]({repository(module.file, one.line)}) |"
-            for name, one in module.defined.items()]  # fmt: skip
+            for name, one in module.defined.items() if "." not in name]  # fmt: skip
     return [f"### `{dotted(module)}`", "", f"From [{module.title}]({page}).", "",
             "| name | what it is | |", "| --- | --- | --- |", *rows, ""]  # fmt: skip
 

@@ -155,7 +155,7 @@ class Feed:
         self.path, self.lines, self.line, self.info = Path(path), [], [], {}
 
     def _write(self):
-        text = json.dumps(dict(line=self.line, said=self.lines, about=self.info))
+        text = json.dumps(dict(line=self.line, lines=self.lines, info=self.info))
         fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
             fresh.write_text(text, encoding="utf-8")
@@ -186,12 +186,12 @@ class Feed:
 # %% ../../nbs/library/core/progress.ipynb #ba6efc93
 def read_feed(
     path: str | Path,
-) -> dict:  # line, said, about; empty ones where nothing was written yet
+) -> dict:  # line, lines, info; empty ones where nothing was written yet
     "What a `Feed` last wrote."
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return dict(line=[], said=[], about={})
+        return dict(line=[], lines=[], info={})
 
 # %% ../../nbs/library/core/progress.ipynb #fac4104c
 def in_kernel() -> bool:

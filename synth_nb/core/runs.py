@@ -274,7 +274,7 @@ def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str
         starts=starts,
         ended=None,
     )
-    board.set_info(kept=str(run))
+    board.set_info(folder=str(run))
     atexit.register(run._abandoned)
     return run
 

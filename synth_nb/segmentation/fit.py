@@ -110,7 +110,7 @@ class Pairs:
         return tuple(min(self.crop or side, side) for side in self.images.shape[2:])
 
     def __getitem__(self, indices: list[int]) -> dict:
-        draws = torch.rand(len(indices), 3)  # a row each, so that several processes share them
+        draws = torch.rand(len(indices), 3)  # a row each
         both = [self._one(i, *draw) for i, draw in zip(indices, draws.tolist(), strict=True)]
         images = torch.stack([x[:1] for x in both]).float() / 127.5 - 1
         masks = torch.stack([x[1:] for x in both]).float()

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORIGINAL_PARAMETERS', 'Settings', 'choose_settings', 'optimizer_options', 'ema_decay', 'memory_estimate',
-           'microbatches_for', 'check_microbatches', 'check_path_share', 'from_original_parameters', 'parse_seeds',
-           'z_for_seed']
+           'microbatches_for', 'check_microbatches', 'from_original_parameters', 'parse_seeds', 'z_for_seed']
 
 # %% ../../nbs/library/stylegan2/config.ipynb #4ff3f86a
 import math
@@ -212,20 +211,6 @@ def check_microbatches(
             f"`accumulate` {microbatches} cuts {share} images into parts that are no multiple "
             f"of {group}, the images that the discriminator compares: take "
             f"{' or '.join(map(str, fit))}, or another `batch_size`")
-
-# %% ../../nbs/library/stylegan2/config.ipynb #4bfb5e3a
-def check_path_share(
-    settings: Settings,
-    microbatches: int = 1,  # of a batch
-):
-    "Raise `ParameterError` for processes that would measure other paths than one."
-    share, shrink = settings.batch_size // settings.gpus // microbatches, settings.path_shrink
-    measured = settings.path_weight and not settings.relativistic
-    if measured and settings.gpus > 1 and (share % shrink or share < 2 * shrink):
-        raise ParameterError(
-            f"`path_weight` measures paths of one image in {shrink}, and {share} at a time in each "
-            f"of {settings.gpus} processes do not share them as one process would: give each a "
-            f"multiple of {shrink} from {2 * shrink} on by `batch_size`, or take fewer processes")
 
 # %% ../../nbs/library/stylegan2/config.ipynb #62b04231
 ORIGINAL_PARAMETERS = {  # → parameter here, and its meaning

@@ -60,9 +60,9 @@ class NotebookProgress:
         heading = running_heading(self.nb.cells) or self.heading
         if heading != self.heading:
             self.heading, self.since = heading, time.monotonic()
-        for kind, line in state["said"][self.written:]:
+        for kind, line in state["lines"][self.written:]:
             self.drawing.say(line, kind)
-        self.written = len(state["said"])
+        self.written = len(state["lines"])
         return state["line"] or [self.heading, duration(time.monotonic() - self.since)]
 
 # %% ../../nbs/library/tools/engine.ipynb #964477e9
@@ -123,7 +123,7 @@ def stop_message(
         text = errors[-1].evalue.replace("start again to go on",
                                          "the same command goes on from there")
         return f"{text[:1].upper()}{text[1:]}."
-    if folder := state["about"].get("kept"):
+    if folder := state["info"].get("folder"):
         return (f"Stopped at \"{heading}\": what was reached is kept in {folder}, "
                 "and the same command goes on from there.")
     return f"Stopped at \"{heading}\", before the run began: the same command starts it again."

@@ -146,7 +146,9 @@ def _anchors() -> dict[str, dict[str, str]]:
     found = {}
     for notebook, module in library().items():
         for name, one in module.defined.items():
-            found.setdefault(name, {})[notebook] = name.lower()
+            owner = name.partition(".")[0]  # a method that is patched in leads there too
+            anchor = owner if owner in module.defined else name
+            found.setdefault(name, {})[notebook] = anchor.lower()
             for part in one.parts:
                 found.setdefault(f"{name}.{part}", {})[notebook] = name.lower()
     return found
