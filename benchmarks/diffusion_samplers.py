@@ -39,12 +39,12 @@ from synth_nb.training.schedules import warmup
 settings = {"DPM-Solver++, 20": ("dpm++", 20), "DDIM, 50": ("ddim", 50)}
 
 
-def trained(train, eye, steps: int, vae_steps: int, precision: str):
+def trained(train, embedder, steps: int, vae_steps: int, precision: str):
     "A pipeline, and what makes conditions of embeddings."
-    vae = fit_autoencoder(train, vae_steps, eye)
-    seen = view_embeddings(eye, train, 2)
+    vae = fit_autoencoder(train, vae_steps, embedder)
+    seen = view_embeddings(embedder, train, "flip")
     conditioner = fit_components("efficientnet_lite0", seen)
-    data = LatentSet(cached_latents(vae, train, 2), conditioner.tokens(seen), train.keys)
+    data = LatentSet(cached_latents(vae, train, "flip"), conditioner.tokens(seen), train.keys)
     unet = new_unet(conditioner.components.shape[1], data.latents.shape[-1])
     optimizer = torch.optim.AdamW(trainable(unet), 1e-3)
     phase = Phase(DiffusionLoss(new_scheduler()), optimizer, scheduler=warmup(optimizer, 60))
@@ -56,8 +56,8 @@ def trained(train, eye, steps: int, vae_steps: int, precision: str):
 
 def opened(run: str, held_out):
     "A finished run's pipeline, its held-out conditions, and the rows that they belong to."
-    model, place = load_model(run, "cpu"), {key: i for i, key in enumerate(held_out.keys)}
-    rows = torch.tensor([place[key] for key in model.settings["keys"]])
+    model, index_of = load_model(run, "cpu"), {key: i for i, key in enumerate(held_out.keys)}
+    rows = torch.tensor([index_of[key] for key in model.settings["keys"]])
     return model.pipeline, model.conditioner.tokens(model.conditions), rows
 
 
@@ -76,31 +76,39 @@ if __name__ == "__main__":
     parser.add_argument("--run", default="", help="a finished run, in place of a training")
     parser.add_argument("--full", action="store_true", help="a longer training, more images")
     parser.add_argument("--precision", default="fp32")
-    given = parser.parse_args()
-    lengths, images = ((400, 600), 256) if given.full else ((200, 200), 96)
+    arguments = parser.parse_args()
+    lengths, images = ((400, 600), 256) if arguments.full else ((200, 200), 96)
     seed_everything(0)
     data = open_dataset("demo", image_size=64)
     train, held_out = data.subset("train"), data.subset("val")
-    eye, judge = load_embedder("efficientnet_lite0"), load_embedder("efficientnet_lite2")
-    if given.run:
-        pipeline, asked, rows = opened(given.run, held_out)
+    embedder, evaluator = load_embedder("efficientnet_lite0"), load_embedder("efficientnet_lite2")
+    if arguments.run:
+        pipeline, conditions, rows = opened(arguments.run, held_out)
     else:
-        pipeline, conditioner = trained(train, eye, *lengths, given.precision)
-        asked = conditioner.tokens(embed_images(eye, held_out.images))
+        pipeline, conditioner = trained(train, embedder, *lengths, arguments.precision)
+        conditions = conditioner.tokens(embed_images(embedder, held_out.images))
         rows = torch.arange(len(held_out))
-    few = torch.linspace(0, len(rows) - 1, min(images, len(rows))).long()
-    real, asked = held_out[rows[few]]["image"], asked[few]
-    wanted, took = embed_images(judge, real, cache=False), dict.fromkeys(settings, 0.0)
-    made = {name: [] for name in settings}
-    for i in range(0, len(asked), 32):  # in turn
+    rows_used = torch.linspace(0, len(rows) - 1, min(images, len(rows))).long()
+    real, conditions = held_out[rows[rows_used]]["image"], conditions[rows_used]
+    wanted, took = embed_images(evaluator, real, cache=False), dict.fromkeys(settings, 0.0)
+    generated = {name: [] for name in settings}
+    for i in range(0, len(conditions), 32):  # in turn
         for name, (sampler, steps) in settings.items():
             start = time.process_time()
-            made[name].append(generate(pipeline, asked[i : i + 32], first=i, sampler=sampler,
-                                       sampling_steps=steps, precision=given.precision))
+            generated[name].append(
+                generate(
+                    pipeline,
+                    conditions[i : i + 32],
+                    first=i,
+                    sampler=sampler,
+                    sampling_steps=steps,
+                    precision=arguments.precision,
+                )
+            )
             took[name] += time.process_time() - start
-    features = {name: embed_images(judge, to_uint8(torch.cat(x)), cache=False)
-                for name, x in made.items()}
-    print(f"{machine()}; {given}, {len(real)} images, judged by {judge.id}\n")
+    features = {name: embed_images(evaluator, to_uint8(torch.cat(x)), cache=False)
+                for name, x in generated.items()}
+    print(f"{machine()}; {arguments}, {len(real)} images, judged by {evaluator.id}\n")
     print("| sampler | CPU s | / DDIM 50 | kernel ×1000 | minus DDIM 50 ×1000 |")
     print("| --- | --- | --- | --- | --- |")
     for name, seen in features.items():

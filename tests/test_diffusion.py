@@ -47,24 +47,24 @@ def start(function, log: Path, *words) -> multiprocessing.Process:
     return process
 
 
-def said_by(log: Path) -> list[str]:
+def lines_of(log: Path) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
 def killed_after(process: multiprocessing.Process, log: Path, words: int) -> list[str]:
     "Kill -9 a process once it has said so much."
-    while len(said_by(log)) < words and process.is_alive():
+    while len(lines_of(log)) < words and process.is_alive():
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    return said_by(log)
+    return lines_of(log)
 
 
 def done(process: multiprocessing.Process, log: Path) -> list[str]:
     process.join()
     assert process.exitcode == 0
-    return said_by(log)
+    return lines_of(log)
 
 
 def say(log: Path, word):
@@ -89,21 +89,21 @@ def encode_slowly(log: Path, cache: Path, seconds: float):
     latents.encode_posterior = slow
     seed_everything(0)
     vae, data = new_autoencoder(widths=(8, 8)).eval(), open_dataset("demo", image_size=32)
-    made = latents.cached_latents(vae, data.subset("val"), "flip", batch_size=48)
-    say(log, latents.digest(made.mean.numpy(), made.std.numpy()))
+    generated = latents.cached_latents(vae, data.subset("val"), "flip", batch_size=48)
+    say(log, latents.digest(generated.mean.numpy(), generated.std.numpy()))
 
 
 def test_latents_go_on_after_a_kill_and_two_processes_share_the_work(tmp_path):
     one, two, logs = tmp_path / "one", tmp_path / "two", [tmp_path / str(i) for i in range(4)]
-    whole = done(start(encode_slowly, logs[0], one, 0), logs[0])
+    complete = done(start(encode_slowly, logs[0], one, 0), logs[0])
     first = killed_after(start(encode_slowly, logs[1], two, 0.1), logs[1], 4)
     both = [start(encode_slowly, log, two, 0.1) for log in logs[2:]]
-    said = [done(process, log) for process, log in zip(both, logs[2:], strict=True)]
-    assert {words[-1] for words in said} == {whole[-1]}, "another result than in one go"
-    encoded = sorted(len(words) - 1 for words in said)
+    lines = [done(process, log) for process, log in zip(both, logs[2:], strict=True)]
+    assert {words[-1] for words in lines} == {complete[-1]}, "another result than in one go"
+    encoded = sorted(len(words) - 1 for words in lines)
     assert encoded[0] == 0, "both processes encoded"
     # the batch that the kill interrupted is encoded again, what was written is not
-    assert encoded[1] == len(whole) - 1 - (len(first) - 1)
+    assert encoded[1] == len(complete) - 1 - (len(first) - 1)
 
 
 class Model:
@@ -116,20 +116,20 @@ class Model:
     def sample(self, n, seed=0, first=0):
         self.say(first)
         numbers = torch.arange(first, first + n)
-        asked = (numbers / 10).view(-1, 1, 1).expand(-1, 1, 16)
+        conditions = (numbers / 10).view(-1, 1, 1).expand(-1, 1, 16)
         options = dict(sampling_steps=2, image_size=(16, 16), guidance_scale=2.0)
-        return Samples(generate(self.pipeline, asked, seed, first=first, **options),
-                       numbers % 2, asked)
+        return Samples(generate(self.pipeline, conditions, seed, first=first, **options),
+                       numbers % 2, conditions)
 
 
-def sample_slowly(log: Path, folder: Path, place: Path, seconds: float, processes: int = 1):
+def sample_slowly(log: Path, folder: Path, target: Path, seconds: float, processes: int = 1):
     torch.set_num_threads(1)
     model, dealt = Model(folder, log, seconds), dict(num_processes=processes, device="cpu")
-    sample_dataset(model, 14, place, seed=3, batch_size=4, **dealt)
+    sample_dataset(model, 14, target, seed=3, batch_size=4, **dealt)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def few_weights():
+def small_weights():
     "What is tested here does not depend on how many weights there are."
     with pytest.MonkeyPatch.context() as patch:
         small = dict(widths=(16, 32), width=32, heads=4, groups=8)
@@ -148,22 +148,22 @@ def pipeline_folder(tmp_path_factory) -> Path:
 
 
 def test_sampling_goes_on_after_a_kill_and_may_be_dealt_to_processes(tmp_path, pipeline_folder):
-    killed, whole, dealt = tmp_path / "killed", tmp_path / "whole", tmp_path / "dealt"
+    killed, complete, dealt = tmp_path / "killed", tmp_path / "whole", tmp_path / "dealt"
     logs = [tmp_path / name for name in "abcde"]
     process = start(sample_slowly, logs[0], pipeline_folder, killed, 0.3)
     assert killed_after(process, logs[0], 3)[:3] == ["0", "4", "8"] and not killed.exists()
     after = done(start(sample_slowly, logs[1], pipeline_folder, killed, 0), logs[1])
     assert after in (["8", "12"], ["12"])
     assert done(start(sample_slowly, logs[2], pipeline_folder, killed, 0), logs[2]) == []
-    done(start(sample_slowly, logs[3], pipeline_folder, whole, 0), logs[3])
-    said = done(start(sample_slowly, logs[4], pipeline_folder, dealt, 0, 2), logs[4])
-    assert sorted(said, key=int) == ["0", "4", "8", "12"]
-    files = sorted(p.relative_to(whole) for p in whole.rglob("*.*"))
+    done(start(sample_slowly, logs[3], pipeline_folder, complete, 0), logs[3])
+    lines = done(start(sample_slowly, logs[4], pipeline_folder, dealt, 0, 2), logs[4])
+    assert sorted(lines, key=int) == ["0", "4", "8", "12"]
+    files = sorted(p.relative_to(complete) for p in complete.rglob("*.*"))
     assert len(files) == 14 + 3  # images, their table, conditions, the card
     for file in files:
-        assert (whole / file).read_bytes() == (killed / file).read_bytes()
-        assert (whole / file).read_bytes() == (dealt / file).read_bytes()
-    conditions = load_file(whole / "conditions.safetensors")["conditions"]
+        assert (complete / file).read_bytes() == (killed / file).read_bytes()
+        assert (complete / file).read_bytes() == (dealt / file).read_bytes()
+    conditions = load_file(complete / "conditions.safetensors")["conditions"]
     assert conditions.shape == (14, 1, 16)
 
 
@@ -183,17 +183,17 @@ def test_models_that_cannot_start_later_are_sampled_in_parts_too(tmp_path):
 
 
 def test_two_equal_calls_at_once_do_the_work_once(tmp_path):
-    made = []
+    generated = []
 
     class Slow:
         def sample(self, n: int, seed: int = 0, first: int = 0) -> Samples:
-            made.extend(range(first, first + n))
+            generated.extend(range(first, first + n))
             time.sleep(0.2)
             return Samples(torch.zeros(n, 3, 8, 8))
 
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(sample_dataset, Slow(), 4, tmp_path / "set", 0, 2) for _ in "ab"]
-    assert {call.result() for call in calls} == {tmp_path / "set"} and made == [0, 1, 2, 3]
+    assert {call.result() for call in calls} == {tmp_path / "set"} and generated == [0, 1, 2, 3]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
@@ -231,10 +231,10 @@ def weights(trainer: Trainer) -> dict:
 
 
 def test_draws_of_latents_resume_bit_for_bit(tmp_path):
-    whole = weights(trained(tmp_path / "whole", 3))
+    complete = weights(trained(tmp_path / "whole", 3))
     trained(tmp_path / "parts", 1)
     parts = weights(trained(tmp_path / "parts", 3))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert all(torch.equal(complete[name], parts[name]) for name in complete)
 
 
 def test_low_rank_training_changes_what_it_should_and_is_saved_merged(tmp_path, pipeline_folder):
@@ -246,8 +246,10 @@ def test_low_rank_training_changes_what_it_should_and_is_saved_merged(tmp_path, 
     assert changed and all("lora" in name or "encoder_hid_proj" in name for name in changed)
     assert merged(trainer.model("unet")).config.encoder_hid_dim == 16
     pipeline = new_pipeline(new_autoencoder(widths=(8, 8)).eval(), trainer.model("unet"))
-    asked = torch.linspace(-1, 1, 32).view(2, 1, 16)
-    made = generate(pipeline, asked, guidance_scale=2.0, sampling_steps=2, image_size=(16, 16))
+    conditions = torch.linspace(-1, 1, 32).view(2, 1, 16)
+    generated = generate(
+        pipeline, conditions, guidance_scale=2.0, sampling_steps=2, image_size=(16, 16)
+    )
     pipeline.save_pretrained(tmp_path / "model")
     code = """
 import sys, torch
@@ -264,7 +266,7 @@ assert not any(name.startswith("synth_nb") for name in sys.modules)
     seeds = [derive_seed(0, i) for i in range(2)]
     words = [sys.executable, "-c", code, tmp_path / "model", tmp_path / "made.pt", *seeds]
     subprocess.run(list(map(str, words)), check=True)
-    assert_near(torch.load(tmp_path / "made.pt") * 2 - 1, made)
+    assert_near(torch.load(tmp_path / "made.pt") * 2 - 1, generated)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -287,14 +289,16 @@ def test_any_multiple_of_eight(size):
     seed_everything(0)
     vae = new_autoencoder(widths=(8, 8, 8, 8), channels=1).eval()  # eight times smaller
     pipeline = new_pipeline(vae, new_unet(16, 8, size="small").eval())
-    made = generate(pipeline, torch.randn(1, 5, 16), image_size=size, sampling_steps=1)
-    assert made.shape == (1, 1, *size) and made.isfinite().all()
+    generated = generate(pipeline, torch.randn(1, 5, 16), image_size=size, sampling_steps=1)
+    assert generated.shape == (1, 1, *size) and generated.isfinite().all()
 
 
 def test_bf16_makes_nearly_the_same(pipeline_folder):
-    pipeline, asked = load_pipeline(pipeline_folder), torch.randn(2, 1, 16)
+    pipeline, conditions = load_pipeline(pipeline_folder), torch.randn(2, 1, 16)
     options = dict(sampling_steps=3, image_size=(16, 16))
-    exact, coarse = (generate(pipeline, asked, precision=p, **options) for p in ("fp32", "bf16"))
+    exact, coarse = (
+        generate(pipeline, conditions, precision=p, **options) for p in ("fp32", "bf16")
+    )
     assert 0 < (exact - coarse).abs().max() < 0.2
 
 

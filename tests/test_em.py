@@ -180,11 +180,11 @@ def test_several_processes_on_gpus_keep_their_precision(monkeypatch):
     from synth_nb.core.devices import pick_device, pick_precision
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for asked in ("auto", "bf16", "fp16"):
-        names = dict(pick_device=pick_device, pick_precision=pick_precision, precision=asked,
+    for precision in ("auto", "bf16", "fp16"):
+        names = dict(pick_device=pick_device, pick_precision=pick_precision, precision=precision,
                      device="cuda", num_processes=2, num_nodes=1)
         exec(line_of("06_em_ddpm", "precision ="), names)
-        assert names["precision"] == asked
+        assert names["precision"] == precision
 
 
 def test_sections_that_are_no_squares_turn_without_distortion():
@@ -199,8 +199,8 @@ def test_sections_that_are_no_squares_turn_without_distortion():
     maps = random_warps(8, (64, 128), scale=0, shear=0, bend=0)
     turned = warp_pair(mask, mask, maps)[1][:, 0, 10:54, 42:86].numpy()  # without mirrored ones
     for one in turned:
-        spread = np.linalg.eigvalsh(np.cov(np.argwhere(one).T))
-        assert spread[1] / spread[0] < 1.05 and abs(one.sum() - 400) < 20
+        variances = np.linalg.eigvalsh(np.cov(np.argwhere(one).T))
+        assert variances[1] / variances[0] < 1.05 and abs(one.sum() - 400) < 20
 
 
 def test_where_pairs_are_made_is_no_part_of_what_they_are():
@@ -211,19 +211,19 @@ def test_where_pairs_are_made_is_no_part_of_what_they_are():
     assert one == two
 
 
-@pytest.mark.parametrize(("said", "options"), [
+@pytest.mark.parametrize(("message", "options"), [
     ("`levels` 4 halves 12x12 pixels of the latent 3 times", dict(widths=(16, 32, 64, 64))),
     ("`width` must be a multiple of 16, got 24", dict(widths=(24, 48))),
     ("`chunk` must be a multiple of 16, got 40x40", dict(side=40, vae_downsampling=2)),
     ("`vae_downsampling` must be 1, 2, 4 or 8", dict(vae_downsampling=3)),
 ])
 def test_a_network_that_does_not_fit_is_refused_before_anything_is_trained(
-        tmp_path, said, options):
+        tmp_path, message, options):
     from synth_nb.em.training import PairTrainer, PairTrainingConfig
 
     images = np.zeros((4, 1, *[options.pop("side", 48)] * 2), np.uint8)
     config = PairTrainingConfig(vae_steps=1, vae_width=8, device="cpu", **options)
-    with pytest.raises(ParameterError, match=said):
+    with pytest.raises(ParameterError, match=message):
         PairTrainer(tmp_path, config, images, images + 1)
     assert not list(tmp_path.iterdir())
 
@@ -285,8 +285,8 @@ def test_masks_outside_the_fraction_teach_nothing(plain, tmp_path):
     # only where there is an object: the draw sees to it that one labelled chunk shows one
     others = [i for i in range(len(cells.masks)) if i not in used and cells.masks[i].any()]
     for chunk in others:
-        place, section = divmod(chunk, len(masks))
-        y, x = place // across * 32, place % across * 32
+        cell, section = divmod(chunk, len(masks))
+        y, x = cell // across * 32, cell % across * 32
         masks[section, :, y : y + 32, x : x + 32] ^= 1
     other = replace(split, train=replace(split.train, masks=masks))
     changed = Cells(tmp_path, other, Noisy(), how).masks != cells.masks
@@ -322,7 +322,7 @@ run_protocol({folder!r}, split_of_phantom(), Noisy(), Protocol(**SMALL))
 
 def test_a_killed_protocol_goes_on(plain, tmp_path):
     "Cells that were done are not done again, and the end is as if nothing had happened."
-    split, _, whole = plain
+    split, _, expected = plain
     folder = tmp_path / "killed"
     program = PROGRAM.format(tests=str(Path(__file__).parent), folder=str(folder))
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL,
@@ -336,7 +336,7 @@ def test_a_killed_protocol_goes_on(plain, tmp_path):
     assert done
     again = run_protocol(folder, split, Noisy(), Protocol(**SMALL))
     assert {p: p.stat().st_mtime_ns for p in done} == done
-    assert again.equals(whole)
+    assert again.equals(expected)
 
 
 @pytest.mark.real_data

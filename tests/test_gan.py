@@ -141,14 +141,14 @@ def test_samples_of_a_pretrained_model_are_new_when_it_learnt_on(notebook, marks
     net = torch.nn.Linear(2, 1)
     net.c_dim = 0  # as StyleGAN2's
     pretrained, names = SimpleNamespace(generator=net, unet=net), []
-    space = dict(pretrained=pretrained, given=pretrained, generator=pretrained,
+    space = dict(pretrained=pretrained, trained=pretrained, generator=pretrained,
                  trainer=None, weights_tag=weights_tag, label=0,
                  run=SimpleNamespace(cached=lambda name, make: names.append(name)))
 
     def cached_names():
         names.clear()
         for source in (cell_with(notebook, mark) for mark in marks):
-            for line in ("first", "initial", "fakes", "asked"):  # not of this model
+            for line in ("first", "initial", "fakes", "intended"):  # not of this model
                 source = source.partition(f"\n{line} = ")[0]
             exec(source, space)
         return set(names)

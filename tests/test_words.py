@@ -6,7 +6,7 @@ import json
 import pytest
 import words
 
-from synth_nb.core.runs import RENAMED_PARAMETERS
+from synth_nb.core.parameters import RENAMED_PARAMETERS
 
 TABLE = dict(
     parameter={"views": "symmetry"}, part={"judge": "eval_embedders", "kept": "cached"},

@@ -27,7 +27,7 @@ from synth_nb.core.fingerprint import (
     library_hash,
     notebook_sources,
 )
-from .parameters import ParameterError
+from .parameters import RENAMED_PARAMETERS, ParameterError
 from .progress import board, in_kernel
 
 # %% ../../nbs/library/core/runs.ipynb #2d5611bb
@@ -117,42 +117,6 @@ def differences(
     return found
 
 # %% ../../nbs/library/core/runs.ipynb #7c5e0d32
-RENAMED_PARAMETERS = {  # as older manifests have them → today's, sorted
-    "beside": "baseline_input",
-    "candidates": "best_of",
-    "classical": "classical_augmentation",
-    "draws": "n_draws",
-    "drop": "p_uncond",
-    "embedders": "eval_embedders",
-    "extractors": "eval_embedders",
-    "fall": "lr_decay_fraction",
-    "few": "n_real_per_class",
-    "judge": "eval_embedders",
-    "judge_steps": "classifier_steps",
-    "judge_width": "classifier_width",
-    "judges": "eval_embedders",
-    "keep_every": "snapshot_every",
-    "min_snr": "snr_gamma",
-    "objective": "prediction_type",
-    "other": "comparison_dataset",
-    "other_channels": "comparison_channels",
-    "prediction": "prediction_type",
-    "repeats": "n_repeats",
-    "sees": "discriminator_input",
-    "shrink": "downsample",
-    "smallest": "min_object_size",
-    "target": "ada_target",
-    "test": "test_fraction",
-    "time_shift": "logit_mean",
-    "vae_cell": "vae_downsampling",
-    "vae_channels": "latent_channels",
-    "val": "val_fraction",
-    "views": "symmetry",
-    "way": "mode",
-    "wide_time": "wide_time_embedding",
-}
-
-
 def _of_today(name: str, value) -> tuple[str, object]:
     "Name and value of a parameter as today's notebooks have them."
     name = RENAMED_PARAMETERS.get(name, name)
