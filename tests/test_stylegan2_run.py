@@ -228,13 +228,14 @@ def test_microbatches_that_cut_groups_are_refused(run_cells):
         exec(cell_with(TRAINING_CELLS[0]), space)
 
 
-def test_processes_that_measure_other_paths_are_refused(run_cells):
-    small = dict(image_size=32, dataset="digits", eval_embedders=EVAL_EMBEDDERS,
-                 batch_size=4, num_processes=2)
-    space = run_cells(path_weight=2, **small)
-    with pytest.raises(ParameterError, match="`path_weight` measures paths of one image in 2, and"):
-        exec(cell_with(TRAINING_CELLS[0]), space)
-    exec(cell_with(TRAINING_CELLS[0]), run_cells(**small))  # without it they are taken
+@pytest.mark.parametrize("path_weight", [0, 2])
+def test_processes_with_two_images_each_are_taken(run_cells, path_weight):
+    "Each of them measures paths of one image at least."
+    space = run_cells(image_size=32, dataset="digits", eval_embedders=EVAL_EMBEDDERS,
+                      batch_size=4, num_processes=2, path_weight=path_weight)
+    for mark in TRAINING_CELLS:
+        exec(cell_with(mark), space)
+    assert space["plan"].processes == 2
 
 
 def test_another_start_has_as_many_microbatches_as_the_first(run_cells, monkeypatch):
