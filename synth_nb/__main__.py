@@ -106,7 +106,7 @@ def next_steps(folder: str, files: list[Path]) -> str:
               "  papermill nbs/05_e2i.ipynb out.ipynb -p epochs 10"]
     return "\n".join(lines)
 
-
+# %% ../nbs/library/main.ipynb #6dfd6026
 def main(
     arguments: list[str] | None = None,  # None: those of the command line
 ):

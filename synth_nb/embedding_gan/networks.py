@@ -199,7 +199,7 @@ def check_penalty(
                              "the discriminator: set `gamma` 0 or add embedding to "
                              "`discriminator_input`")
 
-
+# %% ../../nbs/library/embedding_gan/networks.ipynb #8b8a85b1
 class EmbeddingGANLosses(GANLosses):
     "Losses of a GAN whose discriminator takes features; R1 is taken on the embedding."
 

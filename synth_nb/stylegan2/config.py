@@ -86,7 +86,7 @@ def auto_values(
         mapping_layers=2,
     )
 
-
+# %% ../../nbs/library/stylegan2/config.ipynb #de0516c0
 def published_values(
     batch: int, group: int, base: int, lr: float, gamma: float, ema: float
 ) -> dict:
