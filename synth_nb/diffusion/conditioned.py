@@ -308,51 +308,44 @@ def evaluation_pictures(
 def walk_figure(
     experiment: Experiment, data: ExperimentData, generator: ConditionedModel
 ) -> Figure:
-    "From the first held-out condition to the last: `walk.png`."
+    "From the first held-out condition to the last."
     ends, seed = [0, len(data.held_out) - 1], experiment.parameters["seed"]
     walk = interpolate(generator, select_conditions(data.conditions, ends), 8, seed)
     real = to_float(data.held_out[ends]["image"])
     images = torch.cat([real[:1], walk, real[1:]])
-    figure = strips({"walk": images}, ["real", *[""] * 8, "real"])
-    save_figure(figure, experiment.run.path("walk.png"))
-    return figure
+    return strips({"walk": images}, ["real", *[""] * 8, "real"])
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #2879b986
 def guidance_figure(
     experiment: Experiment, data: ExperimentData, generator: ConditionedModel
 ) -> Figure:
-    "The condition in the middle at several guidance scales: `guidance.png`."
+    "The condition in the middle at several guidance scales."
     middle = select_conditions(data.conditions, [len(data.held_out) // 2])
     rows = guidance_sweep(generator, middle, n=8, seed=experiment.parameters["seed"])
-    save_figure(figure := strips(rows), experiment.run.path("guidance.png"))
-    return figure
+    return strips(rows)
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #43659864
 def strength_figure(
     experiment: Experiment, data: ExperimentData, generator: ConditionedModel
 ) -> Figure:
-    "The image in the middle, taken to noise and back at several strengths: `strength.png`."
+    "The image in the middle, taken to noise and back at several strengths."
     middle, strengths = [len(data.held_out) // 2], (0.2, 0.4, 0.6, 0.8, 1.0)
     real = to_float(data.held_out[middle]["image"])
     condition = select_conditions(data.conditions, middle)
     seed = experiment.parameters["seed"]
     images = torch.cat([real, from_image(generator, real[0], condition, strengths, seed)])
-    figure = strips({"from an image": images}, ["real", *(f"{s:g}" for s in strengths)])
-    save_figure(figure, experiment.run.path("strength.png"))
-    return figure
+    return strips({"from an image": images}, ["real", *(f"{s:g}" for s in strengths)])
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #9c5aae70
 def class_figure(
     experiment: Experiment, data: ExperimentData, generator: ConditionedModel
 ) -> Figure:
-    "Six images of every class: `by_class.png`."
+    "Six images of every class."
     labels, seed = data.held_out.labels, experiment.parameters["seed"]
     rows = balanced_rows(labels, 6, seed)
     images = generator.sample_for(select_conditions(data.conditions, rows), seed, best_of=1).images
     names = [data.held_out.classes[int(labels[r[0]])] for r in rows.split(6)]
-    figure = strips(list(zip(names, images.split(6), strict=True)))
-    save_figure(figure, experiment.run.path("by_class.png"))
-    return figure
+    return strips(list(zip(names, images.split(6), strict=True)))
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #b35103f2
 def condition_pictures(
@@ -361,8 +354,12 @@ def condition_pictures(
     generator: ConditionedModel,
 ) -> list[Figure]:
     "What the condition does: `walk.png`, `guidance.png`, `strength.png`, `by_class.png`."
-    draw = walk_figure, guidance_figure, strength_figure, class_figure
-    return [one(experiment, data, generator) for one in draw]
+    draw = dict(walk=walk_figure, guidance=guidance_figure, strength=strength_figure,
+                by_class=class_figure)
+    figures = {name: one(experiment, data, generator) for name, one in draw.items()}
+    for name, figure in figures.items():
+        save_figure(figure, experiment.run.path(f"{name}.png"))
+    return list(figures.values())
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #9391ad7a
 def finish(
