@@ -297,7 +297,8 @@ def _refuse_code(
         raise ValueError(f"{display_path(index)} cannot be read: {error}") from None
     for part, named in parts:
         if isinstance(named, list) and not _is_library_class(named):
-            raise ValueError(f"{display_path(index)} names {named} as `{part}`, no class of a library")
+            what = f"names {named} as `{part}`, no class of a library"
+            raise ValueError(f"{display_path(index)} {what}")
 
 
 def _is_library_class(named: list) -> bool:
