@@ -99,6 +99,9 @@ class Protocol:
     blocks: int = 2  # along each side of a section
     seed: int = 0
     device: str = "auto"
+    accumulate: int = 1  # microbatches of a batch of every segmenter
+    checkpointing: bool = False  # in the training of every segmenter
+    optimizer: str = "adam"  # of every segmenter: adam, adam8bit or adafactor
 
     def __post_init__(self):
         self.fractions = tuple(dict.fromkeys(map(float, self.fractions)))  # each once
@@ -117,7 +120,7 @@ def protocol_keys(
     "Digests of what pairs and cells depend on."
     sides = {name: getattr(split, name).fingerprint for name in ("train", "val", "test")}
     own = {k: v for k, v in asdict(protocol).items()
-           if k not in ("fractions", "seeds", "arms", "device")}
+           if k not in ("fractions", "seeds", "arms", "device", "checkpointing")}
     pairs = digest(sides["train"], own, generator, PROTOCOL_VERSION)
     return pairs, digest(pairs, sides)
 
@@ -198,7 +201,8 @@ def train_cell(
     return fit_segmenter(folder, arm_pairs(arm, real, synthetic), (val.images, val.masks),
                          protocol.steps, protocol.batch_size, protocol.widths,
                          derive_seed(protocol.seed, 2000 + seed), device=protocol.device,
-                         lr=protocol.lr)
+                         accumulate=protocol.accumulate, checkpointing=protocol.checkpointing,
+                         optimizer=protocol.optimizer, lr=protocol.lr)
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #cfba02e8
 def run_cell(cells: Cells, arm: str, fraction: float, seed: int) -> list[dict]:  # a row per block

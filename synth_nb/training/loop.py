@@ -36,6 +36,7 @@ from synth_nb.training.checkpoints import (
     write_checkpoint,
 )
 from .log import MetricsLog
+from .memory import enable_checkpointing
 from synth_nb.training.processes import (
     accelerator_for,
     deferred_signals,
@@ -83,6 +84,7 @@ class TrainingConfig:
     checkpoint_minutes: float = 5  # longest time between two checkpoints
     num_processes: int = 1  # on this machine
     num_nodes: int = 1  # machines
+    checkpointing: bool = False  # run blocks again in the backward pass: less memory, more time
 
     def __post_init__(self):
         if self.patience and not self.best:
@@ -261,6 +263,10 @@ class Trainer:
         device = pick_device(self.config.device)
         self.accelerator = accelerator_for(device, pick_precision(self.config.precision, device))
         self.device, self.nets = self.accelerator.device, {}
+        if self.config.checkpointing:
+            trained = {id(p) for phase in self.phases for p in phase.parameters}
+            enable_checkpointing(*(m for m in self.modules.values()
+                                   if any(id(p) in trained for p in m.parameters())))
         for name, module in self.modules.items():
             module.to(self.device).train()
             if self.accelerator.num_processes > 1:
