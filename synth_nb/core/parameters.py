@@ -87,6 +87,7 @@ CHOICES = {  # name → what it may be
     "optimizer": ("adam", "adam8bit", "adafactor"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
+    "compile": ("auto", "on", "off"),
 }
 
 # %% ../../nbs/library/core/parameters.ipynb #5b00b515
