@@ -147,6 +147,8 @@ class PairTrainingConfig:
     num_nodes: int = 1
     checkpointing: bool = False  # of the diffusion model
     optimizer: str = "adam"  # of the diffusion model: adam, adam8bit or adafactor
+    compile: str = "auto"  # of the diffusion model: on, off or auto
+    tracker: str = ""  # of the diffusion model: tensorboard, wandb, mlflow
 
     def check(self, size: tuple[int, int]):  # height, width of the images, pixels
         "Refuse a network that does not fit the images. Raises `ParameterError`."
@@ -175,7 +177,7 @@ class PairTrainingConfig:
             self.precision, best=best, patience=self.epochs + 1 if best else 0,
             snapshot_every=self.snapshot_every, max_minutes=self.max_minutes,
             num_processes=self.num_processes, num_nodes=self.num_nodes,
-            checkpointing=self.checkpointing,
+            checkpointing=self.checkpointing, compile=self.compile, tracker=self.tracker,
         )
 
 # %% ../../nbs/library/em/training.ipynb #b8a16402
@@ -274,7 +276,7 @@ class PairGenerator:
 
     @property
     def id(self) -> dict:  # what its pairs depend on: not on where they are computed
-        elsewhere = ("num_processes", "num_nodes", "checkpointing")
+        elsewhere = ("num_processes", "num_nodes", "checkpointing", "compile", "tracker")
         own = {k: v for k, v in asdict(self.config).items() if k not in elsewhere}
         return dict(kind="pairs", **own) | dict(device="auto")
 

@@ -244,8 +244,7 @@ def fit_segmenter(
     seed: int = 0,
     evaluations: int = 1,
     device: str = "auto",
-    accumulate: int = 1,  # microbatches of a batch
-    checkpointing: bool = False,
+    training: dict | None = None,  # more of `TrainingConfig`: accumulate, checkpointing, …
     **options,  # of `new_training`
 ) -> Segmenter:
     "Train a segmenter, and choose its threshold on validation."
@@ -257,7 +256,7 @@ def fit_segmenter(
         plan = TrainingConfig(
             evaluations, batch_size, -(-steps // evaluations) * batch_size, seed=seed,
             device=device, precision="fp32", best="loss_val", patience=evaluations + 1,
-            accumulate=accumulate, checkpointing=checkpointing,
+            **(training or {}),
         )
         net = ResidualUNet(data.images.shape[1], widths)
         trainer = new_training(folder, data, net, plan, evaluate=evaluate, **options)

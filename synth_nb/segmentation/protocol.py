@@ -102,14 +102,23 @@ class Protocol:
     accumulate: int = 1  # microbatches of a batch of every segmenter
     checkpointing: bool = False  # in the training of every segmenter
     optimizer: str = "adam"  # of every segmenter: adam, adam8bit or adafactor
+    compile: str = "auto"
+    tracker: str = ""
 
     def __post_init__(self):
         self.fractions = tuple(dict.fromkeys(map(float, self.fractions)))  # each once
         self.arms = tuple(dict.fromkeys(self.arms))
         check_protocol(self)
 
+    @property
+    def training(self) -> dict:  # of `TrainingConfig`
+        "How every segmenter is trained, beside its length."
+        names = ("accumulate", "checkpointing", "compile", "tracker")
+        return {name: getattr(self, name) for name in names}
+
 # %% ../../nbs/library/segmentation/protocol.ipynb #9e813821
 PROTOCOL_VERSION = 1  # to be raised when what a cell computes changes
+WHEREVER = ("device", "checkpointing", "compile", "tracker")  # they change no result
 
 
 def protocol_keys(
@@ -120,7 +129,7 @@ def protocol_keys(
     "Digests of what pairs and cells depend on."
     sides = {name: getattr(split, name).fingerprint for name in ("train", "val", "test")}
     own = {k: v for k, v in asdict(protocol).items()
-           if k not in ("fractions", "seeds", "arms", "device", "checkpointing")}
+           if k not in ("fractions", "seeds", "arms", *WHEREVER)}
     pairs = digest(sides["train"], own, generator, PROTOCOL_VERSION)
     return pairs, digest(pairs, sides)
 
@@ -201,8 +210,8 @@ def train_cell(
     return fit_segmenter(folder, arm_pairs(arm, real, synthetic), (val.images, val.masks),
                          protocol.steps, protocol.batch_size, protocol.widths,
                          derive_seed(protocol.seed, 2000 + seed), device=protocol.device,
-                         accumulate=protocol.accumulate, checkpointing=protocol.checkpointing,
-                         optimizer=protocol.optimizer, lr=protocol.lr)
+                         training=protocol.training, optimizer=protocol.optimizer,
+                         lr=protocol.lr)
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #cfba02e8
 def run_cell(cells: Cells, arm: str, fraction: float, seed: int) -> list[dict]:  # a row per block
