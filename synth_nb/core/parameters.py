@@ -57,8 +57,10 @@ def cast(
 
 # %% ../../nbs/library/core/parameters.ipynb #180c48c1
 def _cast_list(value, kind):
-    "A list from a list or its text, its items cast where the declaration names their type."
+    "A list from a list, its text or a number alone, its items cast where their type is declared."
     items = ast.literal_eval(value) if isinstance(value, str) else value
+    if isinstance(items, (int, float)) and not isinstance(items, bool):
+        items = [items]
     if not isinstance(items, (list, tuple)):
         raise ValueError
     return [cast(item, kind) if kind else item for item in items]

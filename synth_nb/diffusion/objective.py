@@ -26,7 +26,7 @@ from torch import Tensor
 from .pretrained import condition_width
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
-from ..training.loop import to_device
+from ..training.batches import to_device
 
 # %% ../../nbs/library/diffusion/objective.ipynb #258162d2
 PREDICTION_TYPES = ("epsilon", "v_prediction", "flow_prediction")  # as diffusers calls them

@@ -37,6 +37,7 @@ from synth_nb.core.files import (
 from ..core.fingerprint import library_hash, notebook_sources
 from ..core.parameters import ParameterError, check_names, check_parameters
 from ..core.runs import read_manifest
+from ..data.readers.sources import how_to_get
 
 # %% ../../nbs/library/tools/grid.ipynb #1d96bc4f
 def head_of(
@@ -204,7 +205,8 @@ def missing_data(parameters: dict) -> str:  # empty where all is here, or comes 
     for word in (dataset_of(parameters), *others):
         path = word.partition(":")[2] if word.startswith(("em:", "wsi:")) else word
         if ("/" in path or "." in path) and ":" not in path and not resolve(path).exists():
-            return f"{display_path(resolve(path))} does not exist"
+            remedy = how_to_get(resolve(path))
+            return f"{display_path(resolve(path))} does not exist" + (remedy and f": {remedy}")
     return ""
 
 # %% ../../nbs/library/tools/grid.ipynb #baf67807
