@@ -87,6 +87,7 @@ CHOICES = {  # name → what it may be
     "upsampling": ("resize", "transposed"),
     "loss": ("logistic", "hinge"),
     "unet_size": ("mini", "tiny", "small", "sd15"),
+    "optimizer": ("adam", "adam8bit", "adafactor"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "compile": ("auto", "on", "off"),
