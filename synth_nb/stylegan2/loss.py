@@ -81,7 +81,8 @@ class StyleSampler:
     def condition(self, batch: dict) -> Tensor | None:  # (B, classes) one-hot
         if not self.classes:
             return None
-        return F.one_hot(batch["label"].long(), self.classes).float()
+        label = batch["label"]  # `one_hot` would look at it
+        return (label[:, None] == torch.arange(self.classes, device=label.device)).float()
 
     def styles(self, nets: dict, count: int, c: Tensor | None, device) -> Tensor:
         mapping, _ = mapping_and_synthesis(nets)
@@ -253,15 +254,15 @@ class ADAController(nn.Module):
         augment: Augment,  # whose `p` is changed
     ):
         "Count signs of logits; after enough images, change the probability."
-        total = torch.stack([real.float().sign().sum(), real.new_tensor(float(real.numel()))])
-        self.signs += over_processes(total, mean=False)
+        signs = real.float().sign().sum()
+        counted = torch.stack([signs, torch.full_like(signs, real.numel())])
+        self.signs += over_processes(counted, mean=False)
         total, count = self.signs
-        if count < self.images:
-            return
-        self.sign.copy_(total / count)
+        due = count >= self.images  # on the device: the host does not wait for it
+        self.sign.copy_(torch.where(due, total / count, self.sign))
         step = (self.sign - self.target).sign() * count / (self.kimg * 1000)
-        augment.p.copy_((augment.p + step).clamp(0, 1))
-        self.signs.zero_()
+        augment.p.copy_(torch.where(due, (augment.p + step).clamp(0, 1), augment.p))
+        self.signs *= ~due
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #773c000e
 def extra_modules(
