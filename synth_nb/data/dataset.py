@@ -354,9 +354,9 @@ def assemble(
     if group_by:
         groups = groups_in(keys, group_by)
     elif source.ordered and named is None and (source.groups is None or len(set(groups)) == 1):
-        named, own, said = split_sequence(keys, labels, images.images, val_fraction)
+        named, own, note = split_sequence(keys, labels, images.images, val_fraction)
         groups = own or groups
-        about = with_note(about, "read_as", said)
+        about = with_note(about, "read_as", note)
     split = choose_split(named, groups, seed, val_fraction)
     for doubt in class_doubts(source.classes, labels, split):
         about = with_note(about, "doubts", doubt)

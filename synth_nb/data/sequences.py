@@ -55,7 +55,7 @@ def neighbour_ratio(
     near, far = (np.abs(here - x).mean((1, 2, 3)) for x in (before, other))
     return float(np.median(near) / max(np.median(far), 1e-6))
 
-# %% ../../nbs/library/data/sequences.ipynb #55489f33
+# %% ../../nbs/library/data/sequences.ipynb #475d55c1
 def split_end(
     n: int,  # images, in order
     val_fraction: float,  # of them
@@ -98,6 +98,6 @@ def split_sequence(
         return None, heads, f"{alike}: {len(kinds)} sequences stay on one side each"
     ends = split_end(n, val_fraction, max(1, n // 50))
     split = [""] * n
-    for place, i in enumerate(order):
-        split[i] = ends[place]
+    for end, i in zip(ends, order, strict=True):
+        split[i] = end
     return split, None, f"{alike}: the end is held out"

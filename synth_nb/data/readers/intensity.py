@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['to_8_bits', 'fitting_range', 'depth_of', 'stored_span', 'Intensity', 'limits_of', 'limits_of_set']
 
-# %% ../../../nbs/library/data/readers/intensity.ipynb #58273776
-import io
+# %% ../../../nbs/library/data/readers/intensity.ipynb #0f64b1eb
 import json
 import threading
 from collections.abc import Callable, Iterable

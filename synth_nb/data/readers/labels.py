@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FileIndex', 'TableLabels', 'read_labels', 'read_sidecars', 'synset_names']
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #f77bc99c
+# %% ../../../nbs/library/data/readers/labels.ipynb #cb4cd5ad
 import csv
 import io
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -68,7 +68,7 @@ def table_of_lines(
     rows = [row for row in rows if len(row) == width]
     return Table(name, [f"column {i + 1}" for i in range(width)], rows)
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #36a485d0
+# %% ../../../nbs/library/data/readers/labels.ipynb #0e3f5143
 def parse_json(
     name: str,  # of the file, for the message
     content: bytes,
@@ -94,8 +94,14 @@ def table_of_json(
     if isinstance(found, dict) and {"images", "annotations", "categories"} <= found.keys():
         return table_of_coco(name, found)
     if isinstance(found, dict):
-        inner = next((v for k, v in found.items() if k in ("labels", "data", "images")
-                      and isinstance(v, list)), None)
+        inner = next(
+            (
+                v
+                for k, v in found.items()
+                if k in ("labels", "data", "images") and isinstance(v, list)
+            ),
+            None,
+        )
         found = inner if inner is not None else [list(pair) for pair in found.items()]
     if not isinstance(found, list) or not found:
         return None
@@ -103,7 +109,9 @@ def table_of_json(
         names = list(dict.fromkeys(key for row in found for key in row))
         return Table(name, names, [[_text(row.get(key)) for key in names] for row in found])
     if all(isinstance(row, list) and len(row) == 2 for row in found):
-        return Table(name, ["column 1", "column 2"], [[_text(cell) for cell in row] for row in found])
+        return Table(
+            name, ["column 1", "column 2"], [[_text(cell) for cell in row] for row in found]
+        )
     return None
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #efd91e0a
@@ -147,7 +155,7 @@ def read_table(
     except (ValueError, csv.Error, RecursionError):
         return None
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #bd16c6eb
+# %% ../../../nbs/library/data/readers/labels.ipynb #3748030e
 class FileIndex:
     "Finds the file that a cell of a table names."
 
@@ -177,9 +185,9 @@ class FileIndex:
         home: str = "",  # folder of the table, with `/` at the end
     ) -> str | None:
         path = cell.strip().lower().replace("\\", "/").removeprefix("./").strip("/")
-        for whole in dict.fromkeys((f"{home.lower()}{path}", path)):
-            parts = whole.split("/")
-            found = self.ends[len(parts)].get(whole)
+        for full in dict.fromkeys((f"{home.lower()}{path}", path)):
+            parts = full.split("/")
+            found = self.ends[len(parts)].get(full)
             if found:
                 return found
         for n in range(min(3, len(parts)), 0, -1):
@@ -245,7 +253,7 @@ def may_be_classes(
     fraction = all(re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", name) for name in names)
     return "" not in names and 2 <= len(names) <= max(2, len(cells) / 2) and not fraction
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #4fa47676
+# %% ../../../nbs/library/data/readers/labels.ipynb #a83d7332
 def class_column(
     table: Table,
     key: str,  # the column that names images
@@ -253,16 +261,26 @@ def class_column(
     "Choose the column of classes: by its name, or the only one that can be it."
     groups = {name for name in table.columns if set(words_of(name)) & {*GROUP_WORDS}}
     splits = {name for name in table.columns if _is_split(table, name)}
-    able = [name for name in table.columns if name not in {key} | splits
-            and may_be_classes(table.column(name))]
-    named = sorted((name for name in able if set(words_of(name)) & {*CLASS_WORDS}
-                    and name not in groups), key=_by_name)
+    able = [
+        name
+        for name in table.columns
+        if name not in {key} | splits and may_be_classes(table.column(name))
+    ]
+    named = sorted(
+        (name for name in able if set(words_of(name)) & {*CLASS_WORDS} and name not in groups),
+        key=_by_name,
+    )
     if named:
-        same = [n for n in named if _partition(table.column(n)) == _partition(table.column(named[0]))]
+        same = [
+            n for n in named if _partition(table.column(n)) == _partition(table.column(named[0]))
+        ]
         text = [n for n in same if not all(c.lstrip("-").isdecimal() for c in table.column(n))]
         return (text or same)[0], some_names(n for n in named if n not in same)
-    free = [name for name in able if not set(words_of(name)) & (OTHER_WORDS | groups)
-            and name not in groups]
+    free = [
+        name
+        for name in able
+        if not set(words_of(name)) & (OTHER_WORDS | groups) and name not in groups
+    ]
     if len(free) == 1 or (free and table.columns[0] == "column 1"):
         return free[0], ""
     return None, some_names(name for name in table.columns if name != key)
@@ -369,7 +387,7 @@ def read_labels(
         _add_table(done, found, files, folder_class)
     return _fitting(done, files, folder_class)
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #daf22b1b
+# %% ../../../nbs/library/data/readers/labels.ipynb #3b0fa566
 def _add_table(done, found, files, folder_class):
     "Take what a table says, or say why not."
     name, named = found.table.name, {image for image in found.images if image}
@@ -386,7 +404,7 @@ def _add_table(done, found, files, folder_class):
                             "classes come from folders"] if label else []
         return
     if label is None:
-        if _says_something(found):
+        if _has_content(found):
             done.doubts.append(f"{name} has a row for {len(named)} images and is not used: {why}")
         return
     done.label |= {i: c for i, c in label.items() if i not in done.label}
@@ -400,8 +418,8 @@ def _add_table(done, found, files, folder_class):
             setattr(done, part, values)
             done.notes.append(f"{'splits' if part == 'split' else 'groups'} from {name}, {column}")
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #a6239505
-def _says_something(found):
+# %% ../../../nbs/library/data/readers/labels.ipynb #0ba89499
+def _has_content(found):
     "Whether a table has more than names, numbers of rows, and one value for all."
     for name in found.table.columns:
         cells = found.table.column(name)

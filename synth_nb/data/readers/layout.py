@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'Folder', 'some_names', 'Folders', 'read_folders', 'split_and_class']
 
-# %% ../../../nbs/library/data/readers/layout.ipynb #1e7c412f
+# %% ../../../nbs/library/data/readers/layout.ipynb #dc7a0284
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import PurePosixPath
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #fdc34c7c
 @lru_cache(2**16)
@@ -153,13 +152,16 @@ def inner_wrapping(
             return found
         found.update(outer)
 
-# %% ../../../nbs/library/data/readers/layout.ipynb #c1fdefbc
+# %% ../../../nbs/library/data/readers/layout.ipynb #10c85e5c
 def folder_per_image(
     files: list[str],
 ) -> bool:
-    "Whether every image lies in a folder of its own name."
+    "Whether every image lies in a folder of its own: of its name, or `image` in each."
     parts = [file.rsplit("/", 2)[-2:] for file in files]
-    alone = len(parts) > 1 and all(len(p) == 2 and p[1].startswith(f"{p[0]}.") for p in parts)
+    named = all(len(p) == 2 and p[1].startswith(f"{p[0]}.") for p in parts)
+    stems = {p[-1].rpartition(".")[0] for p in parts}
+    same = len(stems) == 1 and set(words_of(min(stems))) <= IMAGE_WORDS
+    alone = len(parts) > 1 and (named or (same and all(len(p) == 2 for p in parts)))
     return alone and len({file.rpartition("/")[0] for file in files}) == len(files)
 
 

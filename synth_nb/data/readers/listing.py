@@ -67,7 +67,7 @@ def _list_file(
     return [ListedImage(keys[i], file, partial(stack.page, i), labels[i], groups[i], split[i])
             for i in range(n)], stack.notes
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #6df0a7f0
+# %% ../../../nbs/library/data/readers/listing.ipynb #d6d6165b
 def list_files(
     folder: Path,
     files: list[str],  # relative, with `/`
@@ -81,10 +81,10 @@ def list_files(
             images.append(ListedImage(file, file))
             continue
         try:
-            found, said = _list_file(folder, file, intensity)
+            found, noted = _list_file(folder, file, intensity)
             images += found
             if notes is not None:
-                notes += [note for note in said if note not in notes]
+                notes += [note for note in noted if note not in notes]
         except (DataError, OSError) as e:
             bad.append((file, str(e) if isinstance(e, DataError) else reason(e)))
     return images, bad
@@ -206,28 +206,28 @@ def join_masks(
         raise ImageError("its masks have different sizes")
     return np.maximum.reduce(values)
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #f14b6ad7
+# %% ../../../nbs/library/data/readers/listing.ipynb #33170447
 def masks_in(
     listing: Listing,
 ) -> MaskPairs:
     "Images and their masks, by a table or by names that pixels agree with."
-    told = tabulated_masks(listing)
-    if told:
-        masks = {mask for several in told.values() for mask in several}
+    tabulated = tabulated_masks(listing)
+    if tabulated:
+        masks = {mask for several in tabulated.values() for mask in several}
         images = [file for file in listing.images if file not in masks]
-        if lacking := [file for file in images if file not in told]:
+        if lacking := [file for file in images if file not in tabulated]:
             raise DataError(f"{listing.name}/{lacking[0]} has no mask in `metadata.jsonl`, others "
                             "have one")
-        return MaskPairs(images, told)
+        return MaskPairs(images, tabulated)
     pairs = find_masks(listing.images)
-    asked = pairs.masks or pairs.some
-    if not asked:
+    guessed = pairs.masks or pairs.some
+    if not guessed:
         return pairs
-    reader, files = MaskReader(listing, asked), sorted(asked)
+    reader, files = MaskReader(listing, guessed), sorted(guessed)
     for file in dict.fromkeys(files[len(files) * k // 4] for k in range(4)):
         why = _check_first(listing, reader, file)
         if why is not None:
-            image, mask = file, asked[file][0]
+            image, mask = file, guessed[file][0]
             return _without_masks(listing, pairs, image, mask, why)
     return pairs
 
@@ -255,7 +255,7 @@ def _without_masks(listing, pairs, image, mask, why):
     doubt = f"{len(masks)} masks are left out, {mask} of {image} first: {why}"
     return MaskPairs(pairs.images, left_out=sorted(masks), doubts=[*pairs.doubts, doubt])
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #91f6fe41
+# %% ../../../nbs/library/data/readers/listing.ipynb #3cd7e0ff
 DOCUMENTS = {
     "", *TABLE_EXTENSIONS, ".md", ".rst", ".pdf", ".html", ".htm", ".xml", ".yaml", ".yml", ".py",
     ".ipynb", ".log", ".doc", ".docx", ".xlsx", ".xls", ".ini", ".toml", ".cff", ".bib", ".cls",
@@ -272,14 +272,15 @@ def unread_doubts(
     if not unread:
         return []
     kinds = Counter(extension_of(file) or "no extension" for file in unread)
-    said = some_names(f"{n} {kind}" for kind, n in kinds.most_common())
+    counts = some_names(f"{n} {kind}" for kind, n in kinds.most_common())
     alive = {file.rpartition("/")[0] for file in listing.images}
-    alive |= {"/".join(folder.split("/")[:n]) for folder in alive for n in range(folder.count("/") + 1)}
+    alive |= {"/".join(folder.split("/")[:n]) for folder in alive
+              for n in range(folder.count("/") + 1)}
     gone = sorted({file.rpartition("/")[0] for file in unread} - alive)
     lost = f"; nothing is left of {some_names(gone)}" if gone else ""
     advice = next((f"; {ADVICE[kind]}" for kind in kinds if kind in ADVICE), "")
     n = len(unread)
-    return [f"{n} file{'s are' if n > 1 else ' is'} not read: {said}{lost}{advice}"]
+    return [f"{n} file{'s are' if n > 1 else ' is'} not read: {counts}{lost}{advice}"]
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #2619fe2b
 def class_order(
@@ -406,7 +407,7 @@ def listed_source(
                   skipped=tuple(sorted(skipped)), masks=mask, about=about, intensity=intensity,
                   ordered=True)
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #a2abece5
+# %% ../../../nbs/library/data/readers/listing.ipynb #71822332
 def _page_numbers(images):
     "Which page of its file each image is."
     seen, pages = Counter(), []
@@ -431,5 +432,5 @@ def _readers(listing, pairs, images, pages, same_size):
 
 def _about(notes, doubts):
     "What was guessed, for the manifest and the card; nothing where nothing was."
-    said = dict(read_as="; ".join(dict.fromkeys(notes)), doubts=list(dict.fromkeys(doubts)))
-    return {name: value for name, value in said.items() if value}
+    found = dict(read_as="; ".join(dict.fromkeys(notes)), doubts=list(dict.fromkeys(doubts)))
+    return {name: value for name, value in found.items() if value}

@@ -62,15 +62,18 @@ def read_stem(
     part = match["who"] or (match.groupdict().get("part") if word in OBSERVERS else "")
     return match["base"].strip(" _.-"), f"{word} {part}" if part else word
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #7b19f435
-IMAGE_END = re.compile(r"(?i)(?:[\s_.\-]+(?:images?|img|input|orig|original|raw|photo|training|train"
-                       r"|test|sat|rgb))$|^(?:images?|img|input|im)[\s_.\-]+(?=.)")
+# %% ../../../nbs/library/data/readers/masks.ipynb #c3b6cbf2
+IMAGE_END = re.compile(
+    r"(?i)(?:[\s_.\-]+(?:images?|img|input|orig|original|raw|photo|training|train"
+    r"|test|sat|rgb))$|^(?:images?|img|input|im)[\s_.\-]+(?=.)"
+)
 
 
 @dataclass(slots=True)
 class Form:
     "How a file is read that is a mask, or an image that may have one."
-    place: tuple[str, ...]  # folders without the words that tell masks from images
+
+    folder: tuple[str, ...]  # folders without the words that tell masks from images
     stem: str  # lower case
     kind: str = ""  # of mask; empty for an image
     in_folder: bool = False  # a mask by its folder
@@ -78,7 +81,7 @@ class Form:
 
 
 @lru_cache(2**16)
-def read_place(
+def read_folders_of(
     folder: str,  # relative, with `/`; empty for the top
 ) -> tuple[tuple[str, ...], str]:  # what is left of it; kind of mask by the innermost such word
     "The folders of a file without the words that tell masks from images."
@@ -93,11 +96,16 @@ def form_of(
     "Read one name."
     folder, _, name = file.rpartition("/")
     stem = name.rpartition(".")[0] or name
-    place, kind = read_place(folder)
+    common, kind = read_folders_of(folder)
+    words = {*words_of(stem)}
+    if words <= RANKS.keys():  # mask.png beside image.png
+        return Form(common, "", stem.lower(), bare=stem.lower())
+    if words <= IMAGE_WORDS and not kind:
+        return Form(common, "")
     base, own = read_stem(stem)
     if kind:
-        return Form(place, base.lower(), kind, True, stem.lower())
-    return Form(place, base.lower(), own, bare=stem.lower())
+        return Form(common, base.lower(), kind, True, stem.lower())
+    return Form(common, base.lower(), own, bare=stem.lower())
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #90882f82
 @dataclass
@@ -115,29 +123,29 @@ class MaskPairs:
         image = min(self.masks)
         return image, self.masks[image][0]
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #fc835efe
+# %% ../../../nbs/library/data/readers/masks.ipynb #771ae8f4
 class ImageIndex:
     "Finds the image that a mask belongs to."
 
     def __init__(self, images: dict[str, Form]):
         self.exact, self.loose, self.lone = {}, {}, {}
         for file, form in images.items():
-            self._put(self.exact, (form.place, form.bare), file)
-            self._put(self.loose, (form.place, IMAGE_END.sub("", form.bare)), file)
-            self._put(self.lone, form.place, file)
+            self._put(self.exact, (form.folder, form.bare), file)
+            self._put(self.loose, (form.folder, IMAGE_END.sub("", form.bare)), file)
+            self._put(self.lone, form.folder, file)
 
     def _put(self, table, key, file):
         table[key] = None if key in table else file  # two images: nobody knows which
 
     def find(self, mask: Form) -> str | None:
         stems = dict.fromkeys([mask.stem, *([mask.bare] if mask.in_folder else [])])
-        keys = [(mask.place, IMAGE_END.sub("", s) if cut else s)
+        keys = [(mask.folder, IMAGE_END.sub("", s) if cut else s)
                 for cut in (False, True) for s in stems]
         for key, table in zip(keys, [self.exact] * len(stems) + [self.loose] * len(stems),
                               strict=True):
             if table.get(key):
                 return table[key]
-        return self.lone.get(mask.place) if mask.in_folder and mask.place else None
+        return self.lone.get(mask.folder) if mask.in_folder and mask.folder else None
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #d6a33e1d
 def pairs_by_name(

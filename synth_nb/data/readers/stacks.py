@@ -383,7 +383,7 @@ def _shapes_in(
                 shapes[name[:-4]] = read(member)[0]
     return shapes
 
-# %% ../../../nbs/library/data/readers/stacks.ipynb #ffb817e9
+# %% ../../../nbs/library/data/readers/stacks.ipynb #e2259df5
 IMAGE_ARRAYS = ("images", "image", "imgs", "x", "data", "arr_0")
 LABEL_ARRAYS = ("labels", "label", "y", "targets", "target", "classes", "arr_1")
 
@@ -400,7 +400,7 @@ def _named(names, words, split):
     "The array called like one of the words, and of a split if one is meant."
     for word in words:
         for name in names:
-            own, rest = split_word(name) if split else (None, ())
+            own = split_word(name)[0] if split else None
             bare = name.lower() if split is None else next(
                 (w for w in words_of(name) if w in words), "images")
             if bare == word and own == split:

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['stylegan_labels']
 
-# %% ../../../nbs/library/data/readers/stylegan.ipynb #e1784fca
-import json
+# %% ../../../nbs/library/data/readers/stylegan.ipynb #0ba812c5
 import re
 import threading
 from collections.abc import Callable
