@@ -86,6 +86,7 @@ CHOICES = {  # name → what it may be
     "unet_size": ("mini", "tiny", "small", "sd15"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
+    "compile": ("auto", "on", "off"),
 }
 
 # %% ../../nbs/library/core/parameters.ipynb #5b00b515

@@ -257,12 +257,20 @@ class Samples:
         return len(self.images)
 
 # %% ../../nbs/library/core/runs.ipynb #790f25d9
+LOADERS = {  # what a manifest may name, and nothing else
+    "synth_nb.dcgan.model:load",
+    "synth_nb.diffusion.experiment:load",
+    "synth_nb.em.pairs:load",
+    "synth_nb.emnist.sampling:load",
+    "synth_nb.segmentation.fit:load",
+    "synth_nb.stylegan2.model:load",
+}
 RENAMED_LOADERS = {  # as older manifests have them → today's
     f"synth_nb.diffusion.{module}:load": "synth_nb.diffusion.experiment:load"
     for module in ("t2i", "i2i", "e2i")
 }
 
-
+# %% ../../nbs/library/core/runs.ipynb #5b1f0c3e
 def _missing(home: Path, model: Path) -> str:
     "What to say of a model that is not there."
     folders = [p for p in (home / "checkpoints").glob("epoch_*") if p.is_dir()]
@@ -271,6 +279,33 @@ def _missing(home: Path, model: Path) -> str:
         saved = f"there are {', '.join(map(str, epochs))}" if epochs else "no epoch was"
         return f"{model.name} was not saved in {display_path(home)}: {saved}"
     return f"{model} is missing: the run was not finished, or only its tables were kept"
+
+# %% ../../nbs/library/core/runs.ipynb #e07c94b2
+def _refuse_code(
+    model: Path,  # a model folder, perhaps a stranger's
+):
+    "Raise `ValueError` for a model folder that brings code, or names classes of other libraries."
+    scripts = sorted(p.relative_to(model).as_posix() for p in model.rglob("*.py*"))
+    if scripts:
+        raise ValueError(f"{display_path(model)} holds code ({scripts[0]}); a model needs none")
+    index = model / "model_index.json"
+    if not index.is_file():
+        return
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8")).items()
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{display_path(index)} cannot be read: {error}") from None
+    for part, named in parts:
+        if isinstance(named, list) and not _is_library_class(named):
+            what = f"names {named} as `{part}`, no class of a library"
+            raise ValueError(f"{display_path(index)} {what}")
+
+
+def _is_library_class(named: list) -> bool:
+    "`[library, class]` of diffusers or transformers; `[null, null]` for a part that is not there."
+    libraries = ("diffusers", "transformers", "stable_diffusion")
+    known = len(named) == 2 and named[0] in libraries and isinstance(named[1], str)
+    return known or named == [None, None]
 
 # %% ../../nbs/library/core/runs.ipynb #02a93c05
 def load_model(
@@ -284,8 +319,8 @@ def load_model(
     if home is None:
         raise FileNotFoundError(f"{folder} is not a run folder: no manifest.json there or above it")
     loader = read_manifest(home).get("loader", "")
-    module, _, name = RENAMED_LOADERS.get(loader, loader).partition(":")
-    if not module.startswith("synth_nb.") or not name:
+    loader = RENAMED_LOADERS.get(loader, loader) if isinstance(loader, str) else ""
+    if loader not in LOADERS:
         raise ValueError(f"{display_path(home)}/manifest.json names no loader of this library")
     if epoch and folder != home:
         inside = folder.relative_to(home).as_posix()
@@ -297,4 +332,6 @@ def load_model(
     model = folder / inside if folder == home else folder
     if not model.is_dir():
         raise FileNotFoundError(_missing(home, model))
+    _refuse_code(model)
+    module, _, name = loader.partition(":")
     return getattr(importlib.import_module(module), name)(model, pick_device(device))

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 # %% ../../nbs/library/training/loop.ipynb #6e2293d3
 from ..core.devices import pick_device, pick_precision
 from ..core.files import atomic_folder, display_path, resolve
-from ..core.parameters import ParameterError
+from ..core.parameters import ParameterError, check_value
 from ..core.progress import Progress, duration
 from ..core.seeding import fork_rng, random_state, seed_everything, set_random_state
 from synth_nb.training.checkpoints import (
@@ -75,6 +75,7 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    compile: str = "auto"  # torch.compile: on, off, or auto: on a GPU for long trainings
     best: str = ""  # score of which the lowest marks the best checkpoint
     patience: int = 0  # evaluations without improvement until it stops; 0: never
     snapshot_every: int = 0  # epochs from one loadable snapshot to the next; 0: none
@@ -83,8 +84,10 @@ class TrainingConfig:
     checkpoint_minutes: float = 5  # longest time between two checkpoints
     num_processes: int = 1  # on this machine
     num_nodes: int = 1  # machines
+    tracker: str = ""  # tensorboard, wandb, mlflow, or several with commas
 
     def __post_init__(self):
+        check_value("compile", self.compile)
         if self.patience and not self.best:
             raise ParameterError("`patience` needs `best`: the score that is to improve")
         if self.batch_size % (self.processes * (self.accumulate if self.processes > 1 else 1)):
