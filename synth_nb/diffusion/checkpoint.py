@@ -81,10 +81,11 @@ def open_checkpoint(
 # %% ../../nbs/library/diffusion/checkpoint.ipynb #b57f595e
 def check_unet(
     checkpoint: Checkpoint,
+    kind: str = "",  # of the condition that it is to take: text or embedding; empty: any
 ):
     "Refuse what is no UNet of this kind; raises `ParameterError`, and `OSError` where none is."
     index, config = read_json(checkpoint.folder / "model_index.json"), checkpoint.config("unet")
-    name, kind = f"parameter `pretrained`: {checkpoint.name}", config.get("_class_name")
+    name = f"parameter `pretrained`: {checkpoint.name}"
     needed = "what can be trained here is a UNet2DConditionModel of Stable Diffusion 1 or 2"
     if other := index.get("transformer"):
         raise ParameterError(f"{name} is a {index.get('_class_name')} with a {other[1]}; {needed}")
@@ -93,10 +94,14 @@ def check_unet(
         what = "LoRA weights without the model they belong to: merge them into it first"
         raise OSError(f"{checkpoint.name} holds " + (what if lora else "no UNet: no `config.json` "
                       "of one there or in `unet/`"))
-    if kind != PART_CLASSES["unet"]:
-        raise ParameterError(f"{name} has a {kind}; {needed}")
+    if (found := config.get("_class_name")) != PART_CLASSES["unet"]:
+        raise ParameterError(f"{name} has a {found}; {needed}")
     if extra := extra_inputs(config):
         raise ParameterError(f"{name} has a UNet that also takes {extra}; {needed}")
+    trained = read_json(checkpoint.folder / "conditions.json").get("kind")  # of this project
+    if kind and trained and config.get("encoder_hid_dim") and kind != trained:
+        raise ParameterError(f"{name} was trained here on conditions of kind {trained}, these are "
+                             f"of kind {kind}: start from a model of those")
 
 # %% ../../nbs/library/diffusion/checkpoint.ipynb #b370dfa5
 def extra_inputs(

@@ -31,7 +31,6 @@ from synth_nb.diffusion.autoencoder import (
 )
 from ..embedders import Embedder, embed_images
 from ..core.files import cache_root, digest, atomic_write
-from ..core.parameters import ParameterError
 from ..core.progress import with_progress
 
 # %% ../../nbs/library/diffusion/latents.ipynb #cdad045a

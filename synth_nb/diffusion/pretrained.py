@@ -10,7 +10,6 @@ __all__ = ['condition_width', 'PromptShift', 'split_shift', 'load_unet', 'add_lo
 import copy
 from pathlib import Path
 
-import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -85,7 +84,7 @@ def load_unet(
 ) -> UNet2DConditionModel:
     "A pretrained UNet for a condition. Raises `OSError`, and `ParameterError` for what cannot fit."
     checkpoint = open_checkpoint(str(name))
-    check_unet(checkpoint)
+    check_unet(checkpoint, "text" if prompt is None else "embedding")
     channels = checkpoint.config("unet").get("in_channels", 4)
     if latent_channels != channels:
         raise ParameterError(f"the pretrained UNet works on {channels} latent channels, "
