@@ -138,7 +138,8 @@ def stand_in(folder: Path, train, held_out, captions, seconds=0.0, steps=10**6, 
 
 def continued(condition: str, folder: Path, train, held_out, captions, **options):
     "What the library makes of the stand-in: configuration and data of a training that continues."
-    config = DiffusionConfig(pretrained=str(folder), timesteps="uniform", lr=2e-4, **options)
+    options = dict(timesteps="uniform", lr=2e-4) | options
+    config = DiffusionConfig(pretrained=str(folder), **options)
     vae = open_autoencoder(train, device="cpu", pretrained=str(folder))
     embedder = load_embedder(ENCODER)
     if condition == "t2i":
@@ -220,23 +221,26 @@ def main():
                 wrong = as_a_new_one(home / "base", data)
     print(f"""# A pretrained pipeline is continued
 
-`python benchmarks/pretrained.py --minutes {args.minutes:g} --epochs {args.epochs}` on {machine()}.
+`python benchmarks/pretrained.py --minutes {args.minutes:g} --epochs {args.epochs}`
+on {machine()}.
 
-A stand-in for Stable Diffusion, trained with diffusers alone for {args.minutes:g} minutes of one core \
-({saved["steps"]} steps of 16) on the demo's captions: cross-attention to 77 tokens, latents times \
-0.18215 that are not of unit deviation, ε on Stable Diffusion's schedule, saved as a stock pipeline. \
-Then it is continued for {args.epochs} epochs of 640 images. The loss is the mean squared error on \
-the {len(held_out)} held-out images with the same noise and timesteps; "saved with" is what diffusers \
-alone measured before saving: with the captions for t2i, with the empty prompt for i2i and e2i, whose \
-embedding has no meaning yet. A network that predicts zero has a loss of 1. The last column is the \
-largest difference of an image (0 to 1) between the base with the LoRA file and the merged pipeline, \
-both with diffusers alone; in brackets, between the base without it and the merged one.
+A stand-in for Stable Diffusion, trained with diffusers alone for {args.minutes:g} minutes of one
+core ({saved["steps"]} steps of 16) on the demo's captions: cross-attention to 77 tokens, latents
+times 0.18215 that are not of unit deviation, ε on Stable Diffusion's schedule, saved as a stock
+pipeline. Then it is continued for {args.epochs} epochs of 640 images.
+
+The loss is the mean squared error on the {len(held_out)} held-out images, always with the same
+noise and timesteps; a network that predicts zero has 1. "Saved with" is what diffusers alone measured
+before saving: with the captions for t2i, with the empty prompt for i2i and e2i, whose embedding has
+no meaning yet. The last column is the largest difference of an image (0 to 1) between the base with
+the LoRA file and the merged pipeline, both with diffusers alone; in brackets, between the base
+without that file and the merged one.
 
 | condition | trained | saved with | at step 0 | after | LoRA file against merged |
 |---|---|---|---|---|---|
 {chr(10).join(lines)}
 
-The same weights taken as a new network was until now, on whitened latents, predicting v: {wrong:.3f}.
+The same weights on whitened latents, predicting v, as a new network is trained: {wrong:.3f}.
 """)
 
 

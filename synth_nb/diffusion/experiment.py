@@ -474,8 +474,10 @@ class ExperimentData:
         if shift is not None:
             conditioner, text_model = conditioner.shifting(shift), own_text_model(config.pretrained)
         pipeline = new_pipeline(self.vae.to(device), stock, config.scheduler(), text_model)
+        lora = lora_weights(unet)
+        options |= dict(lora_of=config.pretrained) if lora else {}
         model = assemble(pipeline, conditioner, self.conditions, self.held_out, **options)
-        model.lora = lora_weights(unet)
+        model.lora = lora
         return model
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #871cd562

@@ -105,6 +105,33 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
+# %% ../../nbs/library/diffusion/pipeline.ipynb #b0020783
+def usage_text(
+    tensors: dict[str, Tensor],  # as `save_model` takes them
+    settings: dict,
+) -> str:  # Markdown
+    "How to make an image of a saved model with diffusers alone, from the folder above it."
+    height, width = settings.get("image_size", (64, 64))
+    how = (f"height={height}, width={width},\n             guidance_scale="
+           f"{settings.get('guidance_scale', 1.5)}, num_inference_steps="
+           f"{settings.get('sampling_steps', 20)}, generator=torch.manual_seed(0)).images[0]")
+    lines = ["import torch", "from diffusers import DiffusionPipeline", "",
+             'pipe = DiffusionPipeline.from_pretrained("model")']
+    if "embeddings" in tensors:
+        own = f"# or your own: (N, {len(tensors['mean'])}) of {settings.get('embedder')}"
+        lines[2:] = ["from safetensors.torch import load_file", *lines[2:],
+                     'parts = load_file("model/conditions.safetensors")',
+                     f'embeddings = parts["embeddings"][:1]  {own}',
+                     'tokens = ((embeddings - parts["mean"]) @ parts["components"])[:, None]',
+                     f'image = pipe(prompt_embeds=tokens + parts["prompt"], {how}']
+    else:
+        lines += [f"image = pipe({settings['captions'][0]!r}, {how}"]
+    text = "\n".join(["```python", *lines, 'image.save("image.png")', "```", ""])
+    if settings.get("lora_of"):
+        text += ("\n`lora/` holds what was trained alone, for a pipeline of "
+                 f'`{settings["lora_of"]}`: `pipe.load_lora_weights("model/lora")`.\n')
+    return text
+
 # %% ../../nbs/library/diffusion/pipeline.ipynb #917a3f48
 def save_model(
     folder: Path,  # exists
@@ -112,12 +139,14 @@ def save_model(
     tensors: dict[str, Tensor],  # of conditioner and conditions
     settings: dict,  # plain values
 ):
-    "Write a model: a stock pipeline, `conditions.safetensors` and `conditions.json`."
+    "Write a model: a stock pipeline, `conditions.safetensors` and `.json`, and how to use them."
     with quiet_logging(logging):
         pipeline.save_pretrained(folder)
     parts = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(parts, folder / "conditions.safetensors")
     (folder / "conditions.json").write_text(json.dumps(settings, indent=2) + "\n")
+    if {"embeddings", "captions"} & {*tensors, *settings}:
+        (folder / "README.md").write_text(usage_text(tensors, settings), encoding="utf-8")
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #12df7bda
 def load_parts(
