@@ -189,8 +189,9 @@ def train_model(
     if experiment.pretrained:
         return "complete"
     p, run, options = experiment.parameters, experiment.run, sampling_options(experiment)
-    names = ("epochs", "batch_size", "images_per_epoch", "seed", "device", "snapshot_every",
-             "max_minutes", "num_processes", "num_nodes")
+    names = ("epochs", "batch_size", "images_per_epoch", "accumulate", "seed", "device",
+             "snapshot_every", "max_minutes", "num_processes", "num_nodes", "checkpointing",
+             "compile", "tracker")
     plan = TrainingConfig(**{name: p[name] for name in names}, precision=options["precision"])
 
     def show(epoch: int, model: ConditionedModel):

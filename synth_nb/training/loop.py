@@ -38,6 +38,7 @@ from synth_nb.training.checkpoints import (
     write_checkpoint,
 )
 from .log import MetricsLog
+from .memory import enable_checkpointing
 from synth_nb.training.processes import (
     accelerator_for,
     deferred_signals,
@@ -87,6 +88,7 @@ class TrainingConfig:
     num_processes: int = 1  # on this machine
     num_nodes: int = 1  # machines
     tracker: str = ""  # tensorboard, wandb, mlflow, or several with commas
+    checkpointing: bool = False  # run blocks again in the backward pass: less memory, more time
 
     def __post_init__(self):
         check_value("compile", self.compile)
@@ -294,6 +296,10 @@ class Trainer:
         device = pick_device(self.config.device)
         self.accelerator = accelerator_for(device, pick_precision(self.config.precision, device))
         self.device, self.nets = self.accelerator.device, {}
+        if self.config.checkpointing:
+            trained = {id(p) for phase in self.phases for p in phase.parameters}
+            enable_checkpointing(*(m for m in self.modules.values()
+                                   if any(id(p) in trained for p in m.parameters())))
         for name, module in self.modules.items():
             module.to(self.device).train()
             if self.accelerator.num_processes > 1:
