@@ -278,7 +278,8 @@ def test_a_second_training_that_is_stopped_leaves_the_run_stopped(rows, tmp_path
     for mark in ("second = open_dataset(comparison_dataset", 'table.to_csv(run.path("kinds.csv"))'):
         exec(cell_with(mark), space)
     assert space["status"] == "stopped"
-    assert space["its_plan"].max_minutes == pytest.approx(15, abs=0.1)  # 5 were used before
+    # 5 were used before, and some seconds by the test itself
+    assert space["its_plan"].max_minutes == pytest.approx(15, rel=0.02)
     assert (tmp_path / "kinds.csv").exists() == bool(rows)  # before its first evaluation: none
 
 

@@ -260,6 +260,13 @@ def evaluate(
                                experiment.halves, sets, experiment.eval_embedders, p["seed"],
                                embedder)
 
+# %% ../../nbs/library/diffusion/conditioned.ipynb #01c249a1
+def save_all(experiment: Experiment, figures: dict[str, Figure | Image]) -> list[Figure | Image]:
+    "Save figures under their names in the run folder."
+    for name, figure in figures.items():
+        save_figure(figure, experiment.run.path(f"{name}.png"))
+    return list(figures.values())
+
 # %% ../../nbs/library/diffusion/conditioned.ipynb #4391abcb
 def comparison_pictures(
     experiment: Experiment,
@@ -268,9 +275,7 @@ def comparison_pictures(
     "Held-out images with their samples, and a sheet: `comparison.png`, `synthetic.png`."
     columns = sample_columns(experiment)
     pairs = strips({"real": experiment.held_out[columns]["image"], "synthetic": synthetic[columns]})
-    save_figure(pairs, experiment.run.path("comparison.png"))
-    save_figure(many := sheet(synthetic[:48], columns=16), experiment.run.path("synthetic.png"))
-    return [pairs, many]
+    return save_all(experiment, dict(comparison=pairs, synthetic=sheet(synthetic[:48], columns=16)))
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #5d23768b
 def training_pictures(
@@ -281,9 +286,7 @@ def training_pictures(
     figures = {"loss": curves(log, ["loss", "loss_held_out"])} if log else {}
     if figure := over_epochs(experiment.run.folder, [row["epoch"] for row in log]):
         figures["by_epoch"] = figure
-    for name, figure in figures.items():
-        save_figure(figure, experiment.run.path(f"{name}.png"))
-    return list(figures.values())
+    return save_all(experiment, figures)
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #14f83053
 def evaluation_pictures(
@@ -301,9 +304,7 @@ def evaluation_pictures(
     real = to_image_set("real, held out", held_out.select(reference))
     figures["tsne"] = set_map([real, fakes], experiment.eval_embedders[0],
                              seed=experiment.parameters["seed"])
-    for name, figure in figures.items():
-        save_figure(figure, experiment.run.path(f"{name}.png"))
-    return list(figures.values())
+    return save_all(experiment, figures)
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #185fc9cc
 def walk_figure(
@@ -357,10 +358,7 @@ def condition_pictures(
     "What the condition does: `walk.png`, `guidance.png`, `strength.png`, `by_class.png`."
     draw = dict(walk=walk_figure, guidance=guidance_figure, strength=strength_figure,
                 by_class=class_figure)
-    figures = {name: one(experiment, data, generator) for name, one in draw.items()}
-    for name, figure in figures.items():
-        save_figure(figure, experiment.run.path(f"{name}.png"))
-    return list(figures.values())
+    return save_all(experiment, {k: one(experiment, data, generator) for k, one in draw.items()})
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #9391ad7a
 def finish(
