@@ -121,9 +121,9 @@ class LetterLoss(DenoisingLoss):
             return nets["unet"](noisy, t, *labels, return_dict=False)[0]
 
         images = pad_to(batch["image"], nets["unet"].config.sample_size)
-        return self.error(images, self.sample_timesteps(len(images)), predict)
+        return self.error(images, self.sample_timesteps(len(images), images.device), predict)
 
     def labels(self, labels: Tensor) -> Tensor:
         "Labels, some of them replaced by the empty class."
-        dropped = (torch.rand(len(labels)) < self.p_uncond).to(labels.device)
+        dropped = torch.rand(len(labels), device=labels.device) < self.p_uncond
         return labels.masked_fill(dropped, self.classes)

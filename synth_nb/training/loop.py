@@ -197,11 +197,10 @@ class Trainer:
         evaluate: Callable[[int], dict[str, float]] | None = None,
         save: Callable[[Path], None] | None = None,
         what: str = "training",  # word for the progress line
-        compilable: tuple[str, ...] = (),  # names of the networks that `torch.compile` may take
     ):
         self.folder, self.data, self.modules, self.phases = Path(folder), data, modules, phases
         self.config, self.evaluate, self.save, self.what = config, evaluate, save, what
-        self.compilable, self.compiled, self.graphs = compilable, [], False
+        self.compiled, self.graphs = [], False
         self.averages = {k: moving_average(modules[k], beta) for k, beta in (ema or {}).items()}
         self.optimizers = {id(p.optimizer): p.optimizer for p in phases}
         self.steps_per_epoch = config.steps_per_epoch(len(data))
@@ -335,16 +334,21 @@ class Trainer:
 
     def compile_networks(self):
         "Let `torch.compile` take the networks that it may; their names and weights stay."
-        config, gpu = self.config, self.device.type == "cuda"
-        pays = gpu and has_triton() and self.total >= COMPILE_STEPS
+        config = self.config
+        pays = self.total >= COMPILE_STEPS and self.gpu_can_compile()
         if config.compile == "off" or (config.compile == "auto" and not pays):
             return
         # a CUDA graph replays one shape, and its results are gone when it is replayed
-        self.graphs = gpu and config.accumulate == 1 and len(self.phases) == 1
-        for name in self.compilable:
+        one_shape = config.accumulate == 1 and len(self.phases) == 1
+        self.graphs = self.device.type == "cuda" and one_shape
+        losses = (phase.loss for phase in self.phases)
+        for name in {name for loss in losses for name in getattr(loss, "compilable", ())}:
             mode = "reduce-overhead" if self.graphs else None
             self.nets[name].compile(mode=mode, dynamic=False)
             self.compiled.append(self.nets[name])
+
+    def gpu_can_compile(self) -> bool:
+        return self.device.type == "cuda" and has_triton()
 
     def uncompile(self):
         "Take plain networks again."
