@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from synth_nb.core.parameters import ParameterError
+from synth_nb.data import open_dataset
 from synth_nb.data.cache import decode_source
 from synth_nb.data.readers.find import folder_source
 from synth_nb.data.readers.slides import open_slide, slide_mpp, write_tiles, wsi_source
@@ -113,6 +114,60 @@ def test_folders_are_classes_and_splits(tmp_path):
         "test/tumor/2"}
 
 
+def test_tiles_of_several_sizes_make_one_set(folder):
+    "Every size is cut as alone, its name has the size, and a slide stays in its group."
+    source = wsi_source(folder, [128, 256, 512], 0.5)
+    alone = {size: wsi_source(folder, size, 0.5) for size in (128, 256)}
+    assert len(source) == sum(map(len, alone.values())) + 1  # one of 512, of slide b
+    for size, one in alone.items():
+        for i, key in enumerate(one.keys):
+            at = source.keys.index(key.replace("/", f"/t{size:04}/"))
+            assert source.positions[at].tolist() == one.positions[i].tolist()
+            assert np.array_equal(source.content(at), one.content(i))
+            assert source.groups[at] == one.groups[i] == key.split("/")[0]
+    assert [k for k in source.keys if "/t0512/" in k] == ["b/t0512/y000000-x001024"]
+    assert source.skipped == (("a/t0512", "no tissue"),)
+    assert source.about["tile"] == [128, 256, 512] and source.about["mpp"]["b/t0512"] == 0.5
+
+
+def test_a_slide_and_a_patient_stay_on_one_side_of_a_split(tmp_path):
+    for patient, node in ((1, 0), (1, 1), (2, 0), (3, 0), (4, 0)):
+        write_slide(tmp_path / "set" / f"patient_{patient:03}_node_{node}.tif", tissue())
+    options = dict(image_size=32, tile=[128, 256], mpp=0.5, val_fraction=0.4)
+    for pattern, width in (("", 18), (r"patient_\d+", 11)):
+        sides = {}
+        ds = open_dataset(f"wsi:{tmp_path / 'set'}", group_by=pattern, **options)
+        for key, side in zip(ds.keys, ds.split, strict=True):
+            sides.setdefault(key[:width], set()).add(side)
+        assert len(ds) == 5 * (16 + 4) and ds.image_size == (32, 32)
+        assert all(len(one) == 1 for one in sides.values())
+        assert set().union(*sides.values()) == {"train", "val"}
+
+
+def test_so_many_tiles_of_each_size_from_a_slide(folder):
+    "Drawn by the seed; a slide that comes later changes nothing of those that were there."
+    every = wsi_source(folder, [64, 128], 0.5)
+    some = wsi_source(folder, [64, 128], 0.5, tiles_per_slide=10)
+    counts = {head: sum(k.startswith(head) for k in some.keys) for head in
+              ("a/t0064", "a/t0128", "b/t0064", "b/t0128")}
+    assert counts == {"a/t0064": 10, "a/t0128": 10, "b/t0064": 10, "b/t0128": 10}
+    assert set(some.keys) < set(every.keys)
+    at = some.keys.index(next(k for k in some.keys if k.startswith("b/t0064")))
+    assert np.array_equal(some.content(at), every.content(every.keys.index(some.keys[at])))
+    assert wsi_source(folder, [64, 128], 0.5, tiles_per_slide=10, seed=1).keys != some.keys
+    write_slide(folder / "0.tif", tissue())
+    later = wsi_source(folder, [64, 128], 0.5, tiles_per_slide=10)
+    assert [k for k in later.keys if not k.startswith("0/")] == some.keys
+
+
+def test_what_no_size_can_be_cut_from_is_named_once(folder):
+    (folder / "c.svs").write_bytes(b"dear diary")
+    source = wsi_source(folder, [128, 4096], 0.25)
+    small = "smaller than a tile of 4096 pixels at 0.25 µm/px"
+    coarse = "0.5 µm/px, coarser than the 0.25 that are wanted"
+    assert source.skipped == (("a/t4096", small), ("b", coarse), ("c", "not a whole-slide image"))
+
+
 def test_threads_read_the_same(folder):
     source = wsi_source(folder, 128, 0.5)
     alone = [source.content(i) for i in range(len(source))]
@@ -187,9 +242,13 @@ def test_refusals(folder, tmp_path):
         wsi_source(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         wsi_source(tmp_path / "gone")
+    page = r"download slides of CAMELYON16 .*https://gigadb.org/dataset/100439 and put it there"
+    with pytest.raises(FileNotFoundError, match=page):
+        wsi_source(tmp_path / "camelyon16")
     for name, value in (("tile", 8), ("tile", 224.0), ("mpp", 0), ("tissue", 0), ("tissue", 1.5),
-                        ("mpp_of_slide", -1)):
-        with pytest.raises(ParameterError, match=f"parameter `{name}` must be"):
+                        ("mpp_of_slide", -1), ("tile", []), ("tile", [224, 224]),
+                        ("tile", [224, 8]), ("tiles_per_slide", -1)):
+        with pytest.raises(ParameterError, match=f"parameter `{name}` must"):
             wsi_source(folder, **{name: value})
 
 

@@ -8,7 +8,7 @@ from posixpath import dirname
 from synth_nb.tools.pages import library, link_to, plain, repository
 
 START = ["guides/learning_path", "guides/reading_metrics", "guides/results", "guides/status",
-         "guides/glossary"]
+         "guides/originals", "guides/glossary"]
 HOW_FIRST = ["guides/how_own_data", "guides/how_gpu_machine"]
 NAMES = "guides/api"  # the page with all of them
 PICTURE = re.compile(r"^!\[([^]]+)\]\((\.\./outputs/([^)]+)/[^/)]+)\)", re.M)

@@ -17,7 +17,7 @@ from .files import digest, notebook_path, project_root
 
 # %% ../../nbs/library/core/fingerprint.ipynb #2297de40
 FREE_PARAMETERS = "epochs kimg max_minutes snapshot_every outputs run_name dataset".split()
-FREE_PARAMETERS += "device num_processes num_nodes compile tracker".split()
+FREE_PARAMETERS += "device num_processes num_nodes checkpointing compile tracker".split()
 
 # %% ../../nbs/library/core/fingerprint.ipynb #01276962
 NOT_HASHED = ("metrics", "figures", "evaluation", "tools", "core.progress", "core.testing")

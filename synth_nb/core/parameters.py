@@ -9,6 +9,7 @@ __all__ = ['RENAMED_PARAMETERS', 'ParameterError', 'check_value', 'injected_name
 import ast
 import difflib
 import math
+import textwrap
 import types
 import typing
 
@@ -57,8 +58,10 @@ def cast(
 
 # %% ../../nbs/library/core/parameters.ipynb #180c48c1
 def _cast_list(value, kind):
-    "A list from a list or its text, its items cast where the declaration names their type."
+    "A list from a list, its text or a number alone, its items cast where their type is declared."
     items = ast.literal_eval(value) if isinstance(value, str) else value
+    if isinstance(items, (int, float)) and not isinstance(items, bool):
+        items = [items]
     if not isinstance(items, (list, tuple)):
         raise ValueError
     return [cast(item, kind) if kind else item for item in items]
@@ -84,6 +87,7 @@ CHOICES = {  # name → what it may be
     "upsampling": ("resize", "transposed"),
     "loss": ("logistic", "hinge"),
     "unet_size": ("mini", "tiny", "small", "sd15"),
+    "optimizer": ("adam", "adam8bit", "adafactor"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "compile": ("auto", "on", "off"),
@@ -112,11 +116,27 @@ def check_value(
 def injected_names(
     sources: list[str],  # of the cells that ran so far
 ) -> list[str]:  # names that papermill's cell assigns
-    "Names that papermill injected."
-    cells = [s for s in sources if s.startswith("# Parameters\n")]
-    trees = [ast.parse(s) for s in cells if "injected by" not in s]
-    assigns = [node for tree in trees for node in tree.body if isinstance(node, ast.Assign)]
-    return [target.id for node in assigns for target in node.targets]
+    "Names that papermill injected. Raises `ParameterError` where its cell does more than assign."
+    names = []
+    for source in sources:
+        for node in ast.parse(source).body if source.startswith("# Parameters\n") else ():
+            targets = node.targets if isinstance(node, ast.Assign) else [None]
+            if not all(isinstance(t, ast.Name) for t in targets) or not _is_value(node.value):
+                line = textwrap.shorten(ast.get_source_segment(source, node), 80)
+                raise ParameterError(f"what was given as a parameter is code, and ran: {line}")
+            names += [target.id for target in targets]
+    return names
+
+
+def _is_value(node: ast.expr) -> bool:
+    "Whether an expression is a number, text, list … as papermill writes them."
+    if ast.unparse(node) in ("float('nan')", "float('inf')", "float('-inf')"):
+        return True
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError):
+        return False
+    return True
 
 # %% ../../nbs/library/core/parameters.ipynb #5b0c7e12
 RENAMED_PARAMETERS = {  # as older versions had them → today's, sorted

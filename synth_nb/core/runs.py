@@ -29,6 +29,7 @@ from synth_nb.core.fingerprint import (
 )
 from .parameters import RENAMED_PARAMETERS, ParameterError
 from .progress import board, in_kernel
+from .stops import end_in_order
 
 # %% ../../nbs/library/core/runs.ipynb #2d5611bb
 def now() -> str:  # ISO 8601, UTC, seconds
@@ -240,6 +241,7 @@ def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str
     )
     board.set_info(folder=str(run))
     atexit.register(run._abandoned)
+    end_in_order()
     return run
 
 # %% ../../nbs/library/core/runs.ipynb #598dfa4e

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 # %% ../../nbs/library/dcgan/losses.ipynb #c17189e5
 from ..core.parameters import ParameterError
 from ..training.loop import Phase
+from ..training.memory import new_optimizer
 from ..training.schedules import linear_decay
 
 # %% ../../nbs/library/dcgan/losses.ipynb #428596d3
@@ -125,12 +126,13 @@ def gan_phases(
     betas: tuple[float, float],  # of Adam
     total_steps: int = 0,  # of the training, where the learning rate decays
     lr_decay_fraction: float = 0.0,  # last part of them, in which it falls to 0
+    optimizer: str = "adam",  # adam, adam8bit or adafactor
 ) -> list[Phase]:  # for a `Trainer` whose networks are called `G` and `D`
     "Generator, discriminator, and R1 where it has a weight, each with its optimiser."
-    adam = [torch.optim.Adam(net.parameters(), lr, betas=betas) for net in (G, D)]
+    each = [new_optimizer(net.parameters(), optimizer, lr, betas) for net in (G, D)]
     schedules = [linear_decay(one, total_steps, lr_decay_fraction) if lr_decay_fraction else None
-                 for one in adam]
-    phases = [Phase(losses.generator, adam[0], "G", clip=None, scheduler=schedules[0]),
-              Phase(losses.discriminator, adam[1], "D", clip=None, scheduler=schedules[1])]
-    penalty = Phase(losses.penalty, adam[1], "R1", every=losses.every, clip=None)
+                 for one in each]
+    phases = [Phase(losses.generator, each[0], "G", clip=None, scheduler=schedules[0]),
+              Phase(losses.discriminator, each[1], "D", clip=None, scheduler=schedules[1])]
+    penalty = Phase(losses.penalty, each[1], "R1", every=losses.every, clip=None)
     return phases + [penalty] * bool(losses.gamma)

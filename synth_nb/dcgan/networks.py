@@ -16,6 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 # %% ../../nbs/library/dcgan/networks.ipynb #0057ad57
 from ..core.parameters import ParameterError
+from ..training.memory import checkpointed
 
 # %% ../../nbs/library/dcgan/networks.ipynb #3ea71c4f
 def doublings(
@@ -102,6 +103,8 @@ class Generator(nn.Module, PyTorchModelHubMixin):
     and for channels that are neither 1 nor 3.
     """
 
+    checkpointing = False  # `enable_checkpointing` turns it on
+
     def __init__(
         self,
         image_size: int = 64,  # s, pixels: 4, 5, 6 or 7 doubled twice or more
@@ -128,7 +131,10 @@ class Generator(nn.Module, PyTorchModelHubMixin):
     def forward(self, z: Tensor) -> Tensor:
         if self.training and len(z) < 2:
             raise ValueError(BATCH_OF_ONE)
-        return self.blocks(z[:, :, None, None])
+        x = z[:, :, None, None]
+        for block in self.blocks:
+            x = checkpointed(block, x, on=self.checkpointing)
+        return x
 
 # %% ../../nbs/library/dcgan/networks.ipynb #9f3a027f
 class Discriminator(nn.Module):
@@ -137,6 +143,8 @@ class Discriminator(nn.Module):
     Raises `ValueError` for a batch of one image in training, where `norm` is batch,
     `ParameterError` for an impossible size, other channels than 1 or 3, and an unknown norm.
     """
+
+    checkpointing = False  # `enable_checkpointing` turns it on
 
     def __init__(
         self,
@@ -169,4 +177,6 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.training and self.norm == "batch" and len(images) < 2:
             raise ValueError(BATCH_OF_ONE)
-        return self.blocks(images)
+        for block in self.blocks:
+            images = checkpointed(block, images, on=self.checkpointing)
+        return images

@@ -214,8 +214,9 @@ def train_model(
     if experiment.pretrained:
         return "complete"
     p, run, options = experiment.parameters, experiment.run, sampling_options(experiment)
-    names = ("epochs", "batch_size", "images_per_epoch", "seed", "device", "snapshot_every",
-             "max_minutes", "num_processes", "num_nodes")
+    names = ("epochs", "batch_size", "images_per_epoch", "accumulate", "seed", "device",
+             "snapshot_every", "max_minutes", "num_processes", "num_nodes", "checkpointing",
+             "compile", "tracker")
     plan = TrainingConfig(**{name: p[name] for name in names}, precision=options["precision"])
 
     def show(epoch: int, model: ConditionedModel):
@@ -285,6 +286,13 @@ def evaluate(
                                experiment.halves, sets, experiment.eval_embedders, p["seed"],
                                embedder)
 
+# %% ../../nbs/library/diffusion/conditioned.ipynb #01c249a1
+def save_all(experiment: Experiment, figures: dict[str, Figure | Image]) -> list[Figure | Image]:
+    "Save figures under their names in the run folder."
+    for name, figure in figures.items():
+        save_figure(figure, experiment.run.path(f"{name}.png"))
+    return list(figures.values())
+
 # %% ../../nbs/library/diffusion/conditioned.ipynb #4391abcb
 def comparison_pictures(
     experiment: Experiment,
@@ -293,9 +301,7 @@ def comparison_pictures(
     "Held-out images with their samples, and a sheet: `comparison.png`, `synthetic.png`."
     columns = sample_columns(experiment)
     pairs = strips({"real": experiment.held_out[columns]["image"], "synthetic": synthetic[columns]})
-    save_figure(pairs, experiment.run.path("comparison.png"))
-    save_figure(many := sheet(synthetic[:48], columns=16), experiment.run.path("synthetic.png"))
-    return [pairs, many]
+    return save_all(experiment, dict(comparison=pairs, synthetic=sheet(synthetic[:48], columns=16)))
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #5d23768b
 def training_pictures(
@@ -306,9 +312,7 @@ def training_pictures(
     figures = {"loss": curves(log, ["loss", "loss_held_out"])} if log else {}
     if figure := over_epochs(experiment.run.folder, [row["epoch"] for row in log]):
         figures["by_epoch"] = figure
-    for name, figure in figures.items():
-        save_figure(figure, experiment.run.path(f"{name}.png"))
-    return list(figures.values())
+    return save_all(experiment, figures)
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #14f83053
 def evaluation_pictures(
@@ -326,9 +330,7 @@ def evaluation_pictures(
     real = to_image_set("real, held out", held_out.select(reference))
     figures["tsne"] = set_map([real, fakes], experiment.eval_embedders[0],
                              seed=experiment.parameters["seed"])
-    for name, figure in figures.items():
-        save_figure(figure, experiment.run.path(f"{name}.png"))
-    return list(figures.values())
+    return save_all(experiment, figures)
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #185fc9cc
 def walk_figure(
@@ -382,10 +384,7 @@ def condition_pictures(
     "What the condition does: `walk.png`, `guidance.png`, `strength.png`, `by_class.png`."
     draw = dict(walk=walk_figure, guidance=guidance_figure, strength=strength_figure,
                 by_class=class_figure)
-    figures = {name: one(experiment, data, generator) for name, one in draw.items()}
-    for name, figure in figures.items():
-        save_figure(figure, experiment.run.path(f"{name}.png"))
-    return list(figures.values())
+    return save_all(experiment, {k: one(experiment, data, generator) for k, one in draw.items()})
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #9391ad7a
 def finish(

@@ -31,6 +31,7 @@ from ..data import DataError, ImageDataset, to_uint8
 from ..embedders import Embedder, embed_images, load_embedder
 from ..evaluation.sets import MIN_IMAGES
 from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.memory import new_optimizer
 from ..training.processes import in_own_process
 from ..training.schedules import warmup
 
@@ -314,6 +315,7 @@ class DiffusionConfig:
     dropout: float = 0.1  # in the residual blocks of a layout
     condition_noise: float = 0.0  # standard deviation of noise on the conditions, which have 1
     lr: float = 1e-3  # the highest; it falls to zero by a cosine
+    optimizer: str = "adam"  # adam, adam8bit or adafactor
     ema: float = 0.995  # decay of the moving average
     p_uncond: float = 0.1  # share of the conditions that are left out, for guidance
     seed: int = 0  # of weights, order and noise
@@ -352,8 +354,8 @@ class DiffusionConfig:
         steps: int,  # of the whole training
     ) -> Phase:
         "Loss and optimiser."
-        optimizer = torch.optim.AdamW(trainable(unet), self.lr, betas=(0.9, 0.99),
-                                      weight_decay=0.01, fused=True)
+        optimizer = new_optimizer(trainable(unet), self.optimizer, self.lr, (0.9, 0.99), 0.01,
+                                  fused=True)
         return Phase(self.loss(), optimizer, scheduler=warmup(optimizer, 60, steps))
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #8af0bd4b

@@ -37,6 +37,7 @@ from ..training.processes import in_own_process
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng, derive_seed
 from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.memory import new_optimizer
 from ..training.schedules import warmup
 
 # %% ../../nbs/library/em/training.ipynb #fb61fd1f
@@ -144,6 +145,10 @@ class PairTrainingConfig:
     max_minutes: float = 0  # of the diffusion model
     num_processes: int = 1  # of the diffusion model
     num_nodes: int = 1
+    checkpointing: bool = False  # of the diffusion model
+    optimizer: str = "adam"  # of the diffusion model: adam, adam8bit or adafactor
+    compile: str = "auto"  # of the diffusion model: on, off or auto
+    tracker: str = ""  # of the diffusion model: tensorboard, wandb, mlflow
 
     def check(self, size: tuple[int, int]):  # height, width of the images, pixels
         "Refuse a network that does not fit the images. Raises `ParameterError`."
@@ -172,6 +177,7 @@ class PairTrainingConfig:
             self.precision, best=best, patience=self.epochs + 1 if best else 0,
             snapshot_every=self.snapshot_every, max_minutes=self.max_minutes,
             num_processes=self.num_processes, num_nodes=self.num_nodes,
+            checkpointing=self.checkpointing, compile=self.compile, tracker=self.tracker,
         )
 
 # %% ../../nbs/library/em/training.ipynb #b8a16402
@@ -230,8 +236,9 @@ def autoencoder(self: PairTrainer) -> SectionVAE:
 def fit(self: PairTrainer, evaluate=None, save=None) -> str:  # complete or stopped
     "Train; `evaluate(epoch)` may add scores, `save(model, folder)` writes snapshots."
     unet = self.new_network()
-    adam = torch.optim.AdamW(unet.parameters(), self.config.lr, betas=(0.9, 0.99), fused=True)
-    phase = Phase(self.loss, adam, scheduler=warmup(adam, 60))
+    optimizer = new_optimizer(unet.parameters(), self.config.optimizer, self.config.lr, (0.9, 0.99),
+                              0.01, fused=True)
+    phase = Phase(self.loss, optimizer, scheduler=warmup(optimizer, 60))
     held_out = self.val and latent_set(self.config.mode, self.vae, *self.val, self.scale)[0]
 
     def scores(epoch):
@@ -269,7 +276,7 @@ class PairGenerator:
 
     @property
     def id(self) -> dict:  # what its pairs depend on: not on where they are computed
-        elsewhere = ("num_processes", "num_nodes")
+        elsewhere = ("num_processes", "num_nodes", "checkpointing", "compile", "tracker")
         own = {k: v for k, v in asdict(self.config).items() if k not in elsewhere}
         return dict(kind="pairs", **own) | dict(device="auto")
 

@@ -21,6 +21,7 @@ from .sampling import LetterModel
 from ..core.files import display_path
 from ..core.parameters import ParameterError
 from ..training.loop import Phase
+from ..training.memory import new_optimizer
 from ..training.schedules import warmup
 
 # %% ../../nbs/library/emnist/training.ipynb #9271c788
@@ -77,10 +78,12 @@ def denoising_phase(
     lr: float = 1.5e-3,
     total: int = 0,  # steps until the rate is zero; 0: it stays
     p_uncond: float = 0.1,  # share of labels replaced by the empty class
+    kind: str = "adam",  # of the optimiser: adam, adam8bit or adafactor
+    timesteps: str = "stratified",  # or uniform, logit_normal
 ) -> Phase:
     "The denoising loss and its optimiser."
-    optimizer = torch.optim.AdamW(unet.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.01)
-    loss = LetterLoss(scheduler, classes, p_uncond)
+    optimizer = new_optimizer(unet.parameters(), kind, lr, (0.9, 0.99), 0.01)
+    loss = LetterLoss(scheduler, classes, p_uncond, timesteps)
     return Phase(loss, optimizer, scheduler=warmup(optimizer, 50, total))
 
 # %% ../../nbs/library/emnist/training.ipynb #d6e97ed2

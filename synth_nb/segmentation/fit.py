@@ -25,6 +25,7 @@ from ..core.seeding import fork_rng
 from .networks import ResidualUNet, total_loss
 from .predict import choose_threshold, counts_by_threshold, predict_sections
 from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.memory import new_optimizer
 from ..training.schedules import warmup
 
 # %% ../../nbs/library/segmentation/fit.ipynb #00be3be8
@@ -178,6 +179,7 @@ def new_training(
     lr: float = 2e-3,
     loss: str = "bce+iou",
     ema: float = 0.98,
+    optimizer: str = "adam",  # adam, adam8bit or adafactor
     **options,  # of `Trainer`: evaluate, save
 ) -> Trainer:
     "Adam, a short warm-up, then a cosine to zero. Raises `ParameterError` for sides that are odd."
@@ -186,8 +188,9 @@ def new_training(
                              f"multiples of {net.multiple}, got {data.size[0]}x{data.size[1]} "
                              "pixels: give a `crop` or `chunk` that is one")
     steps = plan.epochs * plan.steps_per_epoch(len(data))
-    adam = torch.optim.Adam(net.parameters(), lr, fused=True)
-    phase = Phase(SegmentationLoss(loss), adam, scheduler=warmup(adam, min(50, steps // 10), steps))
+    chosen = new_optimizer(net.parameters(), optimizer, lr, fused=True)
+    rate = warmup(chosen, min(50, steps // 10), steps)
+    phase = Phase(SegmentationLoss(loss), chosen, scheduler=rate)
     return Trainer(folder, data, dict(unet=net), [phase], plan, dict(unet=ema), what="segmenter",
                    **options)
 
@@ -241,6 +244,7 @@ def fit_segmenter(
     seed: int = 0,
     evaluations: int = 1,
     device: str = "auto",
+    training: dict | None = None,  # more of `TrainingConfig`: accumulate, checkpointing, …
     **options,  # of `new_training`
 ) -> Segmenter:
     "Train a segmenter, and choose its threshold on validation."
@@ -251,7 +255,8 @@ def fit_segmenter(
     with fork_rng(seed):
         plan = TrainingConfig(
             evaluations, batch_size, -(-steps // evaluations) * batch_size, seed=seed,
-            device=device, precision="fp32", best="loss_val", patience=evaluations + 1
+            device=device, precision="fp32", best="loss_val", patience=evaluations + 1,
+            **(training or {}),
         )
         net = ResidualUNet(data.images.shape[1], widths)
         trainer = new_training(folder, data, net, plan, evaluate=evaluate, **options)

@@ -15,6 +15,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 # %% ../../nbs/library/segmentation/networks.ipynb #b65aaf75
+from ..training.memory import checkpointed
 from ..training.processes import over_the_batch
 from ..core.parameters import ParameterError
 
@@ -36,6 +37,8 @@ class ResidualBlock(nn.Module):
 # %% ../../nbs/library/segmentation/networks.ipynb #25614cc1
 class ResidualUNet(nn.Module):
     "Images (B, channels, H, W) in [-1, 1] to logits (B, 1, H, W); sides multiples of `multiple`."
+
+    checkpointing = False  # `enable_checkpointing` turns it on
 
     def __init__(
         self,
@@ -62,12 +65,13 @@ class ResidualUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, seen = x.contiguous(memory_format=torch.channels_last), []
         for number, block in enumerate(self.down):
-            x = block(F.max_pool2d(x, 2) if number else x)
+            x = F.max_pool2d(x, 2) if number else x
+            x = checkpointed(block, x, on=self.checkpointing)
             seen.append(x)
         for block in reversed(self.up):
             below, beside = F.interpolate(x, scale_factor=2), seen[-2]
             seen.pop()
-            x = block(torch.cat([beside, below], 1))
+            x = checkpointed(block, torch.cat([beside, below], 1), on=self.checkpointing)
         return self.out(x)
 
 # %% ../../nbs/library/segmentation/networks.ipynb #a42be791

@@ -99,14 +99,26 @@ class Protocol:
     blocks: int = 2  # along each side of a section
     seed: int = 0
     device: str = "auto"
+    accumulate: int = 1  # microbatches of a batch of every segmenter
+    checkpointing: bool = False  # in the training of every segmenter
+    optimizer: str = "adam"  # of every segmenter: adam, adam8bit or adafactor
+    compile: str = "auto"
+    tracker: str = ""
 
     def __post_init__(self):
         self.fractions = tuple(dict.fromkeys(map(float, self.fractions)))  # each once
         self.arms = tuple(dict.fromkeys(self.arms))
         check_protocol(self)
 
+    @property
+    def training(self) -> dict:  # of `TrainingConfig`
+        "How every segmenter is trained, beside its length."
+        names = ("accumulate", "checkpointing", "compile", "tracker")
+        return {name: getattr(self, name) for name in names}
+
 # %% ../../nbs/library/segmentation/protocol.ipynb #9e813821
 PROTOCOL_VERSION = 1  # to be raised when what a cell computes changes
+WHEREVER = ("device", "checkpointing", "compile", "tracker")  # they change no result
 
 
 def protocol_keys(
@@ -117,7 +129,7 @@ def protocol_keys(
     "Digests of what pairs and cells depend on."
     sides = {name: getattr(split, name).fingerprint for name in ("train", "val", "test")}
     own = {k: v for k, v in asdict(protocol).items()
-           if k not in ("fractions", "seeds", "arms", "device")}
+           if k not in ("fractions", "seeds", "arms", *WHEREVER)}
     pairs = digest(sides["train"], own, generator, PROTOCOL_VERSION)
     return pairs, digest(pairs, sides)
 
@@ -198,6 +210,7 @@ def train_cell(
     return fit_segmenter(folder, arm_pairs(arm, real, synthetic), (val.images, val.masks),
                          protocol.steps, protocol.batch_size, protocol.widths,
                          derive_seed(protocol.seed, 2000 + seed), device=protocol.device,
+                         training=protocol.training, optimizer=protocol.optimizer,
                          lr=protocol.lr)
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #cfba02e8

@@ -19,6 +19,7 @@ from ..core.parameters import ParameterError
 from .augment import Augment
 from .config import Settings, optimizer_options
 from ..training.loop import Phase
+from ..training.memory import new_optimizer
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #a880b066
 def mapping_and_synthesis(
@@ -294,11 +295,12 @@ def new_phases(
     generator: Iterable[nn.Parameter],
     discriminator: Iterable[nn.Parameter],
     classes: int = 0,  # 0: unconditional
+    optimizer: str = "adam",  # adam, adam8bit or adafactor
 ) -> list[Phase]:
     "The phases of a training step, in order."
     sampler = StyleSampler(settings.z_dim, classes, settings.mixing)
-    g = torch.optim.Adam(generator, **optimizer_options(settings, "generator"))
-    d = torch.optim.Adam(discriminator, **optimizer_options(settings, "discriminator"))
+    g = new_optimizer(generator, optimizer, **optimizer_options(settings, "generator"))
+    d = new_optimizer(discriminator, optimizer, **optimizer_options(settings, "discriminator"))
     gamma, every = settings.gamma, settings.r1_every
     if settings.relativistic:
         losses = [(GeneratorLoss(sampler, True), g, "generator", 1)]

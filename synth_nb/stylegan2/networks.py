@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 # %% ../../nbs/library/stylegan2/networks.ipynb #a3d79a8c
+from ..training.memory import checkpointed
 from ..training.processes import over_processes
 from ..core.parameters import ParameterError
 from synth_nb.stylegan2.ops import (
@@ -449,6 +450,8 @@ def check_architecture(
 class Synthesis(nn.Module):
     "Styles to images. Raises `ParameterError` for an unknown or impossible option."
 
+    checkpointing = False  # `enable_checkpointing` turns it on
+
     def __init__(
         self,
         w_dim: int,
@@ -504,7 +507,8 @@ class Synthesis(nn.Module):
         for res in self.block_resolutions:
             block = getattr(self, f"b{res}")
             own = ws.narrow(1, first, block.num_conv + block.num_torgb)
-            x, img = block(x, img, own, noise_mode, force_fp32)
+            options = (noise_mode, force_fp32)
+            x, img = checkpointed(block, x, img, own, *options, on=self.checkpointing)
             first += block.num_conv
         return img.contiguous()
 
@@ -650,6 +654,8 @@ class Discriminator(nn.Module):
     in use for images or classes of the wrong shape and batches that no group divides.
     """
 
+    checkpointing = False  # `enable_checkpointing` turns it on
+
     def __init__(
         self,
         c_dim: int,  # classes; 0 without
@@ -727,7 +733,8 @@ class Discriminator(nn.Module):
         check_classes(c, self.c_dim, len(img))
         x, img = None, img.to(self.b4.fc.weight.dtype)
         for res in self.block_resolutions:
-            x, img = getattr(self, f"b{res}")(x, img, force_fp32)
+            block = getattr(self, f"b{res}")
+            x, img = checkpointed(block, x, img, force_fp32, on=self.checkpointing)
         cmap = self.mapping(None, c) if hasattr(self, "mapping") else None
         return self.b4(x, img, cmap)
 

@@ -37,6 +37,8 @@ from synth_nb.core.files import (
 from ..core.fingerprint import library_hash, notebook_sources
 from ..core.parameters import ParameterError, check_names, check_parameters
 from ..core.runs import read_manifest
+from ..core.stops import on_stop, stop_signals
+from ..data.readers.sources import how_to_get
 
 # %% ../../nbs/library/tools/grid.ipynb #1d96bc4f
 def head_of(
@@ -204,7 +206,8 @@ def missing_data(parameters: dict) -> str:  # empty where all is here, or comes 
     for word in (dataset_of(parameters), *others):
         path = word.partition(":")[2] if word.startswith(("em:", "wsi:")) else word
         if ("/" in path or "." in path) and ":" not in path and not resolve(path).exists():
-            return f"{display_path(resolve(path))} does not exist"
+            remedy = how_to_get(resolve(path))
+            return f"{display_path(resolve(path))} does not exist" + (remedy and f": {remedy}")
     return ""
 
 # %% ../../nbs/library/tools/grid.ipynb #baf67807
@@ -223,8 +226,7 @@ def run_notebook(
     code, errors = _run_program(command, feed_of(copy))
     if code:
         last = (errors.strip() or "no message").splitlines()[-1]
-        stopped = code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
-        kind = KeyboardInterrupt if stopped else RuntimeError
+        kind = KeyboardInterrupt if code - 128 in stop_signals() else RuntimeError
         raise kind(f"{experiment.notebook} ({experiment.profile}): {last}")
 
 # %% ../../nbs/library/tools/grid.ipynb #6d03be16
@@ -238,14 +240,11 @@ def _run_program(command: list, feed: Path) -> tuple[int, str]:  # exit code, er
     env, words = os.environ | dict(SYNTH_NB_PROGRESS=str(feed)), [str(part) for part in command]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                env=env)
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {n: signal.signal(n, lambda number, _: process.send_signal(number)) for n in numbers}
     try:
-        errors = process.communicate()[1]
+        with on_stop(process.send_signal):
+            errors = process.communicate()[1]
         return process.returncode, errors
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         feed.unlink(missing_ok=True)
 
 # %% ../../nbs/library/tools/grid.ipynb #50690601
@@ -395,17 +394,22 @@ def report_line(
 
 # %% ../../nbs/library/tools/grid.ipynb #200bc360
 def _with_line(command: list[str], there: list[Experiment], folder: Path) -> int:
-    "Run Snakemake, whose own words go into a file, with a line of progress. Returns its code."
+    """Run Snakemake, whose own words go into a file, with a line of progress. Returns its code.
+
+    A stop reaches it and all it started as Ctrl-C does.
+    """
     states = {one.notebook: one.state for one in there}
     for one in there:
         feed_of(folder / f"{one.notebook}.ipynb").unlink(missing_ok=True)
     with open(folder / "snakemake.log", "w") as log, Drawing(
             lambda: report_line(there, folder, states)):
-        process = subprocess.Popen(command, cwd=project_root(), stdout=log, stderr=log)
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.wait()
+        process = subprocess.Popen(command, cwd=project_root(), stdout=log, stderr=log,
+                                   start_new_session=True)
+        stops = []
+        with on_stop(lambda n: stops.append(n) or os.killpg(process.pid, signal.SIGINT)):
+            code = process.wait()
+    if not stops:
+        return code
     done = sum(read_mark(folder, n).get("state") == state for n, state in states.items())
     raise KeyboardInterrupt(f"Stopped: {done} of {len(there)} experiments are finished, the others "
                             "keep what they reached, and the same command goes on from there.")

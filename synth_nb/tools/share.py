@@ -177,7 +177,8 @@ def reproduce_text(record: RunRecord) -> str:
     notebook = display_path(notebook_path(record.manifest["notebook"]))
     return (f"Code of commit {code.get('commit', 'unknown')}{changed}; {packages}; Python "
             f"{machine.get('python', 'unknown')}. From its root, with this as `parameters.yaml`:"
-            f"\n\n```sh\npapermill {notebook} out.ipynb -f parameters.yaml\n```\n\n"
+            f"\n\n```sh\npapermill --engine synth_nb {notebook} out.ipynb "
+            f"-f parameters.yaml\n```\n\n"
             f"```yaml\n{parameters_text(record)}```\n")
 
 # %% ../../nbs/library/tools/share.ipynb #137e49f7

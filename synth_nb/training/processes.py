@@ -10,10 +10,8 @@ __all__ = ['launch', 'in_own_process', 'this_process', 'accelerator_for', 'defer
 import io
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, redirect_stdout
@@ -31,6 +29,7 @@ from ..core.devices import pick_device
 from ..core.parameters import ParameterError
 from ..core.runs import node_rank
 from ..core.seeding import derive_seed, seed_everything
+from ..core.stops import on_stop
 
 # %% ../../nbs/library/training/processes.ipynb #53ddb320
 def master_address(num_nodes: int) -> tuple[str, str]:  # address, port
@@ -192,18 +191,10 @@ def accelerator_for(
 # %% ../../nbs/library/training/processes.ipynb #a9b34c16
 @contextmanager
 def deferred_signals():  # yields a list; a signal's number is in it once it came
-    "Collect SIGINT and SIGTERM instead of ending by them (in the main thread)."
+    "Collect the signals that stop a program instead of ending by them (in the main thread)."
     caught = []
-    if threading.current_thread() is not threading.main_thread():
+    with on_stop(caught.append):
         yield caught
-        return
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, lambda number, _: caught.append(number)) for name in names}
-    try:
-        yield caught
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 # %% ../../nbs/library/training/processes.ipynb #6c68c189
 def seed_step(

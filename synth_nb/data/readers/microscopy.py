@@ -20,7 +20,7 @@ from PIL import Image
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #653b9895
 from .sources import (
-    EXTENSIONS, DataError, ImageError, Source, is_ignored, mask_values, reason, to_mode)
+    EXTENSIONS, DataError, ImageError, Source, how_to_get, is_ignored, mask_values, reason, to_mode)
 from ...core.files import resolve, display_path
 from ...core.parameters import ParameterError
 
@@ -108,7 +108,8 @@ def list_volumes(
     "The volumes at a path. Raises `FileNotFoundError` or `DataError`."
     path = resolve(path)
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}: `{parameter}` takes a TIFF or a folder")
+        remedy = how_to_get(path) or f"`{parameter}` takes a TIFF or a folder"
+        raise FileNotFoundError(f"there is no {path}: {remedy}")
     if path.is_file():
         return [volume_of_files(path.stem, [path])]
     folders = [p for p in path.iterdir() if p.is_dir() and not is_ignored(p.name)]

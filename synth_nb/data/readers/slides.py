@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,8 @@ from PIL import Image
 # %% ../../../nbs/library/data/readers/slides.ipynb #f7d4a8d2
 from .sources import (
     EXTENSIONS, DataError, ImageError, Source, existing_folder, is_ignored, split_and_class)
-from ...core.files import resolve, display_path, atomic_write, atomic_folder
-from ...core.parameters import ParameterError
+from ...core.files import digest, resolve, display_path, atomic_write, atomic_folder
+from ...core.parameters import ParameterError, check_value
 from ...core.progress import duration
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #99c340f4
@@ -251,22 +251,49 @@ def check_tiling(
     if not 0 < tissue <= 1:
         raise ParameterError(f"parameter `tissue` must be above 0, up to 1, got {tissue!r}")
 
+
+def sizes_of_tiles(
+    tile: int | list[int],  # one size or several, pixels
+) -> list[int]:
+    "The sizes of tiles, each once. Raises `ParameterError` for none, or for one named twice."
+    sizes = list(tile) if isinstance(tile, (list, tuple)) else [tile]
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise ParameterError(f"parameter `tile` must name every size once, got {tile!r}")
+    return sizes
+
 # %% ../../../nbs/library/data/readers/slides.ipynb #90782976
 def find_all_tiles(
     slides: dict[str, Path],  # name → file
-    *options,  # tile, mpp, tissue, mpp_of_slide
-) -> tuple[dict[str, SlideTiles], list[tuple[str, str]]]:  # by name; (name, why) of the others
-    "Find the tiles of all slides, four slides at a time."
+    sizes: list[int],  # of tiles, pixels
+    *options,  # mpp, tissue, mpp_of_slide
+) -> dict[str, dict[int, SlideTiles | str]]:  # by name, by size; a phrase where there are none
+    "Find the tiles of all slides, four at a time."
     def one(item):
+        name, size = item
         try:
-            return find_tiles(item[1], item[0], *options)
+            found = find_tiles(slides[name], name, size, *options)
         except ImageError as e:
             return str(e)
+        return found if len(found.chosen) else "no tissue"
 
+    wanted = [(name, size) for name in slides for size in sizes]
     with ThreadPoolExecutor(4) as pool:
-        results = dict(zip(slides, pool.map(one, slides.items()), strict=True))
-    plans = {name: plan for name, plan in results.items() if isinstance(plan, SlideTiles)}
-    return plans, [(name, why) for name, why in results.items() if name not in plans]
+        results = dict(zip(wanted, pool.map(one, wanted), strict=True))
+    return {name: {size: results[name, size] for size in sizes} for name in slides}
+
+
+def left_out(
+    found: dict[str, dict[int, SlideTiles | str]],  # from `find_all_tiles`
+) -> list[tuple[str, str]]:  # (slide, or slide and size; why)
+    "What gives no tiles: a slide, or a size where its others can be cut."
+    rows = []
+    for name, by_size in found.items():
+        reasons = {size: why for size, why in by_size.items() if isinstance(why, str)}
+        if len(reasons) == len(by_size) and len(set(reasons.values())) == 1:
+            rows.append((name, next(iter(reasons.values()))))
+        else:
+            rows += [(f"{name}/t{size:04}", why) for size, why in reasons.items()]
+    return rows
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #1274cce5
 def tile_reader(
@@ -291,56 +318,78 @@ def tile_reader(
     return read
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #565815ad
+def draw_tiles(
+    plan: SlideTiles,
+    most: int,  # 0: all
+    *identity,  # what the draw depends on: slide, seed
+) -> SlideTiles:
+    "At most so many tiles of a plan, in their order."
+    if not most or len(plan.chosen) <= most:
+        return plan
+    rng = np.random.default_rng(int(digest(plan.grid.tile, *identity)[:16], 16))
+    rows = np.sort(rng.permutation(len(plan.chosen))[:most])
+    return replace(plan, chosen=plan.chosen[rows], fractions=plan.fractions[rows])
+
+# %% ../../../nbs/library/data/readers/slides.ipynb #9ce59262
 def wsi_source(
     folder: str | Path,  # of slides; absolute, or relative to the project root
-    tile: int = 224,  # side, pixels
+    tile: int | list[int] = 224,  # side, pixels; several sizes make one set
     mpp: float = 0.5,  # µm per pixel of a tile
     tissue: float = 0.5,  # least fraction of tissue in a tile
     mpp_of_slide: float | None = None,  # µm per pixel of slides that do not say
+    tiles_per_slide: int = 0,  # most tiles of each size from a slide; 0: all
+    seed: int = 0,  # of their draw
 ) -> Source:  # a group per slide; positions are y, x in pixels of its level 0
     """Tissue tiles of all slides below a folder.
 
     Raises `ImportError`, `FileNotFoundError`, `NotADirectoryError`, `ParameterError`, `DataError`.
     """
-    check_tiling(tile, mpp, tissue, mpp_of_slide)
+    for size in (sizes := sizes_of_tiles(tile)):
+        check_tiling(size, mpp, tissue, mpp_of_slide)
+    check_value("tiles_per_slide", tiles_per_slide, (0, None))
     load_openslide()
-    root = existing_folder(folder)
-    slides = find_slides(root)
-    plans, skipped = find_all_tiles(slides, tile, mpp, tissue, mpp_of_slide)
-    folders = dict(zip(plans, split_and_class([f"{name}.slide" for name in plans]), strict=True))
-    skipped += [(name, "no tissue") for name, plan in plans.items() if not len(plan.chosen)]
-    skipped += [(name, "outside the class or split folders") for name, (_, label) in folders.items()
-                if label == ""]
-    left_out = {name for name, _ in skipped}
-    names = [name for name in plans if name not in left_out]
-    if not names:
+    slides = find_slides(root := existing_folder(folder))
+    found = find_all_tiles(slides, sizes, mpp, tissue, mpp_of_slide)
+    skipped = left_out(found)
+    plans = {(name, size): draw_tiles(plan, tiles_per_slide, name, seed)
+             for name, by_size in found.items() for size, plan in by_size.items()
+             if not isinstance(plan, str)}
+    used = list(dict.fromkeys(name for name, _ in plans))
+    folders = dict(zip(used, split_and_class([f"{name}.slide" for name in used]), strict=True))
+    outside = [name for name, (_, label) in folders.items() if label == ""]
+    skipped += [(name, "outside the class or split folders") for name in outside]
+    plans = {key: plan for key, plan in plans.items() if key[0] not in outside}
+    if not plans:
         raise DataError(no_slides_message(slides, skipped))
-    return tiles_source(display_path(root), {name: plans[name] for name in names},
-                        [folders[name] for name in names], tuple(skipped), root.resolve().name)
+    return tiles_source(display_path(root), plans, folders, tuple(skipped), root.resolve().name)
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #b0012a3e
 def tiles_source(
     name: str,
-    plans: dict[str, SlideTiles],
-    folders: list[tuple[str | None, str | None]],  # split and class of every slide
+    plans: dict[tuple[str, int], SlideTiles],  # by slide and size of the tiles
+    folders: dict[str, tuple[str | None, str | None]],  # slide → its split and class
     skipped: tuple[tuple[str, str], ...],
     default_class: str,  # of slides that lie in no folder
 ) -> Source:
-    "The source of all tiles of some slides."
-    tiles = [(s, k) for s, plan in enumerate(plans.values()) for k in range(len(plan.chosen))]
+    "The source of all tiles of some slides; a tile's name has its size where there are several."
+    sizes = sorted({size for _, size in plans})
+    heads = {(slide, size): slide if len(sizes) == 1 else f"{slide}/t{size:04}"
+             for slide, size in plans}
+    tiles = [(p, k) for p, plan in enumerate(plans.values()) for k in range(len(plan.chosen))]
+    slides = [slide for (slide, _), plan in plans.items() for _ in plan.chosen]
     positions = np.concatenate([plan.positions() for plan in plans.values()])
-    names, (splits, classes) = list(plans), zip(*folders, strict=True)
-    classes = [c or default_class for c in classes]
+    names = [head for key, head in heads.items() for _ in plans[key].chosen]
+    keys = [f"{head}/y{y:06}-x{x:06}" for head, (y, x) in zip(names, positions, strict=True)]
+    classes = [folders[slide][1] or default_class for slide in slides]
     known = sorted(set(classes))
-    keys = [f"{names[s]}/y{y:06}-x{x:06}" for (s, _), (y, x) in zip(tiles, positions, strict=True)]
-    grids = {name: plan.grid for name, plan in plans.items()}
-    about = dict(tile=next(iter(grids.values())).tile, positions="y, x in pixels of level 0",
-                 mpp={name: round(grid.mpp, 4) for name, grid in grids.items()},
-                 side_of_tile={n: round(g.side * g.downsample, 2) for n, g in grids.items()})
-    return Source(name, keys, known, [known.index(classes[s]) for s, _ in tiles],
-                  [names[s] for s, _ in tiles], tile_reader(list(plans.values()), tiles),
-                  [splits[s] for s, _ in tiles] if any(splits) else None, positions, skipped,
-                  about=about)
+    splits = [folders[slide][0] for slide in slides]
+    grids = {head: plans[key].grid for key, head in heads.items()}
+    about = dict(tile=sizes if len(sizes) > 1 else sizes[0], positions="y, x in pixels of level 0",
+                 mpp={head: round(grid.mpp, 4) for head, grid in grids.items()},
+                 side_of_tile={h: round(g.side * g.downsample, 2) for h, g in grids.items()})
+    return Source(name, keys, known, [known.index(c) for c in classes], slides,
+                  tile_reader(list(plans.values()), tiles), splits if any(splits) else None,
+                  positions, skipped, about=about)
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #6b598354
 def tile_blocks(

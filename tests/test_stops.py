@@ -1,0 +1,125 @@
+"""Trainings that are stopped in every way: a checkpoint within one step, `stopped`, one sentence.
+
+Each is a real notebook whose steps last longer than ipykernel waits for a parent that is gone.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).parent.parent
+STEP = 2  # seconds
+CELLS = [
+    "outputs: str = ''\nlr: float = 0.1\nseed: int = 0",
+    """
+import os, time
+from pathlib import Path
+import torch
+from synth_nb.core.parameters import check_parameters
+parameters = check_parameters(globals())
+""",
+    """
+from synth_nb.core.runs import open_run
+from synth_nb.training.loop import Phase, Trainer, TrainingConfig
+
+class Data:
+    def __len__(self): return 8
+    def __getitem__(self, rows): return dict(x=torch.ones(len(rows), 1), key=list(map(str, rows)))
+
+def loss(nets, batch):
+    if run.path("measured").exists():  # the trainer measures two steps first
+        run.path("training").write_text(str(os.getpid()))
+        time.sleep(STEP)
+    return nets["net"](batch["x"]).square().mean()
+
+run = open_run("stops", parameters | dict(run_name="mine"), dict(fingerprint="a"))
+net = torch.nn.Linear(1, 1)
+phase = Phase(loss, torch.optim.SGD(net.parameters(), lr))
+trainer = Trainer(run.folder, Data(), dict(net=net), [phase], TrainingConfig(50, 8))
+trainer.print_cost = lambda: run.path("measured").touch()
+trainer.fit()
+run.finish()
+""".replace("STEP", str(STEP)),
+]
+
+
+def environment() -> dict:
+    "That of a person who starts a program."
+    without = ("IN_TEST", "SYNTH_NB_PROGRESS", "PYTEST_CURRENT_TEST")
+    env = {k: v for k, v in os.environ.items() if k not in without}
+    return env | dict(PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")])))
+
+
+def papermill(folder: Path, *words) -> subprocess.Popen:
+    "papermill on the notebook above, in a session of its own."
+    source, nb = folder / "a.ipynb", nbformat.v4.new_notebook()
+    nb.metadata.kernelspec = dict(name="python3", display_name="python3", language="python")
+    nb.cells = [nbformat.v4.new_code_cell(text) for text in CELLS]
+    nb.cells[0].metadata.tags = ["parameters"]
+    nbformat.write(nb, source)
+    command = [sys.executable, "-m", "papermill", source, folder / "out.ipynb", *words]
+    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True,
+                            env=environment(), start_new_session=True)
+
+
+def wait_for(what, seconds: float):
+    "Wait until a function returns something true, and return that."
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def manifest(run: Path) -> dict:
+    return json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+
+
+WAYS = [("default", "SIGTERM"), ("default", "SIGHUP"), ("default", "SIGKILL"),
+        ("nbclient", "all SIGTERM")]  # fmt: skip
+
+
+@pytest.mark.parametrize("engine, number", WAYS)
+def test_a_training_stores_what_it_reached(tmp_path, engine, number):
+    words = [] if engine == "default" else ["--engine", engine]
+    process, run = papermill(tmp_path, "-p", "outputs", tmp_path, *words), tmp_path / "stops/mine"
+    mark = run / "training"
+    kernel = int(wait_for(lambda: mark.exists() and mark.read_text(), 60))
+    wanted = getattr(signal, number.split()[-1])
+    began = time.time()
+    process.send_signal(wanted)
+    if number.startswith("all"):  # as Slurm does
+        os.kill(kernel, wanted)
+    errors = process.communicate(timeout=60)[1]
+    wait_for(lambda: not psutil.pid_exists(kernel), 60)
+    newest = run / "checkpoints/newest.pt"
+    assert newest.stat().st_mtime - began < STEP + 5
+    assert manifest(run)["status"] == "stopped"
+    assert torch.load(newest, weights_only=True)["position"]["step"] >= 1
+    if engine == "default" and number != "SIGKILL":
+        assert process.returncode == 128 + wanted and "Traceback" not in errors
+        assert errors.strip().splitlines()[-1].startswith("Stopped at step 1 of 50, kept in ")
+
+
+def test_a_parameter_s_name_is_never_run(tmp_path):
+    ran, file = tmp_path / "ran", tmp_path / "parameters.yaml"
+    hostile = f"seed = 0; open({str(ran)!r}, 'w'); lr"
+    file.write_text(yaml.safe_dump({hostile: 1e-3, "outputs": str(tmp_path)}))
+    process = papermill(tmp_path, "-f", file)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode and not ran.exists() and not (tmp_path / "stops").exists()
+    assert "no parameter `seed = 0; open(" in errors.strip().splitlines()[-1]
+    process = papermill(tmp_path, "-f", file, "--engine", "nbclient")  # comes too late, and says so
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode and ran.exists() and not (tmp_path / "stops").exists()
+    assert "what was given as a parameter is code, and ran: open(" in errors
