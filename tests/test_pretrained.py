@@ -55,8 +55,8 @@ def own_cache(monkeypatch):
 @pytest.fixture(scope="module")
 def images():
     demo = open_dataset("demo", 64)
-    few = demo.train.select(slice(0, None, 20)), demo.held_out.select(slice(0, None, 20))
-    return *few, open_captions("auto", demo)
+    train, held_out = (part.select(slice(0, None, 20)) for part in (demo.train, demo.held_out))
+    return train, held_out, open_captions("auto", demo)
 
 
 @pytest.fixture(scope="module")
@@ -227,18 +227,18 @@ def test_a_name_on_the_hub_that_cannot_be_had_is_one_sentence(error, kind, messa
 def test_a_name_on_the_hub_is_checked_before_its_weights_are_fetched(base, monkeypatch, tmp_path):
     import huggingface_hub
 
-    asked = []
+    calls = []
 
     def download(name, revision, allow_patterns):
-        asked.append((name, revision, allow_patterns))
+        calls.append((name, revision, allow_patterns))
         return str(base[0])
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     found = open_checkpoint("someone/stable-diffusion@main")
     assert found.config("unet")["cross_attention_dim"] == 64
-    assert not any("safetensors" in p or "bin" in p for _, _, ps in asked for p in ps)
+    assert not any("safetensors" in p or "bin" in p for _, _, ps in calls for p in ps)
     DiffusionConfig(pretrained="someone/stable-diffusion@main").unet(64, (4, 16, 16), "text")
-    name, revision, patterns = asked[-1]
+    name, revision, patterns = calls[-1]
     assert (name, revision) == ("someone/stable-diffusion", "main")
     assert "unet/diffusion_pytorch_model.safetensors" in patterns
     assert not any(p.startswith(("vae", "safety")) for p in patterns)
