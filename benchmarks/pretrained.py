@@ -232,9 +232,9 @@ pipeline. Then it is continued for {args.epochs} epochs of 640 images.
 The loss is the mean squared error on the {len(held_out)} held-out images, always with the same
 noise and timesteps; a network that predicts zero has 1. "Saved with" is what diffusers alone
 measured before saving: with the captions for t2i, with the empty prompt for i2i and e2i, whose
-embedding has no meaning yet. The last column is the largest difference of an image (0 to 1) between the base with
-the LoRA file and the merged pipeline, both with diffusers alone; in brackets, between the base
-without that file and the merged one.
+embedding has no meaning yet. The last column is the largest difference of an image (0 to 1) between
+the base with the LoRA file and the merged pipeline, both with diffusers alone; in brackets, between
+the base without that file and the merged one.
 
 | condition | trained | saved with | at step 0 | after | LoRA file against merged |
 |---|---|---|---|---|---|
