@@ -36,6 +36,7 @@ SAMPLERS = ("ddpm", "ddim", "dpm++", "euler")
 BETA_SCHEDULES = {  # of latents, and of small images in pixels
     "scaled_linear": dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
     "squaredcos_cap_v2": dict(beta_schedule="squaredcos_cap_v2"),
+    "linear": dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02),  # Ho et al. 2020
 }
 
 
@@ -72,7 +73,7 @@ def new_scheduler(
     prediction_type: str = "v_prediction",  # epsilon, v_prediction or flow_prediction
     sampler: str = "dpm++",  # ddpm, ddim, dpm++ or euler
     zero_snr: bool | None = None,  # σ is 1 at the end; None: for scaled_linear with v_prediction
-    beta_schedule: str = "scaled_linear",  # or squaredcos_cap_v2; flows have none
+    beta_schedule: str = "scaled_linear",  # squaredcos_cap_v2 or linear; flows have none
     clip: bool = False,  # predicted images to [-1, 1] at every step, for models of pixels
 ) -> SchedulerMixin:  # of diffusers
     "Noise schedule and sampler. Raises `ParameterError` for what does not go together."
