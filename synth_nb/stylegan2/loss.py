@@ -48,11 +48,13 @@ def discriminator_logits(
     nets: dict,
     images: Tensor,  # (B, C, H, W) in [-1, 1]
     c: Tensor | None,  # (B, classes) or None
+    twice: bool = False,  # to be differentiated twice, which a compiled network cannot be
 ) -> Tensor:  # (B, 1), high for real
     "Logits of augmented images."
     augment = nets.get("augment")
     augmented = augment(images) if augment is not None else images
-    return full_precision(nets["discriminator"](augmented, c))
+    network = nets["discriminator"]
+    return full_precision((network.forward if twice else network)(augmented, c))
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #faac0cba
 def mix_styles(
@@ -101,6 +103,7 @@ class GeneratorLoss:
 
     sampler: StyleSampler
     relativistic: bool = False  # to the logits of real images
+    compilable = ("generator.synthesis", "discriminator")  # by `torch.compile`
 
     def __call__(self, nets: dict, batch: dict) -> Tensor:
         c = self.sampler.condition(batch)
@@ -156,7 +159,7 @@ class GradientPenalty:
 
     def __call__(self, nets: dict, batch: dict) -> Tensor:
         images = batch["image"].detach().requires_grad_()
-        logits = discriminator_logits(nets, images, self.sampler.condition(batch))
+        logits = discriminator_logits(nets, images, self.sampler.condition(batch), twice=True)
         return squared_gradient_norms(logits, images).mean() * (self.gamma / 2 * self.every)
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #3d5f495f
@@ -172,7 +175,7 @@ class RelativisticLoss:
         with torch.no_grad():
             images = self.sampler.images(nets, batch, c)
         sides = [side.detach().requires_grad_() for side in (batch["image"], images)]
-        real, fake = (discriminator_logits(nets, side, c) for side in sides)
+        real, fake = (discriminator_logits(nets, side, c, twice=True) for side in sides)
         update_ada(nets, real)
         norms = squared_gradient_norms(real, sides[0]) + squared_gradient_norms(fake, sides[1])
         return F.softplus(fake - real).mean() + self.gamma / 2 * norms.mean()
@@ -224,7 +227,7 @@ class PathLengthLoss:
         c = self.sampler.condition(batch)
         c = None if c is None else c[:count]
         ws = self.sampler.styles(nets, count, c, batch["image"].device)
-        images = mapping_and_synthesis(nets)[1](ws)
+        images = mapping_and_synthesis(nets)[1].forward(ws)
         noise = torch.randn_like(images) / (images.shape[2] * images.shape[3]) ** 0.5
         lengths = path_lengths(images, ws, noise)
         return nets["path_length"](lengths).mean() * (self.weight * self.every)
