@@ -44,17 +44,22 @@ def full_precision(
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def uncompiled(network: Callable) -> Callable:
+    "A network without its compiled form, which cannot be differentiated twice."
+    return getattr(network, "forward", network)
+
+
 def discriminator_logits(
     nets: dict,
     images: Tensor,  # (B, C, H, W) in [-1, 1]
     c: Tensor | None,  # (B, classes) or None
-    twice: bool = False,  # to be differentiated twice, which a compiled network cannot be
+    twice: bool = False,  # to be differentiated twice
 ) -> Tensor:  # (B, 1), high for real
     "Logits of augmented images."
     augment = nets.get("augment")
     augmented = augment(images) if augment is not None else images
     network = nets["discriminator"]
-    return full_precision((network.forward if twice else network)(augmented, c))
+    return full_precision((uncompiled(network) if twice else network)(augmented, c))
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #faac0cba
 def mix_styles(
@@ -227,7 +232,7 @@ class PathLengthLoss:
         c = self.sampler.condition(batch)
         c = None if c is None else c[:count]
         ws = self.sampler.styles(nets, count, c, batch["image"].device)
-        images = mapping_and_synthesis(nets)[1].forward(ws)
+        images = uncompiled(mapping_and_synthesis(nets)[1])(ws)
         noise = torch.randn_like(images) / (images.shape[2] * images.shape[3]) ** 0.5
         lengths = path_lengths(images, ws, noise)
         return nets["path_length"](lengths).mean() * (self.weight * self.every)
