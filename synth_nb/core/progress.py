@@ -71,19 +71,14 @@ class Pace:
             self.pause = self.clock() - began
             self.last += self.pause
 
-    def left(
-        self,
-        steps: int,  # still to do
-        pauses: int = 0,  # still to come
-    ) -> float | None:  # seconds; None: not known yet
+    def left(self, steps: int, pauses: int = 0) -> float | None:
+        # steps: still to do; pauses: still to come → seconds; None: not known yet
         "The expected time to the end."
         return None if self.step is None else max(steps, 0) * self.step + pauses * self.pause
 
 # %% ../../nbs/library/core/progress.ipynb #5054b1ab
-def fit_line(
-    parts: list[str],  # phrases, the most important first
-    width: int,  # columns
-) -> str:
+def fit_line(parts: list[str], width: int) -> str:
+    # parts: phrases, the most important first; width: columns
     "As many phrases as fit into a width, joined by commas."
     line = parts[0]
     for part in parts[1:]:

@@ -164,11 +164,8 @@ def print_licence(
     print(f"`{name}` {terms}: read its terms before you use or publish anything, {page}")
 
 # %% ../../nbs/library/embedders/hub.ipynb #e9dc8d1d
-def check_patches(
-    name: str,  # for the message
-    size: int,  # input size, pixels
-    patch: int,  # side of a patch, pixels
-):
+def check_patches(name: str, size: int, patch: int):
+    # size: input size, pixels; patch: side of a patch, pixels
     "Raise `ValueError` where a strip at the edge would not be seen."
     if size % patch:
         low = size // patch * patch
@@ -215,12 +212,8 @@ VISION_MODELS = {  # model type in config.json → class in transformers, and wh
 class Pooled(nn.Module):
     "A transformers network as a function from images to one vector each."
 
-    def __init__(
-        self,
-        network: nn.Module,  # from transformers
-        feature: str,  # as in `VISION_MODELS`
-        **options,  # of its forward pass
-    ):
+    def __init__(self, network: nn.Module, feature: str, **options):
+        # network: from transformers; feature: as in `VISION_MODELS`; options: of its forward pass
         super().__init__()
         self.network, self.feature, self.options = network, feature, options
 
@@ -243,10 +236,8 @@ class Pooled(nn.Module):
         return found[:, -count:]  # class and register tokens come first
 
 # %% ../../nbs/library/embedders/hub.ipynb #1a3ee295
-def read_network(
-    folder: Path,  # of a model
-    name: str,  # for messages
-) -> tuple[nn.Module, str]:  # the network in float32, and what is its feature
+def read_network(folder: Path, name: str) -> tuple[nn.Module, str]:
+    # the network in float32, and what is its feature
     "Read a vision network with transformers. Raises `ValueError` for any other, or half a one."
     import transformers
     from transformers.utils import logging
@@ -279,10 +270,8 @@ def read_network(
     return network, feature
 
 # %% ../../nbs/library/embedders/hub.ipynb #a3c30f18
-def read_processor(
-    folder: Path,  # of a model
-    name: str,  # for the message
-) -> dict:  # size, and mean, std, resize as `Embedder` takes them
+def read_processor(folder: Path, name: str) -> dict:
+    # size, and mean, std, resize as `Embedder` takes them
     "What a model's image processor does to an image. Raises `ValueError` where that is unknown."
     from transformers import AutoImageProcessor
     from transformers.utils import logging
@@ -330,9 +319,8 @@ def load_hf(
     return Embedder(body, id, model_revision(folder), dim, size, **about)
 
 # %% ../../nbs/library/embedders/hub.ipynb #8f1b77a5
-def timm_model(
-    what: str,  # timm's name, hf-hub:owner/model, or a path
-) -> str:  # as `model_folder` takes it
+def timm_model(what: str) -> str:
+    # timm's name, hf-hub:owner/model, or a path → as `model_folder` takes it
     "Where a timm model is published. Raises `ValueError` with the nearest names that are."
     import timm
 
@@ -378,10 +366,8 @@ def read_timm(
     return network.eval(), wants
 
 # %% ../../nbs/library/embedders/hub.ipynb #861af272
-def timm_patches(
-    network: nn.Module,  # of timm
-    x: Tensor,  # normalised images (B, 3, H, W)
-) -> Tensor:  # (B, T, D), or a map (B, D, h, w)
+def timm_patches(network: nn.Module, x: Tensor) -> Tensor:
+    # network: of timm; x: normalised images (B, 3, H, W) → (B, T, D), or a map (B, D, h, w)
     "What a network of timm makes of the patches, without class and register tokens."
     found = network.forward_features(x)
     if found.ndim == 3:

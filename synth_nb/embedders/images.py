@@ -32,11 +32,8 @@ def cache_folder(
     return cache_root() / "embeddings" / f"{name}-{embedder.revision}-{PREPROCESSING_VERSION}"
 
 # %% ../../nbs/library/embedders/images.ipynb #651cfc2b
-def write_shard(
-    folder: Path,
-    keys: list[str],  # content hash of each image
-    values: np.ndarray,  # features (N, D) float32
-):
+def write_shard(folder: Path, keys: list[str], values: np.ndarray):
+    # keys: content hash of each image; values: features (N, D) float32
     "Add features to a cache folder, as one file that is there whole or not at all."
     with atomic_write(folder / f"{digest(keys)}.npz") as temporary, open(temporary, "wb") as f:
         np.savez(f, keys=np.array(keys), values=values)
@@ -62,9 +59,7 @@ def read_shards(
     return found
 
 # %% ../../nbs/library/embedders/images.ipynb #8d232de0
-def check_byte_images(
-    images: np.ndarray | Tensor,  # what should be uint8 (N, C, H, W)
-):
+def check_byte_images(images: np.ndarray | Tensor):  # what should be uint8 (N, C, H, W)
     "Refuse an image set that cannot be embedded, in one sentence; raises `ValueError`."
     shape, dtype = tuple(getattr(images, "shape", ())), str(getattr(images, "dtype", "none"))
     if len(shape) != 4 or shape[1] not in (1, 3) or not shape[0]:

@@ -65,9 +65,8 @@ def start_tensorflow(
     return tf
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #46f25780
-def to_tensorflow(
-    x: Tensor,  # on the CPU
-):  # TensorFlow's tensor, which shares its memory where that is safe
+def to_tensorflow(x: Tensor):
+    # on the CPU → TensorFlow's tensor, which shares its memory where that is safe
     "Hand an array to TensorFlow."
     import tensorflow as tf
 
@@ -76,9 +75,7 @@ def to_tensorflow(
     return tf.experimental.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(x))
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #4382b9fb
-def to_torch(
-    x,  # TensorFlow's tensor
-) -> Tensor:  # on the CPU, memory of its own
+def to_torch(x) -> Tensor:  # TensorFlow's tensor → on the CPU, memory of its own
     "Take an array from TensorFlow."
     import tensorflow as tf
 
@@ -86,10 +83,8 @@ def to_torch(
     return torch.utils.dlpack.from_dlpack(x).to("cpu", copy=True)
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #dd28426a
-def no_gradient(
-    name: str,  # of the model
-    reason: object,  # what TensorFlow says
-) -> ValueError:  # to be raised
+def no_gradient(name: str, reason: object) -> ValueError:
+    # name: of the model; reason: what TensorFlow says → to be raised
     "Say that a model's features have no derivative."
     text = " ".join(str(reason).split())[:200]
     cure = "use it without gradients, or export it with them (from JAX with `with_gradient=True`, "
@@ -257,9 +252,8 @@ SAVED_MODEL_FILES = (
 )
 
 
-def saved_folder(
-    what: str,  # owner/model, owner/model@revision, or a path
-) -> Path:  # holds saved_model.pb
+def saved_folder(what: str) -> Path:
+    # owner/model, owner/model@revision, or a path → holds saved_model.pb
     "Where a SavedModel lies. Raises `ValueError` or `OSError` in one sentence."
     if is_folder(what):
         folder = resolve(what)

@@ -34,9 +34,7 @@ LOWER_IS_BETTER = ("fid", "frechet", "kernel")
 HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
 
 
-def versus_baseline(
-    row: dict,  # of `score_sets`
-) -> str:  # worse, better or within
+def versus_baseline(row: dict) -> str:  # of `score_sets` → worse, better or within
     "Where a number lies, at the baseline's own count of images."
     value, low, high = row["at_count"], row["floor_low"], row["floor_high"]
     up = row["metric"] in LOWER_IS_BETTER
@@ -45,9 +43,7 @@ def versus_baseline(
     return ("better" if up else "worse") if value < low else "within"
 
 # %% ../../nbs/library/evaluation/report.ipynb #0c7e424e
-def distance_summary(
-    rows: pd.DataFrame,  # from `score_sets`
-) -> list[str]:
+def distance_summary(rows: pd.DataFrame) -> list[str]:  # from `score_sets`
     "The distances, one sentence per set and extractor."
     messages = []
     for row in rows[rows.metric.isin(["fid", "frechet"])].to_dict("records"):
@@ -86,10 +82,8 @@ MEDICAL_ENCODERS = ("path", "uni", "phikon", "conch", "virchow", "biomed", "medi
                     "hibou")
 
 
-def extractor_notes(
-    embedder: Embedder,
-    training_embedder: str = "",  # that the model was conditioned on or trained with
-) -> list[str]:
+def extractor_notes(embedder: Embedder, training_embedder: str = "") -> list[str]:
+    # training_embedder: that the model was conditioned on or trained with
     "Why the features of an extractor are unfit or biased."
     name, messages = embedder.id.lower(), []
     medical, photographs = (any(word in name for word in known)
@@ -104,11 +98,7 @@ def extractor_notes(
     return messages
 
 # %% ../../nbs/library/evaluation/report.ipynb #805f446a
-def count_notes(
-    real: ImageSet,
-    fake: ImageSet,
-    embedder: Embedder,
-) -> list[str]:
+def count_notes(real: ImageSet, fake: ImageSet, embedder: Embedder) -> list[str]:
     "What the number of images means for the scores."
     n = min(len(real), len(fake))
     if n < embedder.dim:

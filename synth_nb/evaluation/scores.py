@@ -52,9 +52,8 @@ def set_features(
 NEIGHBOURS = 5  # of precision, recall, density and coverage
 
 
-def measure_for(
-    embedder: Embedder,
-) -> Callable[[Tensor, Tensor], dict[str, float]]:  # of (real, fake) features
+def measure_for(embedder: Embedder) -> Callable[[Tensor, Tensor], dict[str, float]]:
+    # of (real, fake) features
     "All numbers that an extractor allows; kernel distance is in thousandths."
     name = "fid" if getattr(embedder, "standard_fid", False) else "frechet"
     probabilities = getattr(embedder, "probabilities", None)
@@ -139,9 +138,7 @@ def two_sample_accuracy(
         name: done[name] for name in ("p_value", "images")}
 
 # %% ../../nbs/library/evaluation/scores.ipynb #b00e733c
-def clip_intervals(
-    ends: dict[str, dict],  # number → value, low, high
-) -> dict[str, dict]:
+def clip_intervals(ends: dict[str, dict]) -> dict[str, dict]:  # number → value, low, high
     "Intervals that do not leave what a number can be."
     most = dict.fromkeys(("precision", "recall", "coverage"), 1.0)
     least = dict.fromkeys((*most, "density", "fid", "frechet", "spread"), 0.0) | dict(vendi=1.0)

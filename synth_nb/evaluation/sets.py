@@ -92,27 +92,23 @@ def names_splits(word: str | Path, image_size: int | str, options: dict) -> bool
     return split is not None and set(split) != {"train"}
 
 # %% ../../nbs/library/evaluation/sets.ipynb #2f7774cf
-def is_model(
-    word: str | Path,
-) -> bool:  # False for a folder of images
+def is_model(word: str | Path) -> bool:  # False for a folder of images
     "Whether a word names a run folder or a saved model."
     folder = resolve(word)
     marks = ("manifest.json", "model_index.json", "conditions.json", "config.json")
     return folder.is_dir() and any((folder / name).is_file() for name in marks)
 
 
-def run_manifest(
-    folder: str | Path,  # a run folder, or a folder inside one
-) -> dict:  # its manifest; empty where there is none
+def run_manifest(folder: str | Path) -> dict:
+    # a run folder, or a folder inside one → its manifest; empty where there is none
     "The manifest that a saved model belongs to."
     folder = resolve(folder)
     homes = (read_manifest(p) for p in (folder, *folder.parents) if (p / "manifest.json").is_file())
     return next(homes, {})
 
 # %% ../../nbs/library/evaluation/sets.ipynb #4b85d500
-def training_data(
-    manifest: dict,  # of a run
-) -> dict:  # `dataset`, and what else `open_dataset` was given; empty where it is not known
+def training_data(manifest: dict) -> dict:
+    # `dataset`, and what else `open_dataset` was given; empty where it is not known
     "The training data of a run, as it was opened."
     parameters = manifest.get("parameters", {})
     if not parameters.get("dataset"):
@@ -151,10 +147,8 @@ def sample_set(
     return ImageSet(title, images, labels, classes, about=about)
 
 # %% ../../nbs/library/evaluation/sets.ipynb #b13f05f1
-def to_size(
-    images: Tensor,  # (N, C, H, W) uint8
-    size: tuple[int, int],  # height, width, pixels
-) -> Tensor:  # (N, C, *size) uint8
+def to_size(images: Tensor, size: tuple[int, int]) -> Tensor:
+    # images (N, C, H, W) uint8; size: height, width, pixels → (N, C, *size) uint8
     "Images scaled with antialiasing; the same ones where they have that size."
     if tuple(images.shape[2:]) == tuple(size):
         return images
@@ -203,9 +197,7 @@ def degraded_sets(
     return sets
 
 # %% ../../nbs/library/evaluation/sets.ipynb #48616983
-def parse_list(
-    names: str | list,  # a word, a list, or the text of a list
-) -> list[str]:
+def parse_list(names: str | list) -> list[str]:  # a word, a list, or the text of a list
     "One or several sets. Raises `ParameterError` for text that is no list."
     if isinstance(names, list):
         return [str(word) for word in names]
@@ -218,9 +210,7 @@ def parse_list(
     return [word for word in words if word]
 
 # %% ../../nbs/library/evaluation/sets.ipynb #b7b52aa0
-def set_titles(
-    words: list[str],
-) -> list[str]:  # one each, no two alike, none of them `real`
+def set_titles(words: list[str]) -> list[str]:  # one each, no two alike, none of them `real`
     "Short names of sets."
     parts = [word.rstrip("/").split("/") for word in words]
     for depth in (2, 3, 4, 99):
@@ -372,10 +362,8 @@ def check_pair(
         raise DataError(f"`{real.title}` and `{fake.title}` differ in size: {sizes}")
 
 # %% ../../nbs/library/evaluation/sets.ipynb #8d741e1d
-def grey_share(
-    images: np.ndarray | Tensor,  # (N, C, H, W) uint8
-    most: int = 256,  # images looked at
-) -> float:  # in [0, 1]
+def grey_share(images: np.ndarray | Tensor, most: int = 256) -> float:
+    # images (N, C, H, W) uint8; most: images looked at → in [0, 1]
     "Share of images without colour."
     if images.shape[1] == 1:
         return 1.0

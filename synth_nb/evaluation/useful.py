@@ -93,12 +93,8 @@ def class_counts(
     return [max(1, int(share * min(int(b[i]) for b in bins))) for i in range(classes)]
 
 # %% ../../nbs/library/evaluation/useful.ipynb #00d14f87
-def linear_probe(
-    x: Tensor,  # features (N, D) to learn from
-    y: Tensor,  # (N,) labels
-    test: Tensor,  # features (M, D)
-    seed: int = 0,
-) -> np.ndarray:  # (M,) labels
+def linear_probe(x: Tensor, y: Tensor, test: Tensor, seed: int = 0) -> np.ndarray:
+    # x: features (N, D) to learn from; y (N,) labels; test: features (M, D) → (M,) labels
     "Logistic regression on standardised features."
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -124,9 +120,7 @@ def small_classifier(
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 # %% ../../nbs/library/evaluation/useful.ipynb #a7dd6728
-def random_flip(
-    images: Tensor,  # (B, C, H, W)
-) -> Tensor:
+def random_flip(images: Tensor) -> Tensor:  # (B, C, H, W)
     "Every second image, on average, mirrored: right for tissue, wrong for letters."
     return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
 Augmentation = (
@@ -184,12 +178,8 @@ def predictions(network: nn.Module, images: Tensor, device: torch.device) -> np.
     return torch.cat(parts).numpy()
 
 # %% ../../nbs/library/evaluation/useful.ipynb #afd264d1
-def bootstrap_weights(
-    groups: list | None,  # M names of what comes together
-    count: int,  # M
-    draws: int,
-    seed: int = 0,
-) -> np.ndarray:  # (draws, M): how often each image is drawn
+def bootstrap_weights(groups: list | None, count: int, draws: int, seed: int = 0) -> np.ndarray:
+    # groups: M names of what comes together; count: M → (draws, M): how often each image is drawn
     "Test images drawn with replacement, by group."
     names = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
     units, rng = names.max() + 1, np.random.default_rng(seed)

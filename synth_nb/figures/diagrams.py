@@ -25,9 +25,7 @@ SHORT_NAMES = {
 }
 
 
-def layer_name(
-    layer: nn.Module,  # a leaf
-) -> str:  # empty for layers that are not drawn
+def layer_name(layer: nn.Module) -> str:  # empty for layers that are not drawn
     "A layer as a diagram names it."
     name = type(layer).__name__.removeprefix("Parametrized")
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -38,9 +36,7 @@ def layer_name(
     return SHORT_NAMES.get(name, name)
 
 # %% ../../nbs/library/figures/diagrams.ipynb #05d6b6c0
-def step_names(
-    block: nn.Module,
-) -> list[str]:  # one per layer
+def step_names(block: nn.Module) -> list[str]:  # one per layer
     "What a block of layers is made of; parametrisations, such as spectral norm, in brackets."
     if hasattr(block, "diagram_name"):
         return [block.diagram_name]

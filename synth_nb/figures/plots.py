@@ -346,12 +346,8 @@ LEGEND_ABOVE = dict(
 SPLIT_COLOURS = {"train": "#1f4e79", "val": "#6fa8dc", "test": "#bdd7ee", "": "#3b6ea8"}
 
 
-def _draw_counts(
-    axis,
-    classes: Sequence[str],  # N names
-    splits: Sequence[str],  # N
-    most: int = 12,  # classes, the largest
-):
+def _draw_counts(axis, classes: Sequence[str], splits: Sequence[str], most: int = 12):
+    # classes: N names; splits: N; most: classes, the largest
     "Bars of images per class, cut by split."
     counts = Counter(zip(splits, classes, strict=True))
     names = sorted(Counter(classes).items(), key=lambda item: (-item[1], item[0]))
@@ -390,10 +386,7 @@ def _draw_sizes(
     axis.set_ylim(0)
 
 # %% ../../nbs/library/figures/plots.ipynb #991de65c
-def _draw_values(
-    axis,
-    total: np.ndarray,  # (3, 256) pixels of each value
-):
+def _draw_values(axis, total: np.ndarray):  # total (3, 256) pixels of each value
     "Share of pixels of each value; one line where the channels hardly differ."
     share = 100 * total / total.sum(1, keepdims=True)
     if abs(share - share.mean(0)).sum(1).max() < 4:  # at most 2% of the pixels lie elsewhere

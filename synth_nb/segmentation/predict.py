@@ -33,10 +33,8 @@ def window_starts(
     return [*places, side - window]
 
 # %% ../../nbs/library/segmentation/predict.ipynb #9014075c
-def window_weight(
-    window: int,
-    overlap: int,  # pixels
-) -> Tensor:  # (window, window), above 0 and at most 1
+def window_weight(window: int, overlap: int) -> Tensor:
+    # overlap: pixels → (window, window), above 0 and at most 1
     "A ramp at the edges, as wide as the overlap."
     index = torch.arange(window) + 1.0
     ramp = torch.minimum(index, index.flip(0)) / (overlap + 1)

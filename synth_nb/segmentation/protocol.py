@@ -36,9 +36,8 @@ from .sections import Split, block_names, cut_chunks, labelled_part
 ARMS = ("R", "S", "R+S", "R+aug", "R over")
 
 
-def balanced_weights(
-    masks: np.ndarray,  # (N, 1, H, W), 0 or 1
-) -> np.ndarray:  # (N,) sampling weights, sum 1
+def balanced_weights(masks: np.ndarray) -> np.ndarray:
+    # (N, 1, H, W), 0 or 1 → (N,) sampling weights, sum 1
     "Weights that make chunks with no, with little and with much object equally likely."
     share = masks.mean((1, 2, 3))
     middle = np.median(share[share > 0]) if share.any() else 0
@@ -121,11 +120,8 @@ PROTOCOL_VERSION = 1  # to be raised when what a cell computes changes
 WHEREVER = ("device", "checkpointing", "compile", "tracker")  # they change no result
 
 
-def protocol_keys(
-    split: Split,
-    protocol: Protocol,
-    generator: str,  # its id
-) -> tuple[str, str]:  # of the synthetic pairs; of the cells
+def protocol_keys(split: Split, protocol: Protocol, generator: str) -> tuple[str, str]:
+    # generator: its id → of the synthetic pairs; of the cells
     "Digests of what pairs and cells depend on."
     sides = {name: getattr(split, name).fingerprint for name in ("train", "val", "test")}
     own = {k: v for k, v in asdict(protocol).items()
@@ -196,13 +192,8 @@ def synthetic_pairs(
     return images, masks
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #16250825
-def train_cell(
-    cells: Cells,
-    arm: str,
-    fraction: float,
-    seed: int,
-    folder: Path,  # for checkpoints
-) -> Segmenter:
+def train_cell(cells: Cells, arm: str, fraction: float, seed: int, folder: Path) -> Segmenter:
+    # folder: for checkpoints
     "The segmentation network of a cell."
     rows, protocol, val = cells.labelled(fraction, seed), cells.protocol, cells.split.val
     real = cells.images[rows], cells.masks[rows]
@@ -264,11 +255,8 @@ def run_protocol(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #3a7e6a59
-def dice_matrix(
-    rows: pd.DataFrame,  # from `run_protocol`
-    arm: str,
-    fraction: float,
-) -> np.ndarray:  # (seeds, blocks)
+def dice_matrix(rows: pd.DataFrame, arm: str, fraction: float) -> np.ndarray:
+    # rows: from `run_protocol` → (seeds, blocks)
     "Dice of one arm."
     part = rows[(rows["arm"] == arm) & (rows["fraction"] == fraction)]
     return part.pivot(index="seed", columns="block", values="dice").to_numpy()

@@ -114,10 +114,8 @@ def em_sections(
                     dict(downsample=downsample))
 
 # %% ../../nbs/library/segmentation/sections.ipynb #de104203
-def check_sizes(
-    sizes: list[tuple[int, int]],  # height, width, pixels
-    name: str,  # of what was opened
-):
+def check_sizes(sizes: list[tuple[int, int]], name: str):
+    # sizes: height, width, pixels; name: of what was opened
     "Raise `DataError` where sections have several sizes."
     if len(set(sizes)) > 1:
         two = " and ".join(f"{h}x{w}" for h, w in sorted(set(sizes))[:2])
@@ -155,9 +153,7 @@ def serial_names(
     return series if len(set(series)) < len(series) else None
 
 # %% ../../nbs/library/segmentation/sections.ipynb #f09e6143
-def masked_images(
-    ds,  # an `ImageDataset`; its groups are the volumes
-) -> Sections:
+def masked_images(ds) -> Sections:  # an `ImageDataset`; its groups are the volumes
     """The images of a data set with masks. Raises `DataError` where there are none.
 
     Where nothing says which images belong together, those whose names differ by their last

@@ -23,10 +23,8 @@ from nbdev.doclinks import nbglob
 from nbdev.process import Processor
 
 # %% ../../nbs/library/tools/pages.ipynb #35b75746
-def header(
-    node: ast.AST,  # a function or class
-    lines: list[str],  # of its module
-) -> list[str]:  # without the body, unless that stands in the same line
+def header(node: ast.AST, lines: list[str]) -> list[str]:
+    # node: a function or class → without the body, unless that stands in the same line
     "The lines of a definition before its body."
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
     head = lines[first - 1 : max(node.lineno, node.body[0].lineno - 1)]
@@ -40,10 +38,7 @@ def _called(node: ast.AST) -> bool:
     )
 
 
-def outline(
-    node: ast.ClassDef,
-    lines: list[str],  # of its module
-) -> list[str]:
+def outline(node: ast.ClassDef, lines: list[str]) -> list[str]:
     "A class without what is inside its methods."
     found = header(node, lines)
     for part in node.body:
@@ -78,9 +73,7 @@ def _defined(node: ast.AST, lines: list[str]) -> Definition:
     return Definition(owner + node.name, node.lineno, "\n".join(code), text, parts)
 
 
-def definitions(
-    source: str,  # of a module
-) -> dict[str, Definition]:  # by name, in order
+def definitions(source: str) -> dict[str, Definition]:  # by name, in order
     "The public functions and classes of a module: those in its `__all__`, where it has one."
     body, kinds = ast.parse(source).body, (ast.FunctionDef, ast.ClassDef)
     lists = (n.value for n in body if isinstance(n, ast.Assign)
@@ -103,9 +96,8 @@ class Module:
     defined: dict[str, Definition] = field(default_factory=dict)
 
 # %% ../../nbs/library/tools/pages.ipynb #fe5bb4b2
-def title_parts(
-    source: str,  # of a notebook's first cell
-) -> tuple[str, str, str]:  # title, summary, what else it says
+def title_parts(source: str) -> tuple[str, str, str]:
+    # of a notebook's first cell → title, summary, what else it says
     "The parts of a title cell. Raises `ValueError` for a cell without a title."
     parts = re.match(r"# (.+)\n*(?:> (.+)\n*)?((?:.|\n)*)", source)
     if not parts:
@@ -172,10 +164,7 @@ def address(
     return f"{link_to(notebook, here)}#{anchors[notebook]}" if notebook else ""
 
 # %% ../../nbs/library/tools/pages.ipynb #d9e0b798
-def link_names(
-    text: str,  # markdown
-    here: str = "",  # notebook that it is from
-) -> str:
+def link_names(text: str, here: str = "") -> str:  # here: notebook that it is from
     "Make links of the names in backticks, outside headings, code and other links."
     def linked(match):
         where = address(match[1].removesuffix("()"), here)
@@ -215,12 +204,8 @@ def repository(
     return f"{config.git_url}/blob/{config.branch}/{file}" + (f"#L{line}" if line else "")
 
 # %% ../../nbs/library/tools/pages.ipynb #88c17f00
-def documented(
-    one: Definition,
-    module: Module,
-    level: int = 3,  # of the heading
-    code: bool = True,  # not where the whole source follows
-) -> str:  # markdown
+def documented(one: Definition, module: Module, level: int = 3, code: bool = True) -> str:
+    # level: of the heading; code: not where the whole source follows
     "A definition on its page: heading, link to its source, header and docstring."
     source = repository(module.file, one.line)
     parts = [f"{'#' * level} {one.name} {{#{one.name.lower()}}}", f"[source]({source})"]

@@ -212,10 +212,8 @@ def _score_text(score: pd.Series) -> str:
     return f"{name} {digits(score.value)}{inside}{by}, {score.images} images"
 
 # %% ../../nbs/library/tools/report.ipynb #550372ea
-def our_number(
-    original: Original,
-    folder: Path,  # of our run
-) -> tuple[str, list[str]]:  # as a person reads it; why it is another quantity
+def our_number(original: Original, folder: Path) -> tuple[str, list[str]]:
+    # folder: of our run → as a person reads it; why it is another quantity
     "What ours measured in place of a reported number."
     rows = read_scores(folder)
     for source in original.ours:

@@ -251,10 +251,7 @@ def card_text(record: RunRecord, licence: str) -> str:
     return "\n".join(f"## {head}\n\n{text}" for head, text in sections.items())
 
 # %% ../../nbs/library/tools/share.ipynb #cc96491e
-def model_card(
-    record: RunRecord,
-    licence: str = "",  # of the data
-) -> str:
+def model_card(record: RunRecord, licence: str = "") -> str:  # licence: of the data
     "A model card in the form of the Hub."
     from huggingface_hub import ModelCardData
 

@@ -17,9 +17,8 @@ from ..core.files import resolve, display_path
 from ..core.runs import read_manifest
 
 # %% ../../nbs/library/tools/summary.ipynb #24672723
-def read_rows(
-    path: Path,  # a .csv file
-) -> list[dict]:  # numbers as float, empty cells as NaN; [] where there is no such file
+def read_rows(path: Path) -> list[dict]:
+    # a .csv file → numbers as float, empty cells as NaN; [] where there is no such file
     "The rows of a table of a run."
     def value(text):
         try:
@@ -54,9 +53,7 @@ def evaluators(
     return (others or names)[:most]
 
 # %% ../../nbs/library/tools/summary.ipynb #2747147b
-def number(
-    value: float,
-) -> str:  # three digits, none after the point from 100 on; "-" for none
+def number(value: float) -> str:  # three digits, none after the point from 100 on; "-" for none
     "A number for a sentence or a cell."
     if not isinstance(value, float) or not math.isfinite(value):
         return "-"
@@ -72,10 +69,7 @@ def short(name: str) -> str:
     return name.partition("@")[0]
 
 # %% ../../nbs/library/tools/summary.ipynb #2d9e384a
-def nearness_sentence(
-    rows: list[dict],  # of `evaluation.csv`
-    evaluator: str,
-) -> str:
+def nearness_sentence(rows: list[dict], evaluator: str) -> str:  # rows: of `evaluation.csv`
     "How near the synthetic images are to the real ones."
     mine = {r["set"]: r for r in rows if r["extractor"] == evaluator and r["metric"] == "kernel"}
     synthetic, first = mine.get("synthetic"), mine.get("untrained")
@@ -98,10 +92,8 @@ def nearness_sentence(
     return f"{untrained}: {100 * min(share, 1):.0f} % of the way."
 
 # %% ../../nbs/library/tools/summary.ipynb #677ee12e
-def condition_sentence(
-    rows: list[dict],  # of `fidelity.csv`
-    used: str,  # the encoder that conditions
-) -> str:
+def condition_sentence(rows: list[dict], used: str) -> str:
+    # rows: of `fidelity.csv`; used: the encoder that conditions
     "How often retrieval finds the condition of a synthetic image."
     found = {r["extractor"]: r for r in rows if r["set"] == "synthetic"}
     if not found:
@@ -147,10 +139,8 @@ def summary_table(
     return lines
 
 # %% ../../nbs/library/tools/summary.ipynb #7b60a2f2
-def drawn_table(
-    lines: list[list[str]],  # from `summary_table`
-    width: int,  # columns of the screen
-) -> str:
+def drawn_table(lines: list[list[str]], width: int) -> str:
+    # lines: from `summary_table`; width: columns of the screen
     "A table in columns where they fit, else a paragraph per row."
     if not lines:
         return ""

@@ -65,10 +65,8 @@ def drifting_noise(
     return cut
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #fc4a9def
-def new_cells(
-    rng: np.random.Generator,
-    box: np.ndarray,  # (3,), pixels, with the margin
-) -> tuple[np.ndarray, np.ndarray]:  # (N, 3) x, y, z; (N,) radii, pixels
+def new_cells(rng: np.random.Generator, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # box (3,), pixels, with the margin → (N, 3) x, y, z; (N,) radii, pixels
     "A few large cells and many small ones between them."
     big = rng.uniform(0, 1, (max(1, int(box.prod() / 68**3)), 3)) * box - MARGIN
     radii = rng.uniform(18, 46, len(big))
@@ -101,11 +99,8 @@ def new_mitochondrion(
                 period=rng.uniform(4, 6), tone=rng.uniform(0.36, 0.5), phase=rng.uniform(0, 6.3))
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #cc61ad0e
-def new_mitochondria(
-    rng: np.random.Generator,
-    points: np.ndarray,  # (N, 3), of the cells
-    radii: np.ndarray,  # (N,)
-) -> list[dict]:
+def new_mitochondria(rng: np.random.Generator, points: np.ndarray, radii: np.ndarray) -> list[dict]:
+    # points (N, 3), of the cells; radii (N,)
     "Some rods in every larger cell, as many as fit without touching."
     rods = []
     for cell in np.flatnonzero(radii > 15.5):
@@ -121,11 +116,8 @@ def new_mitochondria(
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #16e05633
 @lru_cache(maxsize=4)
-def new_neuropil(
-    height: int,  # pixels
-    width: int,  # pixels
-    seed: int,  # of this volume
-) -> Neuropil:
+def new_neuropil(height: int, width: int, seed: int) -> Neuropil:
+    # height and width: pixels; seed: of this volume
     "A volume of tissue; the last four are cached, as sections are drawn one by one."
     rng = np.random.default_rng(seed)
     box = np.array([width, height, SECTIONS * SECTION_STEP]) + 2 * MARGIN
@@ -154,12 +146,8 @@ class Cut:
     upright: np.ndarray  # 0.25 … 1 of the wall: 1 at a right angle to the section
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #13901105
-def cut_neuropil(
-    tissue: Neuropil,
-    z: float,  # pixels
-    height: int,  # pixels
-    width: int,  # pixels
-) -> Cut:
+def cut_neuropil(tissue: Neuropil, z: float, height: int, width: int) -> Cut:
+    # z, height and width: pixels
     "Cut a volume of tissue at a height."
     bend = [field(z) for field in tissue.fields[:6]]
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -195,10 +183,8 @@ def rod_depth(
     return depth, position @ rod["side"] + 1.2 * np.sin(along / 5 + rod["phase"])
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #b4e0c11d
-def window_around(
-    rod: dict,
-    shape: tuple[int, int],  # pixels
-) -> tuple[slice, slice]:  # rows, columns; empty where it lies outside
+def window_around(rod: dict, shape: tuple[int, int]) -> tuple[slice, slice]:
+    # shape: pixels → rows, columns; empty where it lies outside
     "The part of the image that a mitochondrion can touch; 30 for the bending."
     reach = rod["core"] + rod["radius"] + 30
     return tuple(slice(max(int(c - reach), 0), max(min(int(c + reach), side), 0))

@@ -17,11 +17,8 @@ from .canvas import Canvas, check_phantom, ellipse, tube
 from ..readers.sources import Source
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #7516b263
-def posed_canvas(
-    rng: np.random.Generator,
-    height: int,  # pixels
-    width: int,  # pixels
-) -> Canvas:
+def posed_canvas(rng: np.random.Generator, height: int, width: int) -> Canvas:
+    # height and width: pixels
     "A canvas with the head turned, shifted and scaled a little."
     half = min(height, width) / 2
     y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
@@ -43,9 +40,7 @@ class Head:
     half_width: float
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #de4e6f44
-def new_head(
-    canvas: Canvas,
-) -> Head:
+def new_head(canvas: Canvas) -> Head:
     "A head of random shape and thickness."
     rng, half_width = canvas.rng, canvas.rng.uniform(0.76, 0.86)
     angle = np.arctan2(canvas.y, canvas.x / half_width)
@@ -59,9 +54,8 @@ def new_head(
     return Head(angle, skin, scalp, bone, brain, half_width)
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #a7995124
-def fold_noise(
-    rng: np.random.Generator,
-) -> np.ndarray:  # (97, 24): angle, whose last row is the first, and depth 0 … 0.5
+def fold_noise(rng: np.random.Generator) -> np.ndarray:
+    # (97, 24): angle, whose last row is the first, and depth 0 … 0.5
     "Noise around the head, about a dozen waves to a turn, stretched along depth."
     turns = np.arange(49)
     gain = np.exp(-(((turns - 12.5) / 4.5) ** 2) / 2)[:, None]
@@ -70,10 +64,8 @@ def fold_noise(
     return np.concatenate([wave, wave[:1]]).astype(np.float32) / wave.std()
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #2f8c3fb8
-def fold_distance(
-    canvas: Canvas,
-    head: Head,
-) -> np.ndarray:  # (H, W), distance to the wall of the nearest fold
+def fold_distance(canvas: Canvas, head: Head) -> np.ndarray:
+    # (H, W), distance to the wall of the nearest fold
     "Distance to the folds of the cortex."
     bend, twist = canvas.noise(3, 11, 0.5), canvas.noise(3, 11, 0.5)
     depth = head.brain.clip(0)
@@ -135,10 +127,8 @@ NUCLEUS_ELLIPSES = {  # centre, half axes, angle
 }
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #41d2fe0d
-def deep_distances(
-    canvas: Canvas,
-    level: float,  # 0 … 1
-) -> tuple[np.ndarray, np.ndarray]:  # (H, W): distance to the ventricles, to the nuclei
+def deep_distances(canvas: Canvas, level: float) -> tuple[np.ndarray, np.ndarray]:
+    # level: 0 … 1 → (H, W): distance to the ventricles, to the nuclei
     "Distance to the structures in the middle of the brain; far from any where there are none."
     rng, far = canvas.rng, np.full(canvas.x.shape, 9.0, np.float32)
     kind = "ganglia" if level < 0.45 else "bodies" if level < 0.78 else "none"
@@ -164,10 +154,7 @@ class Lesion:
     distance: np.ndarray  # (H, W), negative inside: the mask
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #52339a37
-def new_lesion(
-    canvas: Canvas,  # its coordinates are pushed aside
-    head: Head,
-) -> Lesion:
+def new_lesion(canvas: Canvas, head: Head) -> Lesion:  # canvas: its coordinates are pushed aside
     "A lesion somewhere in the brain."
     rng = canvas.rng
     kind = str(rng.choice(["solid", "ring", "dark"], p=[0.35, 0.4, 0.25]))
@@ -185,10 +172,7 @@ def new_lesion(
     return Lesion(kind, size, np.maximum(distance, -head.brain))
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #9790a085
-def lesion_tone(
-    canvas: Canvas,
-    lesion: Lesion,
-) -> np.ndarray:  # (H, W), brightness inside of it
+def lesion_tone(canvas: Canvas, lesion: Lesion) -> np.ndarray:  # (H, W), brightness inside of it
     "How a lesion looks: solid, a ring around a core, or dark."
     rng, texture = canvas.rng, canvas.noise(3, 22, 0.5)
     if lesion.kind == "solid":
@@ -239,11 +223,7 @@ def brain_tissue(
     return 0.9 * fluid + (image - 0.9 * fluid) * share, white, fluid
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #5d8775f8
-def add_skull(
-    canvas: Canvas,
-    head: Head,
-    image: np.ndarray,  # (H, W)
-) -> np.ndarray:  # (H, W)
+def add_skull(canvas: Canvas, head: Head, image: np.ndarray) -> np.ndarray:  # image (H, W) → (H, W)
     "Bone with marrow, scalp, and air around the head."
     rng, below = canvas.rng, head.skin - head.scalp
     marrow = np.exp(-(((below / head.bone - 0.5) / 0.2) ** 2))
@@ -272,10 +252,8 @@ def add_dura(
     return image + (0.8 * tones[0] - image) * canvas.inside(falx) * 0.6 * enhanced
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #d0589ecf
-def simulate_scanner(
-    canvas: Canvas,
-    image: np.ndarray,  # (H, W), 0 … about 1
-) -> np.ndarray:  # (H, W) uint8
+def simulate_scanner(canvas: Canvas, image: np.ndarray) -> np.ndarray:
+    # image (H, W), 0 … about 1 → (H, W) uint8
     "What a scanner makes of it: blur, receive field, Rician noise, a window."
     rng, shape = canvas.rng, image.shape
     image = gaussian_filter(image, rng.uniform(0.45, 0.75) * min(shape) / 128)

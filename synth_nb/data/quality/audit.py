@@ -37,9 +37,8 @@ from ...core.parameters import ParameterError
 from ...core.progress import with_progress
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #151a6505
-def _moments(
-    counts: np.ndarray,  # (C, 256) pixels of each value
-) -> tuple[np.ndarray, np.ndarray]:  # mean, standard deviation, (C,) in 0 … 255
+def _moments(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # (C, 256) pixels of each value → mean, standard deviation, (C,) in 0 … 255
     "Mean and standard deviation per channel."
     values = np.arange(256)
     share = counts / counts.sum(1, keepdims=True)
@@ -47,9 +46,8 @@ def _moments(
     return mean, np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #e69d40aa
-def _examine(
-    content: bytes | np.ndarray,  # of one image
-) -> tuple[dict, np.ndarray, np.ndarray]:  # columns; uint8 (32, 32); (1 or 3, 256) pixel counts
+def _examine(content: bytes | np.ndarray) -> tuple[dict, np.ndarray, np.ndarray]:
+    # columns; uint8 (32, 32); (1 or 3, 256) pixel counts
     "Measure one image at its original size. Raises `ImageError` with the reason."
     try:
         mode, form = _stored_as(content)
@@ -71,9 +69,8 @@ def _examine(
     return row, thumbnail(image), counts
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #1e24f216
-def _stored_as(
-    content: bytes | np.ndarray,
-) -> tuple[str, str]:  # mode and format in Pillow's words: "L", "PNG"
+def _stored_as(content: bytes | np.ndarray) -> tuple[str, str]:
+    # mode and format in Pillow's words: "L", "PNG"
     "How an image is stored, from its header."
     if isinstance(content, np.ndarray):
         return "L" if content.ndim == 2 else "RGB", "array"
@@ -83,9 +80,7 @@ def _stored_as(
     return image.mode, image.format
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #4a2f8ab4
-def _as_source(
-    data: Source | ImageDataset,
-) -> Source:
+def _as_source(data: Source | ImageDataset) -> Source:
     "A source of the images of a data set, decoded as they are. Raises `ParameterError`."
     if isinstance(data, Source):
         return data
@@ -103,9 +98,8 @@ def _as_source(
                   data.positions, tuple(data.skipped), about=about)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #c774cb47
-def _examine_all(
-    source: Source,
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # table; (M, 32, 32) of those read; (3, 256)
+def _examine_all(source: Source) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    # table; (M, 32, 32) of those read; (3, 256)
     "Measure every image, some at a time in memory. Raises `DataError` when none can be read."
     import pandas as pd
 
@@ -129,9 +123,7 @@ def _examine_all(
     return _in_order(pd.DataFrame(rows)), np.stack(thumbs), total
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #86a77c98
-def _in_order(
-    table: pd.DataFrame,
-) -> pd.DataFrame:
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     "Columns in reading order; sizes are integers."
     integers = {name: "Int64" for name in ("height", "width", "bytes")}
     table = table.astype(integers)
@@ -146,11 +138,8 @@ def _count(
     return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], str(item[0]))))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #7e79831c
-def _find_copies(
-    table: pd.DataFrame,  # of readable images
-    pairs: pd.DataFrame,
-    leaked: list[int],  # indices of images that leaked
-) -> dict:  # plain values
+def _find_copies(table: pd.DataFrame, pairs: pd.DataFrame, leaked: list[int]) -> dict:
+    # leaked: indices of images that leaked
     "Findings about copies."
     def named(rows):
         return rows[["key_a", "key_b"]].values.tolist()
@@ -162,10 +151,8 @@ def _find_copies(
                 across_classes=named(pairs[pairs["across_classes"]]))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #33b80f70
-def _find_numbers(
-    good: pd.DataFrame,  # the readable images
-    total: np.ndarray,  # (3, 256) pixels of each value
-) -> dict:  # plain values
+def _find_numbers(good: pd.DataFrame, total: np.ndarray) -> dict:
+    # total (3, 256) pixels of each value
     "Sizes, modes, formats; mean and standard deviation per channel, one for a grey set."
     grey = good["grey"].eq(True)
     mean, std = _moments(total[:1] if grey.all() else total)
@@ -175,10 +162,7 @@ def _find_numbers(
                 grey_stored_as_colour=int((~good["mode"].isin(_grey_modes) & grey).sum()))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #d01c8771
-def _class_facts(
-    source: Source,
-    good: pd.DataFrame,  # the readable images
-) -> dict:  # plain values
+def _class_facts(source: Source, good: pd.DataFrame) -> dict:
     "How many images each class has, in all and in each split."
     per_class = {name: int((good["class"] == name).sum()) for name in source.classes}
     counts = Counter(zip(good["split"], good["class"], strict=True))
@@ -188,11 +172,8 @@ def _class_facts(
                 if s in set(good["split"])})
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #11237bd5
-def _find_facts(
-    source: Source,
-    table: pd.DataFrame,
-    total: np.ndarray,  # (3, 256) pixels of each value
-) -> dict:  # plain values
+def _find_facts(source: Source, table: pd.DataFrame, total: np.ndarray) -> dict:
+    # total (3, 256) pixels of each value
     "Findings about single images and about the set."
     good, bad = table[table["problem"] == ""], table[table["problem"] != ""]
     largest_std = good[["std_r", "std_g", "std_b"]].max(axis=1)
@@ -207,9 +188,7 @@ def _find_facts(
 _grey_modes = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
 
 
-def _groups_in_two_splits(
-    table: pd.DataFrame,
-) -> list[str]:  # names
+def _groups_in_two_splits(table: pd.DataFrame) -> list[str]:
     "Groups, patients for instance, that have images in more than one split."
     named = table[table["group"] != ""]
     return sorted(named.groupby("group")["split"].nunique().loc[lambda n: n > 1].index)
@@ -224,18 +203,13 @@ def _plural(
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
-def _some(
-    names: list,
-    most: int = 3,
-) -> str:  # "a, b, c and 4 more"
+def _some(names: list, most: int = 3) -> str:  # "a, b, c and 4 more"
     "The first of many names."
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(str(name) for name in names[:most]) + rest
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #5ceda0c2
-def _split_findings(
-    found: dict,  # findings
-) -> str:  # a sentence
+def _split_findings(found: dict) -> str:
     "Whether copies lie in two splits."
     if not found["identical"] + found["near"]:
         return "No copies were found."
@@ -250,9 +224,7 @@ def _split_findings(
             f"{_plural(len(pairs), 'pair')} of copies lie in two splits: {_some(pairs, 2)}.")
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #d8fa6680
-def _copy_findings(
-    found: dict,  # findings
-) -> list[str]:  # sentences
+def _copy_findings(found: dict) -> list[str]:
     "The findings that decide whether a score can be believed."
     lines = [_split_findings(found)]
     if found["groups_across_splits"]:
@@ -268,9 +240,7 @@ def _copy_findings(
     return lines
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #f9e3ca48
-def _image_findings(
-    found: dict,  # findings
-) -> list[str]:  # sentences
+def _image_findings(found: dict) -> list[str]:
     "The findings about single images and the set."
     lines, bad = [], [f"{key} ({why})" for key, why in found["problems"]]
     if bad:
@@ -292,10 +262,8 @@ def _image_findings(
     return lines
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #3c5e7beb
-def _framed_image(
-    content: bytes | np.ndarray,
-    side: int = 128,  # pixels
-) -> np.ndarray:  # (3, side, side) uint8, on white
+def _framed_image(content: bytes | np.ndarray, side: int = 128) -> np.ndarray:
+    # side: pixels → (3, side, side) uint8, on white
     "One image as a figure shows it."
     image = to_mode(open_image(content), 3)
     factor = side / max(image.size)
@@ -324,9 +292,7 @@ def _class_pictures(
     return pictures
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #7ae24527
-def _pair_caption(
-    pair: pd.Series,
-) -> str:
+def _pair_caption(pair: pd.Series) -> str:
     "How two images are alike, with the split and class of each."
     from synth_nb.figures.plots import shorten
 
@@ -337,10 +303,7 @@ def _pair_caption(
     return f"{how}\n{sides[0]} | {sides[1]}"
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #d44f73ce
-def _number_tables(
-    found: dict,  # findings
-    most: int = 12,  # sizes
-) -> list[str]:  # lines of Markdown
+def _number_tables(found: dict, most: int = 12) -> list[str]:  # most: sizes → lines of Markdown
     "Sizes, and mean and standard deviation per channel."
     names = ["grey"] if len(found["mean"]) == 1 else ["red", "green", "blue"]
     channels = [{"channel": name, "mean": f"{m:.1f}", "standard deviation": f"{s:.1f}"}
@@ -351,12 +314,8 @@ def _number_tables(
             "Pixel values 0 … 255, over all pixels.", ""]
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #0070d82c
-def _data_card(
-    found: dict,  # findings
-    table: pd.DataFrame,
-    pairs: pd.DataFrame,
-    about: dict,  # licence and whatever the source says
-) -> str:  # Markdown
+def _data_card(found: dict, table: pd.DataFrame, pairs: pd.DataFrame, about: dict) -> str:
+    # about: licence and whatever the source says
     "A data card."
     good, bad = table[table["problem"] == ""], table[table["problem"] != ""]
     known = {"fingerprint": found["fingerprint"]} if found["fingerprint"] else {}
@@ -372,11 +331,8 @@ def _data_card(
     return "\n".join(lines)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #9df5d722
-def _listing(
-    title: str,
-    rows: pd.DataFrame,
-    most: int = 20,  # rows
-) -> list[str]:  # lines of Markdown; none without rows
+def _listing(title: str, rows: pd.DataFrame, most: int = 20) -> list[str]:
+    # most: rows → lines of Markdown; none without rows
     "A part of a card that lists things."
     if rows.empty:
         return []

@@ -57,18 +57,14 @@ ORIENTATIONS = ("", "mirrored", "upside down", "turned by 180°", "transposed", 
          "turned by 270°", "transposed, turned by 180°")
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #9ddf6cfa
-def oriented(
-    images: np.ndarray,  # (N, H, W)
-    view: int,  # 0 … 7, an index into `ORIENTATIONS`
-) -> np.ndarray:  # (N, H, W) or (N, W, H)
+def oriented(images: np.ndarray, view: int) -> np.ndarray:
+    # images (N, H, W); view: 0 … 7, an index into `ORIENTATIONS` → (N, H, W) or (N, W, H)
     "One of the eight views of an image; 90° are clockwise."
     images = images.transpose(0, 2, 1) if view & 4 else images
     return images[:, :: -1 if view & 2 else 1, :: -1 if view & 1 else 1]
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #d68cda7e
-def oriented_hashes(
-    frequencies: np.ndarray,  # (N, 8, 8)
-) -> np.ndarray:  # (8, N) uint64
+def oriented_hashes(frequencies: np.ndarray) -> np.ndarray:  # (N, 8, 8) → (8, N) uint64
     "Perceptual hashes of the eight views."
     sign = np.where(np.arange(8) % 2, -1, 1)
     hashes = []
@@ -99,10 +95,8 @@ def hash_matches(
             yield hits.sort_values("bits", kind="stable").groupby("i").head(200)
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #ad011201
-def correlations(
-    thumbs: np.ndarray,  # (N, 32, 32) uint8
-    pairs: pd.DataFrame,  # i, j, view of i
-) -> np.ndarray:  # -1 … 1
+def correlations(thumbs: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
+    # thumbs (N, 32, 32) uint8; pairs: i, j, view of i → -1 … 1
     "Correlation of the pixels of each pair, the first image seen as the pair says."
     found = np.zeros(len(pairs), np.float32)
     for view in range(8):
