@@ -18,10 +18,8 @@ from .base import Embedder, register_embedder
 from ..core.files import digest
 
 # %% ../../nbs/library/embedders/lite.ipynb #3824bf98
-def match_weights(
-    weights: dict[str, Tensor],  # a state dict with other names
-    model: nn.Module,  # the same network
-) -> dict[str, Tensor]:  # the weights under the model's names
+def match_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    # a state dict with other names; the same network → the weights under the model's names
     "Match weights by order; raises `ValueError` at the first tensor that does not fit."
     ours = model.state_dict()
     if len(ours) != len(weights):

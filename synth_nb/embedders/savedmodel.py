@@ -156,10 +156,8 @@ def check_input(
     return key, getattr(torch, spec.dtype.name), size or sides.pop(), None in shape[1:3]
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #e9d8f621
-def check_output(
-    name: str,  # for messages
-    outputs: dict,  # name → TensorFlow's TensorSpec
-) -> tuple[str, int | None]:  # name, and width where it is known
+def check_output(name: str, outputs: dict) -> tuple[str, int | None]:
+    # outputs: name → TensorFlow's TensorSpec; returns name, and width where it is known
     "Read what comes out; raises `ValueError` where it is not one vector for an image."
     if len(outputs) != 1:
         gives = f"gives {len(outputs)} outputs ({', '.join(sorted(outputs))})"

@@ -89,10 +89,9 @@ def extractor_notes(embedder: Embedder, training_embedder: str = "") -> list[str
     medical, photographs = (any(word in name for word in known)
                             for known in (MEDICAL_ENCODERS, PHOTOGRAPH_ENCODERS))
     if photographs and not medical:
-        messages.append(
-            f"{embedder.id} learnt from photographs, not from medical images: its "
-            "features may miss what a specialist sees: compare sets, trust no absolute value"
-        )
+        messages.append(f"{embedder.id} learnt from photographs, not from medical images: its "
+                        "features may miss what a specialist sees: compare sets, trust no absolute "
+                        "value")
     if training_embedder and name.partition("@")[0] == training_embedder.lower().partition("@")[0]:
         messages.append(f"{embedder.id} conditioned or trained the model: it flatters it")
     return messages
@@ -235,15 +234,11 @@ def write_report(
     **context,  # what else belongs into the JSON, plain values
 ) -> str:  # the report
     "Write `evaluation.csv`, `.tex`, `.json` and `report.md`."
-    parts = report_sections(
-        rows, real, fakes, list(messages), list(audits), list(use), list(figures)
-    )
+    parts = report_sections(rows, real, fakes, messages, audits, use, figures)
     report = "# Evaluation\n\n" + "\n\n".join(f"## {head}\n\n{text}" for head, text in parts) + "\n"
-    everything = (
-        _about(rows, [real, *fakes], embedders)
-        | dict(warnings=list(messages), copies=[a.numbers() for a in audits], usefulness=list(use))
-        | context
-    )
+    copies = [a.numbers() for a in audits]
+    found = dict(warnings=list(messages), copies=copies, usefulness=list(use))
+    everything = _about(rows, [real, *fakes], embedders) | found | context
     tex = "\n".join(latex(score_table(rows, e.id), caption(real, e.id)) for e in embedders)
     texts = {"evaluation.csv": rows.to_csv(index=False), "evaluation.tex": tex, "report.md": report,
              "evaluation.json": json.dumps(everything, indent=2, default=json_default) + "\n"}
@@ -289,9 +284,7 @@ def evaluate_run(
     training_embedder: str = "",  # the extractor that the model was trained with
     n_repeats: int = 20,  # draws of each interval
     device: str | torch.device = "cpu",  # where the numbers are computed
-) -> tuple[
-    pd.DataFrame, CopyAudit | None
-]:  # from `score_sets`; None where copies cannot be searched
+) -> tuple[pd.DataFrame, CopyAudit | None]:  # from `score_sets`; None: copies were not searched
     "Score a model's images, look for copies, write the report. Returns scores and audit."
     usable, notes = drop_degenerate(fakes, embedders)
     rows, audit = score_sets(real, usable, embedders, n_repeats, seed, device), None
@@ -300,8 +293,6 @@ def evaluate_run(
     except DataError as e:
         notes.append(str(e))
     audits = [audit] if audit else []
-    messages = all_warnings(real, usable, embedders, train, audits, training_embedder) + list(
-        dict.fromkeys(notes)
-    )
-    write_report(folder, rows, real, usable, embedders, messages, audits)
+    messages = all_warnings(real, usable, embedders, train, audits, training_embedder)
+    write_report(folder, rows, real, usable, embedders, [*messages, *dict.fromkeys(notes)], audits)
     return rows, audit

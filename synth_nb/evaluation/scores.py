@@ -124,18 +124,15 @@ def scores_at_count(
     return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 # %% ../../nbs/library/evaluation/scores.ipynb #fb990ce9
-def two_sample_accuracy(
-    real: Tensor,  # features (N, D)
-    fake: Tensor,  # features (M, D)
-    seed: int = 0,
-    permutations: int = 99,
-) -> dict:  # `value`, `low`, `high`, `p_value`, `images` of each set
-    "Accuracy of a classifier between the sets."
-    done = classifier_two_sample_test(
-        real, fake, permutations=permutations, size=400, seed=seed)
+def two_sample_row(
+    real: Tensor, fake: Tensor, counts: dict, seed: int = 0, permutations: int = 99
+) -> dict:
+    # real (N, D), fake (M, D): features; counts: columns that every row begins with
+    "Accuracy of a classifier between the sets, as a row of the table."
+    done = classifier_two_sample_test(real, fake, permutations=permutations, size=400, seed=seed)
     low, high = wilson_interval(done["accuracy"], 2 * done["images"])
-    return dict(value=done["accuracy"], low=low, high=high) | {
-        name: done[name] for name in ("p_value", "images")}
+    return counts | dict(metric="accuracy", value=done["accuracy"], low=low, high=high, floor=0.5,
+                         p_value=done["p_value"], count=done["images"])
 
 # %% ../../nbs/library/evaluation/scores.ipynb #b00e733c
 def clip_intervals(ends: dict[str, dict]) -> dict[str, dict]:  # number → value, low, high
@@ -167,19 +164,11 @@ def score_set(
     rows = [counts | dict(metric=name, **ends[name], count=size, at_count=smaller[name],
                           floor=lowest[name]["mean"], floor_low=lowest[name]["low"],
                           floor_high=lowest[name]["high"]) for name in ends]
-    test_result = two_sample_accuracy(a, b, seed)
-    test = dict(
-        metric="accuracy", floor=0.5, p_value=test_result["p_value"], count=test_result["images"]
-    )
-    test |= {name: test_result[name] for name in ("value", "low", "high")}
-    return [*rows, counts | test, *kernel_subsets(a, b, counts)]
+    return [*rows, two_sample_row(a, b, counts, seed), *kernel_subsets(a, b, counts)]
 
 # %% ../../nbs/library/evaluation/scores.ipynb #eb9d45bd
-def kernel_subsets(
-    real: Tensor,  # features (N, D)
-    fake: Tensor,  # features (M, D)
-    counts: dict,  # columns that every row begins with
-) -> list[dict]:  # one row, or none for fewer than 100 images
+def kernel_subsets(real: Tensor, fake: Tensor, counts: dict) -> list[dict]:
+    # real (N, D), fake (M, D): features; counts: columns of every row → one, none below 100 images
     "Kernel distance in thousandths over subsets: the mean, and one deviation to either side."
     n = min(len(real), len(fake))
     if n < 100:
@@ -246,21 +235,18 @@ def score_table(
     part = rows[(rows.extractor == extractor) & rows.metric.isin(list(METRIC_TITLES))]
     names = [name for name in METRIC_TITLES if name in set(part.metric)]
     lines, lowest = {}, {}
-    def row(cells, value, low, high):
-        return [
-            f"{digits(v)} ({digits(a)} to {digits(b)})"
-            if np.isfinite(a)
-            else digits(v)
-            for v, a, b in zip(cells[value], cells[low], cells[high], strict=True)
-        ]
+
+    def row(cells, *columns):
+        return [f"{digits(v)} ({digits(a)} to {digits(b)})" if np.isfinite(a) else digits(v)
+                for v, a, b in cells[list(columns)].to_numpy()]
 
     for title, mine in part.groupby("set", sort=False):
         cells = mine.set_index("metric").loc[names]
         count, images = int(cells["count"].iloc[0]), int(cells.images.iloc[0])
         lines[title] = [images, *row(cells, "value", "low", "high")]
         lines[f"{title}, at {count}"] = [count, *map(digits, cells["at_count"])]
-        baselines = [count, *row(cells, "floor", "floor_low", "floor_high")]
-        lowest[f"real against real, at {count}"] = baselines
+        lowest[f"real against real, at {count}"] = [
+            count, *row(cells, "floor", "floor_low", "floor_high")]
     columns = ["images", *[METRIC_TITLES[name] for name in names]]
     table = pd.DataFrame.from_dict(lines | lowest, orient="index", columns=columns)
     return table.rename_axis(f"features of {extractor}")

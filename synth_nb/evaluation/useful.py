@@ -83,11 +83,8 @@ def balanced_rows(
     return torch.cat(parts)
 
 # %% ../../nbs/library/evaluation/useful.ipynb #a88ea7f4
-def class_counts(
-    labels: list[Tensor],  # of the sides, (N,) int64 each
-    classes: int,
-    share: float = 0.8,  # of the smaller side that is drawn, so that draws differ
-) -> list[int]:
+def class_counts(labels: list[Tensor], classes: int, share: float = 0.8) -> list[int]:
+    # labels (N,) int64 of each side; share of the smaller side that is drawn: draws differ
     "How many images of each class every arm is given."
     bins = [x[x >= 0].bincount(minlength=classes) for x in labels]
     return [max(1, int(share * min(int(b[i]) for b in bins))) for i in range(classes)]
@@ -107,11 +104,8 @@ def linear_probe(x: Tensor, y: Tensor, test: Tensor, seed: int = 0) -> np.ndarra
         return fitted.predict(test.numpy())
 
 # %% ../../nbs/library/evaluation/useful.ipynb #568d2c7a
-def small_classifier(
-    channels: int,
-    classes: int,
-    width: int = 16,  # channels of the first layer; they double three times
-) -> nn.Sequential:
+def small_classifier(channels: int, classes: int, width: int = 16) -> nn.Sequential:
+    # width: channels of the first layer, which double three times
     "A small convolutional classifier for images of any size from 16 pixels."
     layers, before = [], channels
     for after in (width, 2 * width, 4 * width, 8 * width):
@@ -123,9 +117,7 @@ def small_classifier(
 def random_flip(images: Tensor) -> Tensor:  # (B, C, H, W)
     "Every second image, on average, mirrored: right for tissue, wrong for letters."
     return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
-Augmentation = (
-    Callable[[Tensor], Tensor] | None
-)  # of images (B, C, H, W) in [-1, 1] as they are drawn
+Augmentation = Callable[[Tensor], Tensor] | None  # of images (B, C, H, W) in [-1, 1], as drawn
 
 # %% ../../nbs/library/evaluation/useful.ipynb #b87c053e
 class LabelledImages:
@@ -186,11 +178,8 @@ def bootstrap_weights(groups: list | None, count: int, draws: int, seed: int = 0
     return rng.multinomial(units, np.full(units, 1 / units), draws)[:, names]
 
 
-def balanced_accuracy(
-    right: np.ndarray,  # (..., M) bool
-    labels: np.ndarray,  # (M,)
-    weights: np.ndarray,  # (draws, M)
-) -> np.ndarray:  # (draws,): mean over classes of the share that is right
+def balanced_accuracy(right: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    # right (..., M) bool, labels (M,), weights (draws, M) → (draws,), mean over the classes
     "Balanced accuracy on weighted test images; classes that were not drawn are left out."
     ones = (labels[None] == np.unique(labels)[:, None]).astype(float)
     counts = weights @ ones.T
@@ -249,14 +238,13 @@ def run_arms(
     "One classifier on all arms and seeds."
     classes = present_classes(test)
     truth = align_labels(test, classes).numpy()
-    right = {"real": [], "synthetic": [], "both": []}
+    right, images = {"real": [], "synthetic": [], "both": []}, {}
     for number in range(seeds):
         for arm, parts in training_arms(train, fake, classes, seed + number).items():
             labels = torch.cat([align_labels(one, classes)[rows] for one, rows in parts])
             word = f"train on {arm}, draw {number + 1}"
             right[arm].append(learn(parts, labels, seed + number, word) == truth)
-    images = {arm: sum(len(rows) for _, rows in parts)
-              for arm, parts in training_arms(train, fake, classes, seed).items()}
+            images[arm] = len(labels)  # the same in every draw
     found = accuracy_intervals({arm: np.array(x) for arm, x in right.items()}, truth, test.groups)
     return [dict(one, images=images[one["trained_on"]]) for one in found]
 
@@ -282,9 +270,8 @@ def usefulness(
     def by_network(parts, labels, number, word):
         images = [torch.as_tensor(np.array(one.images[rows.numpy()])) for one, rows in parts]
         unseen = torch.as_tensor(np.array(test.images))
-        return train_and_classify(
-            torch.cat(images), labels, unseen, steps, number, device, word, augment
-        )
+        return train_and_classify(torch.cat(images), labels, unseen, steps, number, device, word,
+                                  augment)
 
     ways = {f"probe on {embedder.id}": by_probe} | ({"small network": by_network} if steps else {})
     rows = [dict(set=fake.title, classifier=name, **row) for name, learn in ways.items()

@@ -365,10 +365,7 @@ def _draw_counts(axis, classes: Sequence[str], splits: Sequence[str], most: int 
         axis.legend(**LEGEND_ABOVE)
 
 # %% ../../nbs/library/figures/plots.ipynb #77841770
-def _draw_sizes(
-    axis,
-    sizes: Sequence[tuple[int, int]],  # N: height, width, pixels
-):
+def _draw_sizes(axis, sizes: Sequence[tuple[int, int]]):  # N of height, width, pixels
     "Bars for a few sizes, a dot for each of many."
     sizes = Counter(sizes)
     if len(sizes) <= 6:

@@ -72,7 +72,6 @@ def check_values(
 
 # %% ../../nbs/library/tools/grid.ipynb #61f7f8c9
 def data_state(source: str) -> str:  # empty for what is no file or folder here
-    # a data set as `open_dataset` takes it, masks, captions, a model
     "Hash of names, sizes and times of files, without reading them."
     path = resolve(source.partition(":")[2] or source)
     if not source or not path.exists():
@@ -358,11 +357,8 @@ def experiment_line(one: Experiment, folder: Path) -> str:
     return f"{one.notebook}: {mark['run']}"
 
 # %% ../../nbs/library/tools/grid.ipynb #edd1446b
-def report_line(
-    there: list[Experiment],
-    folder: Path,  # of the marks
-    states: dict[str, str],  # notebook → its state, which takes long to compute
-) -> list[str]:
+def report_line(there: list[Experiment], folder: Path, states: dict[str, str]) -> list[str]:
+    # folder of the marks; notebook → its state, which takes long to compute
     "What a report does, in phrases: how many are finished, and what each of the others does."
     done, running = 0, []
     for one in there:

@@ -181,10 +181,8 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[*`$#>|]", "", text).split())
 
 # %% ../../nbs/library/tools/pages.ipynb #4fa7dc38
-def words_for(
-    before: list[str],  # markdown cells before a picture, from the page's begin
-    count: int = 1,  # which picture since the last of them
-) -> str:
+def words_for(before: list[str], count: int = 1) -> str:
+    # markdown cells before a picture, from the page's begin; which picture since the last of them
     "What stands beside a picture for those who do not see it."
     text = [line for cell in before for line in cell.splitlines()]
     heading = next((plain(line) for line in reversed(text) if line.startswith("#")), "")

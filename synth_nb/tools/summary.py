@@ -41,11 +41,8 @@ def read_copies(folder: Path) -> dict:
         return {}
 
 # %% ../../nbs/library/tools/summary.ipynb #0df3f35e
-def evaluators(
-    rows: list[dict],  # of `evaluation.csv` or `fidelity.csv`
-    used: str,  # the encoder that conditions
-    most: int = 2,
-) -> list[str]:  # at least one, if there are rows
+def evaluators(rows: list[dict], used: str, most: int = 2) -> list[str]:
+    # rows of `evaluation.csv` or `fidelity.csv`; the encoder that conditions → at least one
     "The first encoders that only evaluate; the one that conditions flatters its own model."
     names = list(dict.fromkeys(row["extractor"] for row in rows))
     base = used.partition("@")[0]
@@ -116,11 +113,8 @@ def copies_sentence(copies: dict) -> str:
     return f"{text}: look at nearest_pairs.png." if copies["found"] else f"{text}, and no more."
 
 # %% ../../nbs/library/tools/summary.ipynb #473ce00f
-def summary_table(
-    rows: list[dict],  # of `evaluation.csv`
-    found: list[dict],  # of `fidelity.csv`
-    names: list[str],  # one or two evaluators
-) -> list[list[str]]:  # the head, then a row per set; empty without numbers
+def summary_table(rows: list[dict], found: list[dict], names: list[str]) -> list[list[str]]:
+    # rows of `evaluation.csv`, of `fidelity.csv`; evaluators → head, a row per set; or nothing
     "Kernel distance at equal counts, and retrieval in times of chance."
     kernel = {(r["set"], r["extractor"]): r for r in rows if r["metric"] == "kernel"}
     times = {(r["set"], r["extractor"]): r["times_chance"] for r in found}

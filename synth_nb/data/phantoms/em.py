@@ -35,10 +35,8 @@ class Neuropil:
     contrast: float
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #b7993898
-def spline_weights(
-    positions: np.ndarray,  # (N,), in knots; 0 is the second knot
-    knots: int,
-) -> np.ndarray:  # (N, knots) float32; rows sum to 1
+def spline_weights(positions: np.ndarray, knots: int) -> np.ndarray:
+    # (N,), in knots; 0 is the second knot → (N, knots) float32; rows sum to 1
     "Weights of uniform cubic B-splines."
     t = abs(positions[:, None] + 1 - np.arange(knots)[None])
     inner, outer = 2 / 3 - t * t + t**3 / 2, (2 - t).clip(0) ** 3 / 6

@@ -82,10 +82,9 @@ def fold_distance(canvas: Canvas, head: Head) -> np.ndarray:
     return line - width * (1 + 0.7 * twist).clip(0.1, 2)
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #0af3e5cb
-def midline(
-    canvas: Canvas,
-    level: float,  # of the slice: 0 at the basal ganglia, 1 above the ventricles
-) -> tuple[np.ndarray, np.ndarray]:  # (H, W): distance to the midplane; how deep in the bridge
+def midline(canvas: Canvas, level: float) -> tuple[np.ndarray, np.ndarray]:
+    # level: 0 at the basal ganglia, 1 above the ventricles → (H, W): distance to the midplane;
+    # how deep in the bridge
     "Where the hemispheres part."
     aside = canvas.x - 0.012 * np.sin(3 * canvas.y + canvas.rng.uniform(0, 6.3))
     bridge = 0.36 if level < 0.6 else 0.31 if level < 0.75 else 0.0
@@ -186,11 +185,9 @@ def lesion_tone(canvas: Canvas, lesion: Lesion) -> np.ndarray:  # (H, W), bright
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #00cbcd4e
 def add_lesion(
-    canvas: Canvas,
-    image: np.ndarray,  # (H, W), 0 … about 1
-    white: np.ndarray,  # (H, W), 0 … 1: where oedema spreads easily
-    lesion: Lesion,
-) -> np.ndarray:  # (H, W)
+    canvas: Canvas, image: np.ndarray, white: np.ndarray, lesion: Lesion
+) -> np.ndarray:
+    # image (H, W), 0 … about 1; white (H, W), 0 … 1: where oedema spreads easily
     "Paint a lesion and the oedema around it."
     rng = canvas.rng
     reach = (0.6 + 0.6 * canvas.noise(2, 9)).clip(0, 1.8) * rng.uniform(0.25, 0.7) * lesion.size

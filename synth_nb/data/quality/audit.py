@@ -131,9 +131,7 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     return table[[name for name in table if name not in last] + last]
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #ff433da6
-def _count(
-    values,  # anything that can be counted
-) -> dict:  # value → how often, most frequent first
+def _count(values) -> dict:  # value → how often, most frequent first
     "How often each value occurs."
     return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], str(item[0]))))
 
@@ -194,11 +192,7 @@ def _groups_in_two_splits(table: pd.DataFrame) -> list[str]:
     return sorted(named.groupby("group")["split"].nunique().loc[lambda n: n > 1].index)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #cd788bac
-def _plural(
-    n: int,
-    one: str,  # "image"
-    many: str = "",  # "images"; one + "s" without
-) -> str:  # "1 image", "3 images"
+def _plural(n: int, one: str, many: str = "") -> str:  # "1 image", "3 images"
     "A number with its noun."
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
@@ -389,10 +383,7 @@ class Audit:
         return _write_audit(self, resolve(folder))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #8435a73b
-def _write_audit(
-    found: Audit,
-    folder: Path,  # absolute; created if it is not there
-) -> Path:
+def _write_audit(found: Audit, folder: Path) -> Path:  # absolute; made if it is not there
     "Write the files of an audit, each atomically."
     from synth_nb.figures.plots import save_figure
 

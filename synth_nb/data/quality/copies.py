@@ -75,11 +75,8 @@ def oriented_hashes(frequencies: np.ndarray) -> np.ndarray:  # (N, 8, 8) → (8,
     return np.stack(hashes)
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #2c53736b
-def hash_matches(
-    hashes: np.ndarray,  # (8, N) uint64, of the eight views
-    bits: int,  # that may differ, 0 … 63
-    block: int = 2**20,  # pairs in memory
-) -> Iterator[pd.DataFrame]:  # i < j, view of i, bits that differ; blockwise
+def hash_matches(hashes: np.ndarray, bits: int, block: int = 2**20) -> Iterator[pd.DataFrame]:
+    # (8, N) uint64; bits that may differ, 0 … 63; pairs in memory → i < j, view of i, bits
     "Pairs whose hashes nearly agree in one of the views."
     import pandas as pd
 
@@ -232,9 +229,7 @@ def identical_groups(
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #1dce9b41
 def representative_pair(
-    first: list[int],  # indices of images that are the same
-    second: list[int],  # indices of images that look like them
-    split: list[str],  # of every image
+    first: list[int], second: list[int], split: list[str]
 ) -> tuple[int, int]:
     "One image of each group, in different splits if there are such."
     across = ((a, b) for a in first for b in second if split[a] != split[b])
@@ -244,10 +239,8 @@ def representative_pair(
 INVERSE_ORIENTATION = (0, 1, 2, 3, 4, 6, 5, 7)  # view of b that is a, where b is this view of a
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #f3dd1f2d
-def _sides(
-    pairs: pd.DataFrame,  # a, b: indices into the table
-    table: pd.DataFrame,
-) -> pd.DataFrame:  # with key, split and class of both, and whether they differ
+def _sides(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    # a, b: indices into the table → with key, split and class of both, and whether they differ
     "What is known of both images of every pair."
     known = {f"{name}_{s}": table[name].to_numpy()[pairs[s].astype(int)]
              for name in ("key", "split", "class") for s in "ab"}

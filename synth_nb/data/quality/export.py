@@ -98,11 +98,8 @@ def _check_labels(
         raise ParameterError(f"parameter `labels` must be 0 … {last}, indices into `classes`")
 
 # %% ../../../nbs/library/data/quality/export.ipynb #3e986db5
-def _check_masks(
-    masks: np.ndarray | Tensor,  # what should be (N, H, W) or (N, 1, H, W)
-    n: int,  # images
-    size: tuple[int, int],  # of an image: height, width, pixels
-):
+def _check_masks(masks: np.ndarray | Tensor, n: int, size: tuple[int, int]):
+    # what should be (N, H, W) or (N, 1, H, W); images; height and width of an image, pixels
     "Raise `ParameterError` for masks of another shape, or that would come out black."
     shape, kind = tuple(masks.shape), str(masks.dtype).removeprefix("torch.")
     if shape not in ((n, *size), (n, 1, *size)):
@@ -118,10 +115,8 @@ def _check_masks(
 _taken = "file_name mask_file_name label class key images labels classes keys split masks".split()
 
 
-def _check_also(
-    also: dict,  # name → what should be N values, or an array (N, …)
-    n: int,  # images
-) -> dict[str, np.ndarray]:
+def _check_also(also: dict, n: int) -> dict[str, np.ndarray]:
+    # name → what should be N values, or an array (N, …)
     "Raise `ParameterError` for names that mean something else, or values that are not one each."
     arrays = {name: np.asarray(values) for name, values in also.items()}
     for name, values in arrays.items():
