@@ -27,8 +27,7 @@ def header(node: ast.AST, lines: list[str]) -> list[str]:
     # node: a function or class → without the body, unless that stands in the same line
     "The lines of a definition before its body."
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    head = lines[first - 1 : max(node.lineno, node.body[0].lineno - 1)]
-    return [line for line in head if line.strip() != "@patch"]
+    return lines[first - 1 : max(node.lineno, node.body[0].lineno - 1)]
 
 # %% ../../nbs/library/tools/pages.ipynb #37a3e0f8
 def _called(node: ast.AST) -> bool:
@@ -55,7 +54,7 @@ def outline(node: ast.ClassDef, lines: list[str]) -> list[str]:
 class Definition:
     "A public function or class of a module, as its text has it."
 
-    name: str  # "Trainer", or "Trainer.indices" for a method that was added later
+    name: str
     line: int  # of the module, from 1
     code: str  # its header
     text: str  # its docstring
@@ -64,13 +63,11 @@ class Definition:
 # %% ../../nbs/library/tools/pages.ipynb #11d1555c
 def _defined(node: ast.AST, lines: list[str]) -> Definition:
     "A function or class at the top of a module."
-    patched = any(ast.unparse(d) == "patch" for d in node.decorator_list)
-    owner = f"{ast.unparse(node.args.args[0].annotation)}." if patched else ""
     is_class = isinstance(node, ast.ClassDef)
     code = outline(node, lines) if is_class else header(node, lines)
     parts = [part.name for part in node.body if is_class and _called(part)]
     text = inspect.cleandoc(ast.get_docstring(node) or "")
-    return Definition(owner + node.name, node.lineno, "\n".join(code), text, parts)
+    return Definition(node.name, node.lineno, "\n".join(code), text, parts)
 
 
 def definitions(source: str) -> dict[str, Definition]:  # by name, in order
@@ -81,8 +78,7 @@ def definitions(source: str) -> dict[str, Definition]:  # by name, in order
     public = next(map(ast.literal_eval, lists), None)
     nodes = [n for n in body if isinstance(n, kinds) and n.name[0] != "_"]
     found = [_defined(node, source.splitlines()) for node in nodes]
-    return {one.name: one for one in found
-            if public is None or one.name.partition(".")[0] in public}
+    return {one.name: one for one in found if public is None or one.name in public}
 
 # %% ../../nbs/library/tools/pages.ipynb #a1c1d7cc
 @dataclass
@@ -138,11 +134,8 @@ def _anchors() -> dict[str, dict[str, str]]:
     found = {}
     for notebook, module in library().items():
         for name, one in module.defined.items():
-            owner = name.partition(".")[0]  # a method that is patched in leads there too
-            anchor = owner if owner in module.defined else name
-            found.setdefault(name, {})[notebook] = anchor.lower()
-            for part in one.parts:
-                found.setdefault(f"{name}.{part}", {})[notebook] = name.lower()
+            for word in (name, *(f"{name}.{part}" for part in one.parts)):
+                found.setdefault(word, {})[notebook] = name.lower()
     return found
 
 # %% ../../nbs/library/tools/pages.ipynb #7e0e2653

@@ -175,22 +175,18 @@ _METRICS = dict(FID=("fid", "frechet"), IS=("is", "class_score"),
 def all_originals() -> list[Original]:
     "What the five original projects reported, in the order of the notebooks."
     none = (None, "its text gives no number", _METRICS["FID"])
-    gans = [Original("DCGAN on tissue", "02_dcgan", "", *none, _TISSUE),
-            Original("GAN on embeddings", "03_embedding_gan", "", *none, _TISSUE),
-            Original("StyleGAN2 on brain MR", "04_stylegan2", "", *none, _BRAIN)]
-    reported = {system: [(name, value, how) for s, name, value, how in REPORTED if s == system]
-                for system in _NOTEBOOKS}
-    diffusion, letters = [
-        [Original(system, _NOTEBOOKS[system][0], name, value, how, _METRICS[name],
-                  _NOTEBOOKS[system][1])
-         for system in part for name, value, how in reported[system]]
-        for part in (list(_NOTEBOOKS)[:3], list(_NOTEBOOKS)[3:])]
     how = "EPFL hippocampus, chunks of 256 px; what the loss is made of is not given"
     vae, masks = "autoencoder/metrics.csv:loss_held_out", "evaluation.json:dice"
-    sections = [Original("micrographs, autoencoder", "06_em_ddpm", "loss", 0.003076, how, (vae,)),
-                Original("micrographs, segmentation", "06_em_segmentation", "loss", 0.21,
-                         f"{how}; threshold near 0.05", (masks,))]
-    return [*gans, *diffusion, *sections, *letters]
+    found = [Original("DCGAN on tissue", "02_dcgan", "", *none, _TISSUE),
+             Original("GAN on embeddings", "03_embedding_gan", "", *none, _TISSUE),
+             Original("StyleGAN2 on brain MR", "04_stylegan2", "", *none, _BRAIN),
+             Original("micrographs, autoencoder", "06_em_ddpm", "loss", 0.003076, how, (vae,)),
+             Original("micrographs, segmentation", "06_em_segmentation", "loss", 0.21,
+                      f"{how}; threshold near 0.05", (masks,))]
+    for system, name, value, measured in REPORTED:
+        notebook, data = _NOTEBOOKS[system]
+        found.append(Original(system, notebook, name, value, measured, _METRICS[name], data))
+    return sorted(found, key=lambda one: one.notebook[:2])
 
 # %% ../../nbs/library/tools/report.ipynb #33e9cc78
 def _in_file(folder: Path, source: str) -> float | None:  # "file:key"

@@ -107,9 +107,7 @@ def run_story(notebook: str, folder: str | Path, parameters: dict, width: int = 
 # %% ../../nbs/library/tools/story.ipynb #a2101e58
 def main(words: list[str] | None = None):
     "`NOTEBOOK FOLDER [-p NAME VALUE] [-r NAME TEXT]`: papermill's options, of a run folder."
-    parser = argparse.ArgumentParser(
-        prog="python -m synth_nb.tools.story", description=main.__doc__
-    )
+    parser = argparse.ArgumentParser("python -m synth_nb.tools.story", description=main.__doc__)
     parser.add_argument("notebook")
     parser.add_argument("folder")
     pair = dict(nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
