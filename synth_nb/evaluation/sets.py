@@ -285,8 +285,8 @@ def open_inputs(
         train_set = select_classes(train_set, known_classes)
     used = manifest.get("parameters", {}).get("embedder", "")
     unseen = random_subset(held_out, 2000, seed)
-    few = random_subset(held_out, n, seed)
-    return EvaluationInputs(few, unseen, fakes, train_set, models, size, used)
+    compared = random_subset(held_out, n, seed)
+    return EvaluationInputs(compared, unseen, fakes, train_set, models, size, used)
 
 # %% ../../nbs/library/evaluation/sets.ipynb #0e4c4f77
 def open_part(
@@ -382,8 +382,8 @@ def pair_warnings(
                         "fairly")
     size, native_size = list(real.images.shape[2:]), fake.about.get("made_at")
     if native_size and native_size != size:
-        made_at = "x".join(map(str, native_size))
-        messages.append(f"`{fake.title}` was made at {made_at} and scaled to compare")
+        pixels = "x".join(map(str, native_size))
+        messages.append(f"`{fake.title}` was made at {pixels} and scaled to compare")
     if same := shared_images(fake, real):
         messages.append(f"{len(same)} of {len(fake)} images of `{fake.title}` are real test images")
     if train is not None and (same := shared_images(fake, train)):
