@@ -177,13 +177,15 @@ def memory_estimate(
     images: int,  # at a time, on one GPU
     parameters: int,  # of both networks
     half: bool = False,  # mixed precision
+    checkpointing: bool = False,
 ) -> int:  # bytes
     "About how much memory training takes."
     sides = [2**i for i in range(2, int(math.log2(settings.image_size)) + 1)]
     units = [min(settings.channel_base // side, settings.channel_max) * side**2 for side in sides]
     layers = settings.half_layers if half else 0
     full, short = units[: len(units) - layers], units[max(len(units) - layers, 0) :]
-    return 5 * 4 * parameters + images * 13 * (4 * sum(full) + 2 * sum(short))
+    maps = 9 if checkpointing else 13  # of each resolution that are in memory at once
+    return 5 * 4 * parameters + images * maps * (4 * sum(full) + 2 * sum(short))
 
 # %% ../../nbs/library/stylegan2/config.ipynb #725e6886
 def microbatches_for(
@@ -191,17 +193,19 @@ def microbatches_for(
     memory: int,  # bytes that are free on a GPU
     parameters: int,  # of both networks
     half: bool = False,  # mixed precision
+    checkpointing: bool = False,
 ) -> int:  # of microbatches, `accumulate` of the trainer
     "Number of microbatches that fit in memory. Raises `ParameterError` where none does."
     share, group = settings.batch_size // settings.gpus, settings.group
     sizes = [n for n in range(share, 0, -1) if share % n == 0 and n % group == 0]
     for size in sizes:
-        if memory_estimate(settings, size, parameters, half) <= memory:
+        if memory_estimate(settings, size, parameters, half, checkpointing) <= memory:
             return share // size
-    needed = memory_estimate(settings, sizes[-1], parameters, half) / 2**30
+    needed = memory_estimate(settings, sizes[-1], parameters, half, checkpointing) / 2**30
+    ways = "" if checkpointing else "turn `checkpointing` on, or "
     raise ParameterError(
         f"{sizes[-1]} images of {settings.image_size} pixels need about {needed:.1f} GB, and "
-        f"{memory / 2**30:.1f} GB are free: lower `channel_base`, `group` or `image_size`"
+        f"{memory / 2**30:.1f} GB are free: {ways}lower `channel_base`, `group` or `image_size`"
     )
 
 # %% ../../nbs/library/stylegan2/config.ipynb #72e9b4f0
