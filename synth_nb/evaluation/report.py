@@ -25,7 +25,7 @@ from synth_nb.evaluation.scores import (
     usable_groups,
 )
 from .sets import DataError, ImageSet, pair_warnings, shared_images
-from ..core.files import json_default, atomic_write
+from ..core.files import json_default, write_texts
 
 # %% ../../nbs/library/evaluation/report.ipynb #e2c60e99
 LOWER_IS_BETTER = ("fid", "frechet", "kernel")
@@ -240,11 +240,9 @@ def write_report(
     found = dict(warnings=list(messages), copies=copies, usefulness=list(use))
     everything = _about(rows, [real, *fakes], embedders) | found | context
     tex = "\n".join(latex(score_table(rows, e.id), caption(real, e.id)) for e in embedders)
-    texts = {"evaluation.csv": rows.to_csv(index=False), "evaluation.tex": tex, "report.md": report,
-             "evaluation.json": json.dumps(everything, indent=2, default=json_default) + "\n"}
-    for name, text in texts.items():
-        with atomic_write(Path(folder) / name) as f:
-            f.write_text(text, encoding="utf-8")
+    write_texts(folder, {
+        "evaluation.csv": rows.to_csv(index=False), "evaluation.tex": tex, "report.md": report,
+        "evaluation.json": json.dumps(everything, indent=2, default=json_default) + "\n"})
     return report
 
 # %% ../../nbs/library/evaluation/report.ipynb #3cc13f68

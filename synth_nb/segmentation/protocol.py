@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #fbbb5fe5
-from ..core.files import atomic_write, digest
+from ..core.files import atomic_write, digest, write_texts
 from ..core.parameters import ParameterError
 from ..core.progress import Progress, in_kernel
 from ..core.seeding import derive_seed
@@ -337,10 +337,8 @@ def write_protocol(
     text: str,  # the readable table in Markdown, with what it needs to be read alone
 ):
     "Write `scores.csv`, `protocol.csv` and `protocol.md`."
-    for name, content in {"scores.csv": rows.to_csv(index=False), "protocol.md": text,
-                          "protocol.csv": table.to_csv(index=False)}.items():
-        with atomic_write(Path(folder) / name) as f:
-            f.write_text(content, encoding="utf-8")
+    write_texts(folder, {"scores.csv": rows.to_csv(index=False), "protocol.md": text,
+                         "protocol.csv": table.to_csv(index=False)})
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #43dcb88d
 def protocol_summary(

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 # %% ../../nbs/library/tools/report.ipynb #48e24a93
-from ..core.files import atomic_write, display_path, resolve
+from ..core.files import display_path, resolve, write_texts
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
 from ..evaluation.report import REPORTED, latex, markdown
@@ -146,9 +146,7 @@ def write_tables(
     texts = {"numbers.csv": rows.to_csv(index=False), "tables.md": "\n\n".join(parts) + "\n",
              "tables.tex": "\n".join(latex(table, title) for title, table in frames.items())}
     texts |= {f"{file_name(title)}.csv": table.to_csv() for title, table in frames.items()}
-    for name, text in texts.items():
-        with atomic_write(folder / name) as f:
-            f.write_text(text, encoding="utf-8")
+    write_texts(folder, texts)
     return [folder / name for name in texts]
 
 # %% ../../nbs/library/tools/report.ipynb #74003c85

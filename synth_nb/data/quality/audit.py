@@ -32,7 +32,7 @@ from ..dataset import ImageDataset, SPLIT_ORDER
 from ..tables import about_lines, count_table, markdown_table
 from ..readers.sources import (
     FORMATS, DataError, ImageError, Source, open_image, reason, to_mode)
-from ...core.files import digest, resolve, atomic_write
+from ...core.files import digest, resolve, write_texts
 from ...core.parameters import ParameterError
 from ...core.progress import with_progress
 
@@ -394,11 +394,8 @@ def _write_audit(found: Audit, folder: Path) -> Path:  # absolute; made if it is
         (folder / "duplicates.png").unlink(missing_ok=True)
     columns = [name for name in found.pairs if name not in ("a", "b")]
     turned = found.pairs[columns].assign(view=[ORIENTATIONS[v] for v in found.pairs["view"]])
-    for name, table in (("audit", found.table), ("duplicates", turned)):
-        with atomic_write(folder / f"{name}.csv") as f:
-            table.to_csv(f, index=False)
-    with atomic_write(folder / "card.md") as f:
-        f.write_text(found.card(), encoding="utf-8")
+    write_texts(folder, {"audit.csv": found.table.to_csv(index=False), "card.md": found.card(),
+                         "duplicates.csv": turned.to_csv(index=False)})
     return folder
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #b81d3566
