@@ -25,12 +25,8 @@ from ..core.files import project_root, resolve, display_path
 from ..core.seeding import fork_rng
 
 # %% ../../nbs/library/embedders/hub.ipynb #65259aa0
-def hub_error(
-    name: str,  # owner/model
-    revision: str | None,
-    error: Exception,  # what fetching it raised
-    family: str = "hf:",  # that takes a folder too
-) -> Exception:  # `ValueError` for a wrong name, `OSError` for what is out of reach
+def hub_error(name: str, revision: str | None, error: Exception, family: str = "hf:") -> Exception:
+    # error: what fetching raised → `ValueError` for a wrong name, `OSError`: it is out of reach
     "Say in one sentence why a model cannot be had from the Hub, and what to do."
     from huggingface_hub import errors
 
@@ -124,10 +120,9 @@ def model_id(
 ) -> str:  # `load_embedder` understands it
     "Name of an embedder; a path inside the project is given relative to it."
     if is_folder(what):
-        inside = resolve(what).resolve().is_relative_to(project_root())
-        what = (
-            f"./{display_path(resolve(what).resolve())}" if inside else display_path(resolve(what))
-        )
+        folder = resolve(what)
+        inside = folder.resolve().is_relative_to(project_root())
+        what = f"./{display_path(folder.resolve())}" if inside else display_path(folder)
     return f"{family}{what}@{size}"
 
 # %% ../../nbs/library/embedders/hub.ipynb #452d4261
@@ -236,6 +231,17 @@ class Pooled(nn.Module):
         return found[:, -count:]  # class and register tokens come first
 
 # %% ../../nbs/library/embedders/hub.ipynb #1a3ee295
+def vision_model(config: dict, name: str) -> tuple[str, str]:  # as in `VISION_MODELS`
+    "Class and feature of a model by its `config.json`. Raises `ValueError` for any other."
+    kind = config.get("model_type")
+    if kind is None and "architecture" in config:
+        raise ValueError(f"`{name}` is a model of timm: `timm:hf-hub:` or `timm:./` loads it")
+    if kind not in VISION_MODELS:
+        known = ", ".join(VISION_MODELS)
+        raise ValueError(f"`{name}` is a model of type `{kind}`; those known here are {known}")
+    return VISION_MODELS[kind]
+
+# %% ../../nbs/library/embedders/hub.ipynb #bdc561e6
 def read_network(folder: Path, name: str) -> tuple[nn.Module, str]:
     # the network in float32, and what is its feature
     "Read a vision network with transformers. Raises `ValueError` for any other, or half a one."
@@ -243,18 +249,12 @@ def read_network(folder: Path, name: str) -> tuple[nn.Module, str]:
     from transformers.utils import logging
 
     config = json.loads((folder / "config.json").read_text())
-    kind = config.get("model_type")
-    if kind is None and "architecture" in config:
-        raise ValueError(f"`{name}` is a model of timm: `timm:hf-hub:` or `timm:./` loads it")
-    if kind not in VISION_MODELS:
-        known = ", ".join(VISION_MODELS)
-        raise ValueError(f"`{name}` is a model of type `{kind}`; those known here are {known}")
-    which, feature = VISION_MODELS[kind]
+    which, feature = vision_model(config, name)
     build = getattr(transformers, which)
     options = dict(dtype=torch.float32, local_files_only=True, output_loading_info=True)
     if "add_pooling_layer" in inspect.signature(build.__init__).parameters and feature != "pooled":
         options["add_pooling_layer"] = False  # few checkpoints have it, and nothing here needs it
-    if kind == "clip":  # both halves are there; only the whole knows how wide they project
+    if config["model_type"] == "clip":  # both halves; only the whole knows how wide they project
         options["projection_dim"] = config.get("projection_dim", 512)
     options["ignore_mismatched_sizes"] = True  # reported, and refused below
     try:
@@ -399,10 +399,8 @@ def load_timm(
 
 # %% ../../nbs/library/embedders/hub.ipynb #4ec64848
 ALIASES = {  # name → what `timm:` takes, licence of the weights
-    "kaiko-vits16": (
-        "hf-hub:1aurent/vit_small_patch16_224.kaiko_ai_towards_large_pathology_fms",
-        "kaiko-non-commercial",
-    ),
+    "kaiko-vits16": ("hf-hub:1aurent/vit_small_patch16_224.kaiko_ai_towards_large_pathology_fms",
+                     "kaiko-non-commercial"),
     "lunit-vits16": ("hf-hub:1aurent/vit_small_patch16_224.lunit_dino", "lunit-non-commercial"),
 }
 

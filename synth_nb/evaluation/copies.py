@@ -194,9 +194,8 @@ def audit_copies(
     held_out, notes = drop_leaks(held_out, train)
     views = SymmetricViews(train.images)
     features = [set_features(embedder, x) for x in (fake, train, held_out)]
-    seen = embed_images(embedder, views)
-    spaces = {"features": (features[0], seen, features[2]), "pixels": tuple(
-        thumbnails(x) for x in (fake.images, views, held_out.images))}
+    pixels = [thumbnails(x) for x in (fake.images, views, held_out.images)]
+    spaces = dict(features=(features[0], embed_images(embedder, views), features[2]), pixels=pixels)
     try:
         with stage("looking for copies"):
             table, alarms, leaked = find_copies(spaces, len(train), share)

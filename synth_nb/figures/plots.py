@@ -284,6 +284,13 @@ def feature_map(
     return figure
 
 # %% ../../nbs/library/figures/plots.ipynb #782bc922
+def _draw_interval(axis, line: int, one: dict, style: dict):
+    "An interval, its value, and hollow the value at the baseline's count of images."
+    axis.plot([one["low"], one["high"]], [line, line], lw=1.3, color=style["color"])
+    axis.plot(one["value"], line, ms=5, ls="", **style)
+    axis.plot(one.get("at_count", np.nan), line, ms=5, ls="", mfc="white", **style)
+
+
 def interval_panels(
     panels: dict[str, list[dict]],  # title → per set: set, value, low, high, and `at_count`
     bands: dict[str, tuple[float, float]] | None = None,  # title → low, high of real against real
@@ -302,9 +309,7 @@ def interval_panels(
         if title in bands and np.isfinite(bands[title]).all():
             axis.axvspan(*bands[title], color="#d9d9d9", lw=2, zorder=0)
         for line, (one, style) in enumerate(zip(ones, styles, strict=True)):
-            axis.plot([one["low"], one["high"]], [line, line], lw=1.3, color=style["color"])
-            axis.plot(one["value"], line, ms=5, ls="", **style)
-            axis.plot(one.get("at_count", np.nan), line, ms=5, ls="", mfc="white", **style)
+            _draw_interval(axis, line, one, style)
         axis.set_title(title, fontsize=9)
         axis.set_yticks(range(len(sets)), sets, fontsize=8)
         axis.tick_params(axis="x", labelsize=7)

@@ -140,13 +140,9 @@ def _labels_and_classes(
 
 # %% ../../../nbs/library/data/quality/export.ipynb #4f025c7e
 def _export_data(
-    images: ImageDataset | np.ndarray | Tensor,
-    labels: Sequence[int] | None = None,
-    classes: Sequence[str] | None = None,
-    keys: Sequence[str] | None = None,
-    masks: np.ndarray | Tensor | None = None,
-    about: dict | None = None,
-    also: dict | None = None,
+    images: ImageDataset | np.ndarray | Tensor, labels: Sequence[int] | None = None,
+    classes: Sequence[str] | None = None, keys: Sequence[str] | None = None,
+    masks: np.ndarray | Tensor | None = None, about: dict | None = None, also: dict | None = None,
 ) -> _ExportData:
     "Put together what is exported. Raises `ParameterError` where the parts do not fit."
     split = None
