@@ -100,13 +100,9 @@ def _embed(
 
 # %% ../../nbs/library/embedders/images.ipynb #fd818e16
 def fill_cache(
-    embedder: Embedder,
-    images: np.ndarray | Tensor,  # uint8 (N, 3 or 1, H, W)
-    rows: list[int],  # of the images to embed
-    keys: list[str],  # content hashes of all images
-    batch_size: int = 64,
-    write_every: float = 60,  # seconds after which what is done is written
-):
+    embedder: Embedder, images: np.ndarray | Tensor, rows: list[int], keys: list[str],
+    batch_size: int = 64, write_every: float = 60,
+):  # images uint8 (N, 3 or 1, H, W); rows to embed; keys: content hashes of all; seconds
     "Embed some images of a set, and add them to the cache."
     fresh, written, left = {}, time.monotonic(), len(rows)
     for part, features in _embed(embedder, images, rows, batch_size):
@@ -118,13 +114,9 @@ def fill_cache(
 
 # %% ../../nbs/library/embedders/images.ipynb #c5d2a7f2
 def fill_cache_parallel(
-    embedder: Embedder,
-    images: np.ndarray | Tensor,
-    rows: list[int],
-    *options,  # of `fill_cache`
-    num_processes: int,
-    device: str,
-):
+    embedder: Embedder, images: np.ndarray | Tensor, rows: list[int], *options,
+    num_processes: int, device: str,
+):  # options: of `fill_cache`
     "`fill_cache` in several processes, each on a device of its own."
     def share():
         rank, count, own_device = this_process(device)

@@ -196,14 +196,9 @@ def caption(real: ImageSet, extractor: str) -> str:
 
 # %% ../../nbs/library/evaluation/report.ipynb #7cbd2d08
 def report_sections(
-    rows: pd.DataFrame,
-    real: ImageSet,
-    fakes: list[ImageSet],
-    messages: list[str],  # warnings
-    audits: list[CopyAudit],
-    use: list[str],  # about usefulness
-    figures: list[str],  # file names in the same folder
-) -> list[tuple[str, str]]:  # heading, text
+    rows: pd.DataFrame, real: ImageSet, fakes: list[ImageSet], messages: list[str],
+    audits: list[CopyAudit], use: list[str], figures: list[str],
+) -> list[tuple[str, str]]:  # as `write_report` gets them → heading, text
     "The parts of the report."
     compared = [f"- `{one.title}`: {len(one)} images, from {one.about.get('source', 'memory')}"
                 f" ({one.about.get('part', 'all')})" for one in [real, *fakes]]
@@ -257,8 +252,7 @@ def _about(rows: pd.DataFrame, sets: list[ImageSet], embedders: list[Embedder]) 
 
 # %% ../../nbs/library/evaluation/report.ipynb #97e2d80b
 def drop_degenerate(
-    fakes: list[ImageSet],
-    embedders: list[Embedder],
+    fakes: list[ImageSet], embedders: list[Embedder]
 ) -> tuple[list[ImageSet], list[str]]:  # those with numbers to compute; what is wrong with others
     "Leave out sets of which nothing can be computed, as of one image over and over."
     usable, notes = [], []

@@ -89,13 +89,10 @@ def usable_groups(
 
 # %% ../../nbs/library/evaluation/scores.ipynb #955a15d0
 def set_baseline(
-    measure: Callable,  # from `measure_for`
-    real: Tensor,  # features (N, D)
-    most: int,  # images in a set at most
-    n_repeats: int = 20,
-    seed: int = 0,
+    measure: Callable, real: Tensor, most: int, n_repeats: int = 20, seed: int = 0,
     groups: list[str] | None = None,
 ) -> tuple[dict, int]:  # `mean`, `low`, `high` of every number; images in each set
+    # measure: from `measure_for`; real (N, D); most images in a set
     "Real against real, as large as the groups allow."
     size = min(most, len(real) // 2)
     while size >= MIN_IMAGES // 2 + NEIGHBOURS:
@@ -109,13 +106,8 @@ def set_baseline(
 
 # %% ../../nbs/library/evaluation/scores.ipynb #2d13226b
 def scores_at_count(
-    measure: Callable,  # from `measure_for`
-    real: Tensor,  # features (N, D)
-    fake: Tensor,  # features (M, D)
-    size: int,  # images of each, at most N and M
-    n_repeats: int = 20,
-    seed: int = 0,
-) -> dict[str, float]:  # mean over the draws
+    measure: Callable, real: Tensor, fake: Tensor, size: int, n_repeats: int = 20, seed: int = 0
+) -> dict[str, float]:  # real (N, D), fake (M, D), size at most N and M → mean over the draws
     "The numbers at a smaller number of images."
     rng = np.random.default_rng(seed)
     drawn = [[x[torch.from_numpy(rng.permutation(len(x))[:size])] for x in (real, fake)]
@@ -145,14 +137,9 @@ def clip_intervals(ends: dict[str, dict]) -> dict[str, dict]:  # number → valu
 
 # %% ../../nbs/library/evaluation/scores.ipynb #4c6a40e2
 def score_set(
-    embedder: Embedder,
-    real: ImageSet,
-    fake: ImageSet,
-    baselines: tuple[dict, int],  # from `set_baseline`
-    n_repeats: int = 40,  # draws of the interval, at least 20
-    seed: int = 0,
-    device: str | torch.device = "cpu",  # where the numbers are computed
-) -> list[dict]:  # a row per number
+    embedder: Embedder, real: ImageSet, fake: ImageSet, baselines: tuple[dict, int],
+    n_repeats: int = 40, seed: int = 0, device: str | torch.device = "cpu",
+) -> list[dict]:  # a row per number; baselines from `set_baseline`
     "All numbers of one set by one extractor."
     measure, (lowest, size) = measure_for(embedder), baselines
     a, b = (set_features(embedder, x).to(device) for x in (real, fake))

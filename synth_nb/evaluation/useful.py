@@ -214,10 +214,7 @@ def accuracy_intervals(
 
 # %% ../../nbs/library/evaluation/useful.ipynb #11c7f5f8
 def training_arms(
-    train: ImageSet,  # real
-    fake: ImageSet,
-    classes: list[str],
-    seed: int,
+    train: ImageSet, fake: ImageSet, classes: list[str], seed: int
 ) -> dict[str, list[tuple[ImageSet, Tensor]]]:  # arm → sets and the rows drawn from them
     "What each classifier learns from."
     sides = [align_labels(one, classes) for one in (train, fake)]
@@ -228,13 +225,9 @@ def training_arms(
 
 # %% ../../nbs/library/evaluation/useful.ipynb #78022269
 def run_arms(
-    train: ImageSet,
-    test: ImageSet,
-    fake: ImageSet,
-    learn: Callable,  # (sets and rows, labels, seed, word) → (M,) predicted labels
-    seeds: int = 3,
-    seed: int = 0,
+    train: ImageSet, test: ImageSet, fake: ImageSet, learn: Callable, seeds: int = 3, seed: int = 0
 ) -> list[dict]:  # from `accuracy_intervals`
+    # learn: sets and rows, labels, seed, word → (M,) predicted labels
     "One classifier on all arms and seeds."
     classes = present_classes(test)
     truth = align_labels(test, classes).numpy()

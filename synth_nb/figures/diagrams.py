@@ -68,8 +68,7 @@ class Step(nn.Module):
 # %% ../../nbs/library/figures/diagrams.ipynb #90e3b9fa
 @torch.inference_mode()
 def steps_of(
-    blocks: Sequence[nn.Module],  # one after another
-    x: Tensor,  # what the first takes, at least two of it
+    blocks: Sequence[nn.Module], x: Tensor
 ) -> list[tuple[tuple[int, ...], list[str], int]]:  # shape without batch, layers, weights
     "Run blocks one after another and note the shapes that come out; the input comes first."
     found = [(tuple(x.shape[1:]), [], 0)]

@@ -190,10 +190,8 @@ def block_scores(found: np.ndarray, masks: np.ndarray, blocks: np.ndarray) -> pd
 
 # %% ../../nbs/library/segmentation/predict.ipynb #18d6487b
 def objects_in(
-    mask: np.ndarray,  # (H, W), 0 or 1
-    section: str = "",  # its name
-    probability: np.ndarray | None = None,  # (H, W)
-) -> list[dict]:  # pixels; y down, x right
+    mask: np.ndarray, section: str = "", probability: np.ndarray | None = None
+) -> list[dict]:  # mask (H, W), 0 or 1; probability (H, W) → pixels; y down, x right
     "Every connected object of a mask."
     rows = []
     for number, one in enumerate(regionprops(label(mask)[0], probability), 1):

@@ -44,11 +44,8 @@ def spline_weights(positions: np.ndarray, knots: int) -> np.ndarray:
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #76135950
 def drifting_noise(
-    rng: np.random.Generator,
-    height: int,  # pixels
-    width: int,  # pixels
-    spacing: float,  # pixels between knots
-) -> Callable[[float], np.ndarray]:  # z → (H, W) float32, standard deviation about 1
+    rng: np.random.Generator, height: int, width: int, spacing: float
+) -> Callable[[float], np.ndarray]:  # pixels → z → (H, W) float32, standard deviation about 1
     "Smooth noise in three dimensions, to be cut anywhere in a volume."
     sides = [height, width, int(SECTIONS * SECTION_STEP)]
     knots = [int(side / spacing) + 4 for side in sides]
@@ -79,12 +76,8 @@ def new_cells(rng: np.random.Generator, box: np.ndarray) -> tuple[np.ndarray, np
     return np.concatenate([big, small]), np.append(radii, rng.uniform(6, 16, len(small)))
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #747afd96
-def new_mitochondrion(
-    rng: np.random.Generator,
-    host: int,  # its cell
-    centre: np.ndarray,  # (3,), of the cell
-    room: float,  # radius of the cell, pixels
-) -> dict:  # host, centre, axis, radius, half length and looks
+def new_mitochondrion(rng: np.random.Generator, host: int, centre: np.ndarray, room: float) -> dict:
+    # host: its cell; centre (3,) and radius of the cell, pixels → where it lies and how it looks
     "A rod somewhere in a cell."
     direction, axis, across = rng.normal(0, 1, (3, 3))
     axis /= np.linalg.norm(axis)
@@ -165,10 +158,7 @@ def cut_neuropil(tissue: Neuropil, z: float, height: int, width: int) -> Cut:
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #ccc87040
 def rod_depth(
-    rod: dict,  # from `new_mitochondrion`
-    cut: Cut,
-    z: float,  # pixels
-    window: tuple[slice, slice],  # rows and columns around it
+    rod: dict, cut: Cut, z: float, window: tuple[slice, slice]
 ) -> tuple[np.ndarray, np.ndarray]:  # depth below the surface; position across the cristae, pixels
     "How deep every pixel of a window lies in a mitochondrion; negative outside."
     position = np.stack([cut.x[window], cut.y[window], np.full_like(cut.x[window], z)], -1)
@@ -190,12 +180,8 @@ def window_around(rod: dict, shape: tuple[int, int]) -> tuple[slice, slice]:
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #4ce0c654
 def add_mitochondria(
-    tissue: Neuropil,
-    cut: Cut,
-    z: float,  # pixels
-    image: np.ndarray,  # (H, W); painted over
-    fine_noise: np.ndarray,  # (H, W), fine noise
-) -> np.ndarray:  # (H, W) bool: exactly where mitochondria are
+    tissue: Neuropil, cut: Cut, z: float, image: np.ndarray, fine_noise: np.ndarray
+) -> np.ndarray:  # image (H, W) is painted over → (H, W) bool: exactly where mitochondria are
     "Paint the mitochondria of a section."
     mask = np.zeros(image.shape, bool)
     for rod in tissue.mitochondria:
@@ -214,12 +200,8 @@ def add_mitochondria(
     return mask
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #db0ca536
-def add_vesicles(
-    tissue: Neuropil,
-    cut: Cut,
-    z: float,  # pixels
-    image: np.ndarray,  # (H, W); painted over
-):
+def add_vesicles(tissue: Neuropil, cut: Cut, z: float, image: np.ndarray):
+    # image (H, W) is painted over
     "Paint the vesicles of a section."
     height, width = image.shape
     x, y = tissue.vesicles[:, :2].round().astype(int).T
@@ -236,12 +218,8 @@ def add_vesicles(
         part += (0.08 - 0.45 * core) * (r - away).clip(0, 1)
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #9fa7313f
-def add_membranes(
-    tissue: Neuropil,
-    cut: Cut,
-    z: float,  # pixels
-    image: np.ndarray,  # (H, W); painted over
-):
+def add_membranes(tissue: Neuropil, cut: Cut, z: float, image: np.ndarray):
+    # image (H, W) is painted over
     "Paint the cells' walls: thin and dark where upright, wide and grey where they lean."
     uneven = (1 + 0.35 * tissue.fields[7](z)).clip(0.6, 2)
     synapse = (tissue.fields[8](z) - 1.7).clip(0, 1)

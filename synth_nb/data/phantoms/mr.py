@@ -92,10 +92,7 @@ def midline(canvas: Canvas, level: float) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #88f373c9
 def surface_distance(
-    canvas: Canvas,
-    head: Head,
-    level: float,  # 0 … 1
-    fissure: tuple[np.ndarray, np.ndarray],  # from `midline`
+    canvas: Canvas, head: Head, level: float, fissure: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:  # (H, W), negative in the fluid of folds and fissures
     "Distance to the surface of the cortex, folds and fissures included."
     rng, rim = canvas.rng, head.half_width - 0.1
@@ -198,11 +195,8 @@ def add_lesion(
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #f441f5ec
 def brain_tissue(
-    canvas: Canvas,
-    head: Head,
-    lesion: Lesion | None,
-    level: float,  # 0 … 1
-    fissure: tuple[np.ndarray, np.ndarray],  # from `midline`
+    canvas: Canvas, head: Head, lesion: Lesion | None, level: float,
+    fissure: tuple[np.ndarray, np.ndarray],
 ) -> tuple[np.ndarray, float, float]:  # (H, W) brightness; that of white matter; of fluid
     "The brain and the fluid around it."
     rng = canvas.rng
@@ -234,12 +228,9 @@ def add_skull(canvas: Canvas, head: Head, image: np.ndarray) -> np.ndarray:  # i
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #24c19d4f
 def add_dura(
-    canvas: Canvas,
-    head: Head,
-    image: np.ndarray,  # (H, W)
-    fissure: tuple[np.ndarray, np.ndarray],  # from `midline`
-    tones: tuple[float, float],  # of enhancing dura, of fluid
-) -> np.ndarray:  # (H, W)
+    canvas: Canvas, head: Head, image: np.ndarray, fissure: tuple[np.ndarray, np.ndarray],
+    tones: tuple[float, float],
+) -> np.ndarray:  # image (H, W); tones of enhancing dura, of fluid → (H, W)
     "The sinus at both ends of the fissure, bright with the falx where contrast agent was given."
     aside, bridge = fissure
     enhanced = canvas.rng.uniform() < 0.6
@@ -261,10 +252,7 @@ def simulate_scanner(canvas: Canvas, image: np.ndarray) -> np.ndarray:
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #2cbbb84f
 def mr_phantom(
-    height: int,  # pixels
-    width: int,  # pixels
-    seed: int,  # of this one image
-    lesion: bool = False,  # paint one
+    height: int, width: int, seed: int, lesion: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:  # (H, W) uint8 image; (H, W) uint8 mask of the lesion, 0 or 255
     "An axial slice of a head as T1-weighted MR shows it, and the exact mask of its lesion."
     canvas = posed_canvas(np.random.default_rng(seed), height, width)

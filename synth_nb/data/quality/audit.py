@@ -432,11 +432,8 @@ def audit(
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #6548f9c4
 def _with_hashes(
-    table: pd.DataFrame,
-    readable: np.ndarray,  # of readable images
-    thumbs: np.ndarray,  # (M, 32, 32), of these
-    pairs: pd.DataFrame,
-) -> pd.DataFrame:
+    table: pd.DataFrame, readable: np.ndarray, thumbs: np.ndarray, pairs: pd.DataFrame
+) -> pd.DataFrame:  # readable: indices; their thumbs (M, 32, 32)
     "The table with each image's perceptual hash and the first key of its cluster."
     table = table.assign(phash="", cluster=table["key"]).drop(columns="grey")
     hashes = perceptual_hashes(low_frequencies(thumbs))

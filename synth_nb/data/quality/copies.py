@@ -109,11 +109,9 @@ def correlations(thumbs: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #c28146e8
 def near_by_hash(
-    thumbs: np.ndarray,  # (N, 32, 32) uint8
-    bits: int = 8,  # of 64 that may differ
-    correlation: float = 0.95,  # of the thumbnails, at least
-    most: int = 20,  # pairs per image, the closest
+    thumbs: np.ndarray, bits: int = 8, correlation: float = 0.95, most: int = 20
 ) -> pd.DataFrame:  # i < j, view of i, bits, likeness (the correlation)
+    # thumbs (N, 32, 32) uint8; bits that may differ; least correlation; most pairs per image
     "Images that look nearly the same, also mirrored or turned by quarters."
     import pandas as pd
 
@@ -137,11 +135,9 @@ def empty_pairs() -> pd.DataFrame:  # i, j, view, bits, likeness
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #1fe13ee3
 def near_by_features(
-    features: np.ndarray,  # (N, D)
-    cosine: float,  # at least
-    most: int = 20,  # pairs per image, the closest
-    block: int = 2**22,  # pairs in memory
+    features: np.ndarray, cosine: float, most: int = 20, block: int = 2**22
 ) -> pd.DataFrame:  # i < j, view 0, no bits, likeness (the cosine)
+    # features (N, D); least cosine; most pairs per image; pairs in memory
     "Images whose features point in nearly the same direction."
     import pandas as pd
 

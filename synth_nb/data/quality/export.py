@@ -78,11 +78,8 @@ def _check_images(images: np.ndarray | Tensor):  # what should be (N, 1 or 3, H,
 
 # %% ../../../nbs/library/data/quality/export.ipynb #70dc96ed
 def _check_labels(
-    labels: Sequence[int] | None,
-    classes: Sequence[str] | None,
-    keys: Sequence[str],
-    n: int,  # images
-):
+    labels: Sequence[int] | None, classes: Sequence[str] | None, keys: Sequence[str], n: int
+):  # n images
     "Raise `ParameterError` where labels, class names and keys do not belong to these images."
     for name, values in (("labels", labels), ("keys", keys)):
         if values is not None and len(values) != n:
@@ -129,8 +126,7 @@ def _check_also(also: dict, n: int) -> dict[str, np.ndarray]:
 
 # %% ../../../nbs/library/data/quality/export.ipynb #1c3fa42c
 def _labels_and_classes(
-    labels: Sequence[int] | None,
-    classes: Sequence[str] | None,
+    labels: Sequence[int] | None, classes: Sequence[str] | None
 ) -> tuple[list[int] | None, list[str] | None]:  # plain values; classes are numbered without names
     "Labels as ints and class names as text."
     labels = None if labels is None else [int(k) for k in labels]
