@@ -21,14 +21,12 @@ from torch import Tensor, nn
 from .base import Embedder, register_embedder
 from synth_nb.embedders.hub import (
     feature_width,
-    fetch_model,
-    is_folder,
+    hub_folder,
     model_id,
     model_licence,
     model_revision,
     print_licence,
 )
-from ..core.files import resolve, display_path
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #0f1ab0cd
 def _order_compilers():
@@ -241,27 +239,15 @@ class SavedModel(nn.Module):
         return y.to(x.device, x.dtype)
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #4fafec88
-SAVED_MODEL_FILES = (
-    "saved_model.pb",
-    "fingerprint.pb",
-    "keras_metadata.pb",
-    "variables/*",
-    "assets/*",
-)
+SAVED_MODEL_FILES = ("saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables/*",
+                     "assets/*")
 
 
 def saved_folder(what: str) -> Path:
     # owner/model, owner/model@revision, or a path → holds saved_model.pb
     "Where a SavedModel lies. Raises `ValueError` or `OSError` in one sentence."
-    if is_folder(what):
-        folder = resolve(what)
-    else:
-        name, _, revision = what.partition("@")
-        folder = fetch_model(name, revision or None, [SAVED_MODEL_FILES], "savedmodel:")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
+    folder, title = hub_folder(what, [SAVED_MODEL_FILES], "savedmodel:")
     if not (folder / "saved_model.pb").is_file():
-        title = display_path(folder) if is_folder(what) else what
         raise FileNotFoundError(f"{title} holds no SavedModel: saved_model.pb is missing")
     return folder
 
@@ -281,8 +267,7 @@ def load_savedmodel(
     start_tensorflow(f"`{name}`")  # before anything is downloaded
     folder = saved_folder(what)
     body, licence = SavedModel(folder, name, input_size), model_licence(folder) or licence
-    if not is_folder(what):
-        print_licence(name, licence, f"https://huggingface.co/{what.partition('@')[0]}")
+    print_licence(name, licence, what)
     alias = name != f"savedmodel:{what}"
     id = f"{name}@{body.size}" if alias else model_id("savedmodel:", what, body.size)
     options = dict(mean=0, std=1, licence=licence)
