@@ -36,12 +36,8 @@ def duration(
 class Pace:
     "Seconds of a step: an exponential average over the last `window` seconds."
 
-    def __init__(
-        self,
-        done: int = 0,  # steps that an earlier start made
-        window: float = 30.0,  # seconds
-        clock: Callable[[], float] | None = None,  # seconds; None: the system's
-    ):
+    def __init__(self, done: int = 0, window: float = 30.0, clock: Callable | None = None):
+        # steps that an earlier start made; seconds; what tells the seconds, None: the system
         self.done, self.window, self.clock = done, window, clock or (lambda: time.monotonic())
         self.last, self.measured = self.clock(), 0
         self.step: float | None = None  # seconds; None: no step was made

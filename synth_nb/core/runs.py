@@ -21,12 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from .devices import environment, pick_device
 from .files import atomic_write, digest, display_path, project_root, resolve
-from synth_nb.core.fingerprint import (
-    FREE_PARAMETERS,
-    code_version,
-    library_hash,
-    notebook_sources,
-)
+from .fingerprint import FREE_PARAMETERS, code_version, library_hash, notebook_sources
 from .parameters import RENAMED_PARAMETERS, ParameterError
 from .progress import board, in_kernel
 from .stops import end_in_order

@@ -19,14 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from .base import Embedder, register_embedder
-from synth_nb.embedders.hub import (
-    feature_width,
-    hub_folder,
-    model_id,
-    model_licence,
-    model_revision,
-    print_licence,
-)
+from .hub import (
+    feature_width, hub_folder, model_id, model_licence, model_revision, print_licence)
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #0f1ab0cd
 def _order_compilers():

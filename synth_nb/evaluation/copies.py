@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../../nbs/library/evaluation/copies.ipynb #f51b9977
 from ..data import view
 from ..embedders import Embedder, embed_images
 from .scores import set_features

@@ -15,7 +15,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-# %% ../../nbs/library/evaluation/pictures.ipynb #8e36fca3
 from ..embedders import Embedder
 from .scores import METRIC_TITLES, set_features
 from .sets import ImageSet, random_subset, sample_set

@@ -12,18 +12,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-# %% ../../nbs/library/evaluation/report.ipynb #281b7fda
 from ..data.tables import markdown_table
 from ..embedders import Embedder
 from .copies import CopyAudit, audit_copies, copy_summary
-from synth_nb.evaluation.scores import (
-    METRIC_TITLES,
-    digits,
-    score_sets,
-    score_table,
-    set_features,
-    usable_groups,
-)
+from .scores import (
+    METRIC_TITLES, digits, score_sets, score_table, set_features, usable_groups)
 from .sets import DataError, ImageSet, pair_warnings, shared_images
 from ..core.files import json_default, write_texts
 

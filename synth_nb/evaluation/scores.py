@@ -14,22 +14,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-# %% ../../nbs/library/evaluation/scores.ipynb #35e35251
 from ..embedders import Embedder, embed_images
 from .sets import MIN_IMAGES, DataError, ImageSet
-from synth_nb.metrics import (
-    classifier_two_sample_test,
-    confidence_interval,
-    frechet_distance,
-    frechet_infinity,
-    inception_score,
-    kernel_distance,
-    kernel_distance_subsets,
-    mean_pairwise_distance,
-    prdc,
-    real_baseline,
-    vendi_score,
-)
+from ..metrics import (
+    classifier_two_sample_test, confidence_interval, frechet_distance, frechet_infinity,
+    inception_score, kernel_distance, kernel_distance_subsets, mean_pairwise_distance, prdc,
+    real_baseline, vendi_score)
 from ..metrics.uncertainty import wilson_interval
 from ..core.progress import Progress
 

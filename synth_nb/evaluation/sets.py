@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../../nbs/library/evaluation/sets.ipynb #791ce211
 from ..data import DataError, ImageDataset, find_source, open_dataset, parse_size, to_uint8
 from ..data.readers.sources import open_image
 from ..embedders import image_keys

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../../nbs/library/evaluation/useful.ipynb #0a987e9c
 from ..data import to_float
 from ..embedders import Embedder
 from .scores import set_features

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from torch import Tensor, nn
 
-# %% ../../nbs/library/figures/diagrams.ipynb #b0c1e243
 from .plots import new_figure
 
 # %% ../../nbs/library/figures/diagrams.ipynb #9983a7c8

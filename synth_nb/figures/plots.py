@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-# %% ../../nbs/library/figures/plots.ipynb #578e4121
 from ..core.files import atomic_write
 from ..core.progress import in_kernel
 from ..core.runs import sample_file

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
-# %% ../../nbs/library/segmentation/networks.ipynb #b65aaf75
 from ..training.memory import checkpointed
 from ..training.processes import over_the_batch
 from ..core.parameters import ParameterError

@@ -19,7 +19,6 @@ from scipy.ndimage import label
 from skimage.measure import regionprops
 from torch import Tensor
 
-# %% ../../nbs/library/segmentation/predict.ipynb #f0834876
 from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/segmentation/predict.ipynb #0716aabb

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-# %% ../../nbs/library/segmentation/protocol.ipynb #fbbb5fe5
 from ..core.files import atomic_write, digest, write_texts
 from ..core.parameters import ParameterError
 from ..core.progress import Progress, in_kernel
@@ -144,13 +143,8 @@ def held_out_blocks(split: Split, across: int) -> np.ndarray:  # (N, H, W) int
 class Cells:
     "The inputs of all cells, and where their results lie."
 
-    def __init__(
-        self,
-        folder: str | Path,  # of results
-        split: Split,
-        generate: Callable,  # (images, masks, labelled, n, seed, folder) → images, masks; has `id`
-        protocol: Protocol,
-    ):
+    def __init__(self, folder: str | Path, split: Split, generate: Callable, protocol: Protocol):
+        # generate: (images, masks, labelled, n, seed, folder) → images, masks; has `id`
         self.folder, self.split, self.generate = Path(folder), split, generate
         self.protocol = protocol
         self.images, self.masks, _ = cut_chunks(split.train, protocol.chunk)

@@ -13,18 +13,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-# %% ../../nbs/library/segmentation/sections.ipynb #3dfd2aed
 from ..data import DataError, ImageError, open_dataset
 from synth_nb.data.readers.microscopy import (
-    PageReader,
-    check_readable,
-    grey_pixels,
-    list_volumes,
-    mask_pixels,
-    match_masks,
-    natural_order,
-    section_name,
-)
+    PageReader, check_readable, grey_pixels, list_volumes, mask_pixels, match_masks, natural_order,
+    section_name)
 from ..core.files import digest, display_path
 from ..core.parameters import ParameterError
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 # %% ../../nbs/library/stylegan2/transfer.ipynb #6cb82a83
 from ..core.files import display_path, resolve
@@ -290,7 +289,7 @@ def start_from(
     pretrained: PretrainedNetworks,
     G: Generator,
     D: Discriminator,
-    average: AveragedModel | None = None,  # of `G`; it starts from the stored average
+    average: nn.Module | None = None,  # of `G`, by `moving_average`: from the stored average
 ) -> TransferReport:
     """Load all weights that fit into new networks.
 
@@ -306,7 +305,7 @@ def start_from(
     check_frozen(D, report.discriminator.new)
     if average is not None:
         load_matching(average.module, pretrained.G_ema)
-        average.n_averaged.fill_(1)  # or the first step would replace it
+        average.updates = 1  # or the first step would replace it
     return report
 
 # %% ../../nbs/library/stylegan2/transfer.ipynb #165c9820

@@ -45,11 +45,8 @@ def running_heading(cells: list) -> str:
 class NotebookProgress:
     "What a notebook is doing, as phrases, and its messages that stay."
 
-    def __init__(
-        self,
-        nb,  # the notebook, whose cells papermill marks as running
-        feed: Path,  # where the kernel writes its line
-    ):
+    def __init__(self, nb, feed: Path):
+        # a notebook, whose cells papermill marks as running; where the kernel writes its line
         self.nb, self.feed, self.written, self.drawing = nb, feed, 0, None
         self.heading, self.since = "starting", time.monotonic()
 
