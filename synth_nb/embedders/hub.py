@@ -68,9 +68,7 @@ def fetch_model(
     return Path(folder)
 
 # %% ../../nbs/library/embedders/hub.ipynb #08f62bc2
-def is_folder(
-    what: str,  # what followed `hf:` or `timm:`
-) -> bool:
+def is_folder(what: str) -> bool:  # what followed `hf:` or `timm:`
     "Whether a path is meant and not a name: it begins with `.`, `/` or `~`, or with a drive."
     return what.startswith((".", "~")) or Path(what).is_absolute()
 

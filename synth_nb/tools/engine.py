@@ -22,7 +22,6 @@ from papermill.exceptions import PapermillException
 from papermill.log import logger
 from traitlets.config import Config
 
-# %% ../../nbs/library/tools/engine.ipynb #b9b99f7b
 from .grid import declared_parameters
 from ..core.progress import Drawing, Terminal, duration, read_feed
 from ..core.parameters import ParameterError, check_names

@@ -26,14 +26,8 @@ from filelock import FileLock, Timeout
 
 # %% ../../nbs/library/tools/grid.ipynb #2b62383d
 from ..core.progress import Drawing, read_feed
-from synth_nb.core.files import (
-    digest,
-    notebook_path,
-    project_root,
-    resolve,
-    display_path,
-    atomic_write,
-)
+from ..core.files import (
+    digest, notebook_path, project_root, resolve, display_path, atomic_write)
 from ..core.fingerprint import library_hash, notebook_sources
 from ..core.parameters import ParameterError, check_names, check_parameters
 from ..core.runs import read_manifest

@@ -16,7 +16,6 @@ from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
-# %% ../../nbs/library/tools/pages.ipynb #b664cf60
 from execnb.nbio import mk_cell
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob

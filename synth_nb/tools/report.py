@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-# %% ../../nbs/library/tools/report.ipynb #48e24a93
 from ..core.files import display_path, resolve, write_texts
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest

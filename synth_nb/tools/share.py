@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pandas as pd
 
-# %% ../../nbs/library/tools/share.ipynb #f4d38f4c
 from ..core.files import atomic_folder, atomic_write, display_path, notebook_path, resolve
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest

@@ -12,7 +12,6 @@ import math
 import textwrap
 from pathlib import Path
 
-# %% ../../nbs/library/tools/summary.ipynb #02401ec4
 from ..core.files import resolve, display_path
 from ..core.runs import read_manifest
 

@@ -181,9 +181,7 @@ def lesion_tone(canvas: Canvas, lesion: Lesion) -> np.ndarray:  # (H, W), bright
     return dark + (rng.uniform(0.85, 1.15) + 0.08 * texture - dark) * share
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #00cbcd4e
-def add_lesion(
-    canvas: Canvas, image: np.ndarray, white: np.ndarray, lesion: Lesion
-) -> np.ndarray:
+def add_lesion(canvas: Canvas, image: np.ndarray, white: np.ndarray, lesion: Lesion) -> np.ndarray:
     # image (H, W), 0 … about 1; white (H, W), 0 … 1: where oedema spreads easily
     "Paint a lesion and the oedema around it."
     rng = canvas.rng

@@ -224,9 +224,7 @@ def identical_groups(
     return list(groups.values())
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #1dce9b41
-def representative_pair(
-    first: list[int], second: list[int], split: list[str]
-) -> tuple[int, int]:
+def representative_pair(first: list[int], second: list[int], split: list[str]) -> tuple[int, int]:
     "One image of each group, in different splits if there are such."
     across = ((a, b) for a in first for b in second if split[a] != split[b])
     return next(across, (first[0], second[0]))

@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors.numpy import save
 from torch import Tensor
 
-# %% ../../../nbs/library/data/quality/export.ipynb #bb92a498
 from ..dataset import ImageDataset, to_uint8
 from ..readers.layout import SPLIT_NAMES
 from ..tables import about_lines, count_table
