@@ -4,8 +4,9 @@ Takes a finished run of 05_i2i or 05_e2i on the demo, or trains a short model of
 token of 64 numbers), then makes the same images, one for each held-out patch and from the same
 noise, with both samplers in turn. The distance is to the held-out patches, in an encoder that had
 no part in the training; differences are paired, over random halves of the patches.
-A training is kept short, so that all of it takes about three CPU minutes; --full trains longer.
-Run: python benchmarks/diffusion_samplers.py [--run outputs/05_i2i/readme] [--full]
+A training is kept short, so that all of it takes about three CPU minutes; --full trains longer,
+--quick only shows that it runs.
+Run: python benchmarks/diffusion_samplers.py [--run outputs/05_i2i/readme] [--full | --quick]
 """
 
 import argparse
@@ -75,9 +76,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", default="", help="a finished run, in place of a training")
     parser.add_argument("--full", action="store_true", help="a longer training, more images")
+    parser.add_argument("--quick", action="store_true", help="a few steps, a few images")
     parser.add_argument("--precision", default="fp32")
     arguments = parser.parse_args()
     lengths, images = ((400, 600), 256) if arguments.full else ((200, 200), 96)
+    if arguments.quick:
+        lengths, images = (2, 2), 8
     seed_everything(0)
     data = open_dataset("demo", image_size=64)
     train, held_out = data.subset("train"), data.subset("val")

@@ -3,7 +3,8 @@
 `step` times a training step of the three networks. `train` spends so many CPU seconds on one of
 them, data opened and everything compiled before the clock starts, and saves the model. `samplers`
 compares samplers on a saved model. `speed` times a thousand letters. `useful` adds its letters to
-few real ones. All accuracies are those of the letter classifier of the data set.
+few real ones. All accuracies are those of the letter classifier of the data set. `--quick` runs
+each of them, or one, for some seconds.
 Run: OMP_NUM_THREADS=1 python benchmarks/emnist.py step
 """
 
@@ -42,7 +43,7 @@ def trainer_for(data, network, folder, steps=0, lr=1.5e-3, batch=32, seed=0):
 def step(chosen, data):
     "A step of each network against the small one."
     print("| step of 32 | ours, ms | theirs, ms | ratio |\n| --- | --- | --- | --- |")
-    for network in ("middle", "documented"):
+    for network in ("middle",) if chosen.quick else ("middle", "documented"):
         trainers = [trainer_for(data, n, tempfile.mkdtemp())[0] for n in ("small", network)]
         sides = [trainer.training_step for trainer in trainers]
         done = alternate(*sides, chosen.rounds, warm=1, clock=time.process_time)
@@ -72,7 +73,8 @@ def samplers(chosen, data):
     tried = [("dpm++", 5, 1), ("dpm++", 10, 1), ("dpm++", 20, 1), ("ddim", 10, 1), ("ddim", 20, 1),
              ("ddpm", 20, 1), ("ddpm", 100, 1), ("dpm++", 10, 2), ("dpm++", 14, 2),
              ("dpm++", 20, 2)]
-    configs = [letter_sampling(*one) for one in ([("ddpm", 1000, 1)] if chosen.thousand else tried)]
+    tried = [("ddpm", 1000, 1)] if chosen.thousand else tried[:2] if chosen.quick else tried
+    configs = [letter_sampling(*one) for one in tried]
     table = compare_samplers(model, classifier_of(chosen, data), configs, chosen.n, 1)
     print(table.round(4).to_markdown(), flush=True)
 
@@ -93,7 +95,8 @@ def useful(chosen, data):
     samples = model.sample(chosen.n, 0)
     fake = ImageSet("synthetic", to_uint8(samples.images), samples.labels, model.classes)
     real, held_out = to_image_set("real", data.train), to_image_set("held out", data.held_out)
-    table = usefulness_by_count(real, held_out, fake, device="cpu")
+    little = dict(counts=(10,), n_draws=1, steps=20) if chosen.quick else {}
+    table = usefulness_by_count(real, held_out, fake, device="cpu", **little)
     print(table.round(3).to_markdown(), flush=True)
 
 
@@ -104,9 +107,11 @@ def classifier_of(chosen, data):
     return classifier
 
 
+COMMANDS = dict(step=step, train=train, samplers=samplers, speed=speed, useful=useful)
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("step", "train", "samplers", "speed", "useful"))
+    parser.add_argument("what", nargs="?", choices=COMMANDS)
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--network", default="small")
     parser.add_argument("--seconds", type=float, default=300, help="CPU seconds of training")
@@ -117,7 +122,14 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--classifier-steps", type=int, default=600)
     parser.add_argument("--classifier-width", type=int, default=16)
+    parser.add_argument("--quick", action="store_true", help="some seconds of each, or of one")
     chosen = parser.parse_args()
+    if not (chosen.what or chosen.quick):
+        parser.error(f"name one of {', '.join(COMMANDS)}, or give --quick")
+    if chosen.quick:
+        vars(chosen).update(seconds=2, n=100, rounds=1, classifier_steps=20)
+        chosen.model = f"{tempfile.mkdtemp()}/model"
     data = open_dataset(chosen.dataset, 28, channels=1)
     print(f"{machine()}\n{data}", flush=True)
-    globals()[chosen.what](chosen, data)
+    for name in [chosen.what] if chosen.what else COMMANDS:
+        COMMANDS[name](chosen, data)

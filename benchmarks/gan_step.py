@@ -104,7 +104,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--width", type=int, default=64, help="of the networks, as published")
+    parser.add_argument("--quick", action="store_true", help="narrow networks, two rounds")
     args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.width = 2, 8
     print(machine(), "\n\n| step | ours, ms | plain, ms | ratio |\n| --- | --- | --- | --- |")
     for size, batch_size in ((224, 16), (64, 32)):
         sides = [side(size, batch_size, args.width) for side in (ours, plain)]

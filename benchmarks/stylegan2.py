@@ -7,7 +7,7 @@ demodulation from weights scaled for every image; `grouped` runs a grouped convo
 as the published code does when it generates. Both sides run in turn in one process and on one
 core; what is compared is CPU time. Another implementation takes the plain one's place by
 `--other module:build`, where build(resolution, seed) gives (G, D) with the published interface.
-Run: OMP_NUM_THREADS=1 python benchmarks/stylegan2.py [--resolution 64] [--rounds 5] …
+Run: OMP_NUM_THREADS=1 python benchmarks/stylegan2.py [--resolution 64] [--rounds 5] … [--quick]
 """
 
 import argparse
@@ -295,7 +295,10 @@ def main():
     words.add_argument("--other", default="", help="module:build of a second implementation")
     words.add_argument("--grouped", action="store_true", help="the plain side in training, too")
     words.add_argument("--only", default="", help="iteration, generate, answer or bf16")
+    words.add_argument("--quick", action="store_true", help="16 px, batch 2, one round")
     args = words.parse_args()
+    if args.quick:
+        args.resolution, args.batch, args.rounds = 16, 2, 1
     torch.set_num_threads(1)
     if args.other:
         module, _, name = args.other.partition(":")

@@ -131,7 +131,8 @@ def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
                  baseline_input="tokens", new_trainer=new_trainer,
                  run=SimpleNamespace(folder=tmp_path), time=time)
     exec(cell_with("03_embedding_gan", "second = new_trainer("), space)
-    assert minutes[1] == pytest.approx(15, abs=0.1)  # 25 over all starts, 5 in this one
+    # 25 over all starts, 5 in this one; the test itself takes some seconds
+    assert minutes[1] == pytest.approx(15, rel=0.02)
 
 
 @pytest.mark.parametrize(("notebook", "marks"), [

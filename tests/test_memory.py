@@ -69,7 +69,7 @@ NETWORKS = {
     "StyleGAN2 synthesis": lambda: style("synthesis"),
     "StyleGAN2 discriminator": lambda: style("discriminator"),
 }
-TWICE = [n for n in NETWORKS if "StyleGAN2" in n or "spectral" in n]
+TWICE = [n for n in NETWORKS if "StyleGAN2" in n or "spectral" in n]  # R1 and path length
 
 
 def output(net: nn.Module, inputs: tuple) -> torch.Tensor:
@@ -96,11 +96,10 @@ def step(net: nn.Module, inputs: tuple, twice: bool) -> tuple[list[torch.Tensor]
     return gradients + list(net.buffers()), sum(sizes.values())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    "name, twice", [(n, False) for n in NETWORKS] + [(n, True) for n in TWICE]
+)
 def test_gradients_are_equal_and_less_is_saved(name, twice):
-    if twice and name not in TWICE:
-        pytest.skip("it is never differentiated twice")
     torch.manual_seed(0)
     plain, inputs = NETWORKS[name]()
     plain.train()
@@ -114,3 +113,93 @@ def test_gradients_are_equal_and_less_is_saved(name, twice):
         assert torch.equal(a, b)
     weights = sum(p.nbytes for p in plain.parameters())  # a plain pass saves them too
     assert after < 0.8 * (before - weights)
+
+
+class Numbers:
+    "Eight rows of noise."
+    keys = tuple("01234567")
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, rows):
+        return dict(image=torch.randn(len(rows), 1, 16, 16), mask=torch.ones(len(rows), 1, 16, 16))
+
+
+FAILURES = {
+    "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate "
+                        "memory: you tried to allocate 1099511627776 bytes."),
+    "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    "numpy": MemoryError("Unable to allocate 1 TiB"),
+}  # fmt: skip
+
+
+def training(folder, failing_step, error, **changes):
+    "A training of a segmenter whose loss fails to allocate in one step."
+    from synth_nb.segmentation.networks import ResidualUNet
+    from synth_nb.training.loop import Phase, Trainer, TrainingConfig
+    from synth_nb.training.memory import new_optimizer
+
+    net, calls = ResidualUNet(1, (8, 16)), [0]
+
+    def loss(nets, batch):
+        calls[0] += 1
+        if calls[0] > failing_step:
+            raise error
+        return nets["unet"](batch["image"]).square().mean()
+
+    config = TrainingConfig(1, 4, 32, device="cpu", **changes)
+    phase = Phase(loss, new_optimizer(net.parameters()))
+    return Trainer(folder, Numbers(), dict(unet=net), [phase], config)
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+@pytest.mark.parametrize("step", [0, 4], ids=["while it is tried", "in training"])
+def test_a_failed_allocation_names_the_parameters(tmp_path, kind, step):
+    with pytest.raises(MemoryError) as caught:
+        training(tmp_path, step, FAILURES[kind]).fit()
+    found = step - 2 if step else 0  # the first two are tries
+    assert str(caught.value) == (
+        f"training, step {found}: the memory is too small; turn `checkpointing` on, raise "
+        "`accumulate` (now 1) or lower `batch_size` (now 4)"
+    )
+    assert caught.value.__suppress_context__
+
+
+def test_what_is_used_already_is_not_advised(tmp_path):
+    with pytest.raises(MemoryError, match=r"lower `batch_size` \(now 4\)$") as caught:
+        training(tmp_path, 0, MemoryError(), checkpointing=True, accumulate=4).fit()
+    assert "accumulate" not in str(caught.value) and "checkpointing" not in str(caught.value)
+
+
+def test_another_error_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"):
+        training(tmp_path, 3, RuntimeError("shapes differ")).fit()
+
+
+def test_the_estimate_names_the_parameters_where_memory_is_short(tmp_path, capsys, monkeypatch):
+    training(tmp_path / "enough", 99, None).fit()
+    assert "are free" not in capsys.readouterr().out
+    monkeypatch.setattr("synth_nb.training.loop.free_bytes", lambda device: 1e6)
+    training(tmp_path / "short", 99, None).fit()
+    line = capsys.readouterr().out
+    assert "only 0.0 GB of memory are free: turn `checkpointing` on" in line, line
+
+
+def test_a_frozen_encoder_is_run_again():
+    "Features of images, and the gradients of the images, are those without checkpointing."
+    from synth_nb.dcgan import DiffAugment
+    from synth_nb.embedders import load_embedder
+    from synth_nb.embedding_gan import FeatureStack
+
+    encoder = load_embedder("efficientnet_lite0@32")
+    stack = FeatureStack(encoder, ["embedding", "layers"], torch.randn(9, 1280),
+                         DiffAugment("translation"))
+    images, results = torch.rand(2, 3, 32, 32) * 2 - 1, []
+    for on in (False, True):
+        stack.checkpointing, own = on, images.clone().requires_grad_()
+        torch.manual_seed(2)
+        features = stack(own)
+        sum(x.square().mean() for x in features.values()).backward()
+        results.append([*features.values(), own.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -119,7 +119,7 @@ def test_a_constant_feature_is_harmless(name):
     found = PAIRS[name](c, d)
     assert np.isfinite(found)
     if not name.startswith(("kernel", "train_test", "vendi")):  # which mind the width or the origin
-        assert found == pytest.approx(PAIRS[name](a, b), rel=1e-9, abs=1e-12)
+        assert found == pytest.approx(PAIRS[name](a, b), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_a_constant_feature_is_harmless(name):
 def test_numpy_float32_and_gradients_change_nothing(name):
     a, b = normal(40, 4).float(), normal(50, 4, 1, 1.2).float()
     expected = PAIRS[name](a.double(), b.double())
-    assert PAIRS[name](a.numpy(), b.numpy()) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    assert PAIRS[name](a.requires_grad_(), b) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert PAIRS[name](a.numpy(), b.numpy()) == pytest.approx(expected, rel=1e-9)
+    assert PAIRS[name](a.requires_grad_(), b) == pytest.approx(expected, rel=1e-6)
 
 
 def test_global_random_numbers_are_left_alone():
@@ -154,7 +154,8 @@ def test_dead_features_add_nothing_to_a_frechet_distance(n, m):
     a, b = normal(n, 60), normal(m, 60, 1, 1.3)
     dead = [torch.cat([x, x.new_zeros(len(x), 200)], 1) for x in (a, b)]
     assert frechet_distance(*dead) == pytest.approx(frechet_distance(a, b), rel=1e-9)
-    assert frechet_distance(dead[0], dead[0]) == pytest.approx(0, abs=1e-6)
+    size = dead[0].var(0).sum().item()  # of the terms whose difference is 0
+    assert frechet_distance(dead[0], dead[0]) == pytest.approx(0, abs=1e-8 * size)
 
 
 def test_frechet_does_not_depend_on_the_origin():
@@ -272,7 +273,7 @@ def test_fitting_in_the_span_of_the_images_changes_no_decision():
     full = (x - x.mean(0)) / x.std(0)
     assert _standardised(x).shape == (60, 60)
     rotated = _cross_accuracy(_standardised(x), labels, parts)
-    assert torch.allclose(rotated, _cross_accuracy(full, labels, parts), atol=0.02)
+    assert torch.allclose(rotated, _cross_accuracy(full, labels, parts), atol=1.1 / 60)  # one image
 
 
 @pytest.mark.parametrize("d", [4, 90])
@@ -285,7 +286,7 @@ def test_regressions_fitted_together_are_those_of_scikit_learn(d):
     for w, column in zip(together.T, labels.T, strict=True):
         one = LogisticRegression(C=0.1, max_iter=9999, tol=1e-8).fit(x[some], column[some])
         expected = np.append(one.coef_[0], one.intercept_)
-        assert w.numpy() == pytest.approx(expected, abs=1e-4)
+        assert w.numpy() == pytest.approx(expected, abs=1e-3 * abs(expected).max())
 
 
 def test_shuffled_labels_stay_balanced_in_every_part():
@@ -316,7 +317,7 @@ def test_a_copied_set_has_the_scores_of_the_definition_at_any_offset():
         found = prdc(x + shift, x + shift, 4, chunk=40)
         # each is inside its own ball, and in those that reach it before their rim
         assert found["precision"] == found["recall"] == found["coverage"] == 1
-        assert found["density"] == pytest.approx(1, abs=1e-12)  # self and k - 1 others, over k
+        assert found["density"] == pytest.approx(1, rel=1e-12)  # self and k - 1 others, over k
 
 
 @pytest.mark.parametrize("k", [0, 10, 11])
@@ -363,7 +364,7 @@ def test_ssim_is_scikit_images(channels, data_range):
                               use_sample_covariance=False, data_range=data_range or 255)
         for x, y in zip(a.numpy(), b.numpy(), strict=True)
     ]
-    assert ssim(a, b, data_range, chunk=2).tolist() == pytest.approx(expected, abs=1e-9)
+    assert ssim(a, b, data_range, chunk=2).tolist() == pytest.approx(expected, rel=1e-8)
 
 
 def test_ms_ssim_orders_damage_and_refuses_what_is_too_small():
@@ -611,4 +612,4 @@ def test_batches_may_come_from_another_device(name):
 def test_the_device_does_not_matter(name):
     a, b = normal(300, 20), normal(200, 20, 1, 1.2)
     expected = PAIRS[name](a, b)
-    assert PAIRS[name](a.cuda(), b.cuda()) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert PAIRS[name](a.cuda(), b.cuda()) == pytest.approx(expected, rel=1e-6)

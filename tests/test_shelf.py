@@ -59,6 +59,13 @@ def test_the_top_holds_stories_alone():
         assert "#| default_exp" not in text, name
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").rglob("[!.]*.ipynb")), ids=lambda p: p.stem)
+def test_no_output_names_a_temporary_folder(path):
+    "It would change with every run; clear that cell's output, or print the path's last part."
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        assert not re.search(r"/tmp\w{8}\b", json.dumps(cell.get("outputs", []))), cell["id"]
+
+
 def test_loaders_of_kept_runs_are_there():
     manifests = sorted((ROOT / "outputs").glob("*/*/manifest.json"))
     named = {json.loads(path.read_text(encoding="utf-8")).get("loader", "") for path in manifests}

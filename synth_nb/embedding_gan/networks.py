@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 # %% ../../nbs/library/embedding_gan/networks.ipynb #37d637e7
 from ..data import ImageDataset, to_unit
@@ -22,6 +23,7 @@ from ..data.loader import SYMMETRIES, view
 from ..dcgan import Discriminator, GANLosses, generator_loss, squared_gradient_norm
 from ..embedders import Embedder, embed_images
 from ..core.parameters import ParameterError
+from ..training.memory import checkpointed
 
 # %% ../../nbs/library/embedding_gan/networks.ipynb #dc892579
 INPUTS = ("embedding", "layers", "tokens", "pixels")
@@ -49,6 +51,7 @@ class FeatureStack(nn.Module):
     """
 
     length = 8.0  # of a standardised embedding, about
+    checkpointing = False  # `enable_checkpointing` turns it on
 
     def __init__(
         self,
@@ -82,6 +85,11 @@ class FeatureStack(nn.Module):
         return F.layer_norm(tokens, (width,)) * self.length / width**0.5
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self.features, images, use_reentrant=False)
+        return self.features(images)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
         images, stack = self.augment(images.float()), {}
         units = to_unit(images).clamp(0, 1)
         embedding, layers = self.embedding_and_layers(units)
@@ -122,6 +130,8 @@ def map_head(
 class EmbeddingDiscriminator(nn.Module):
     "A `FeatureStack`'s output → logits by the same names: (B,) each, (B, T) of tokens, (B, maps)."
 
+    checkpointing = False  # `enable_checkpointing` turns it on
+
     def __init__(
         self,
         example: dict[str, Tensor],  # of its input, for the shapes
@@ -140,7 +150,8 @@ class EmbeddingDiscriminator(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, stack: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits = {name: self.heads[name](part) for name, part in stack.items()}
+        on = self.checkpointing
+        logits = {name: checkpointed(self.heads[name], part, on=on) for name, part in stack.items()}
         maps = [logits.pop(name).flatten(1) for name in stack if name.startswith("layer")]
         logits = {name: part.reshape(len(part), -1) for name, part in logits.items()}
         return logits | (dict(layers=torch.cat(maps, 1)) if maps else {})

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORIGINAL_PARAMETERS', 'Settings', 'choose_settings', 'optimizer_options', 'ema_decay', 'memory_estimate',
-           'microbatches_for', 'check_microbatches', 'from_original_parameters', 'parse_seeds', 'z_for_seed']
+           'microbatches_for', 'check_microbatches', 'from_original_parameters', 'answer_original', 'parse_seeds',
+           'z_for_seed']
 
 # %% ../../nbs/library/stylegan2/config.ipynb #4ff3f86a
 import math
@@ -52,6 +53,7 @@ class Settings:
     ada_kimg: float = 500.0  # thousand images in which the strength may go from 0 to 1
     ada_every: int = 4  # steps
     relativistic: bool = False  # R3GAN's loss with R1 + R2
+    freeze_d: int = 0  # layers of the discriminator, from the image on, whose weights stay
 
     def __post_init__(self):
         size, share = self.image_size, self.batch_size / max(self.gpus, 1)
@@ -67,6 +69,10 @@ class Settings:
                 f"a batch of {self.batch_size} on {self.gpus} GPUs is no multiple of {self.group}, "
                 f"the images that the discriminator compares; change `batch_size` or `group`"
             )
+        layers = 3 * round(math.log2(size // 4)) + 1  # all but the last block's
+        if not 0 <= self.freeze_d <= layers:
+            raise ParameterError(f"`freeze_d` freezes 0 to {layers} layers of a discriminator of "
+                                 f"{size} pixels, got {self.freeze_d}")
 
 # %% ../../nbs/library/stylegan2/config.ipynb #7bb86453
 def auto_values(
@@ -171,13 +177,15 @@ def memory_estimate(
     images: int,  # at a time, on one GPU
     parameters: int,  # of both networks
     half: bool = False,  # mixed precision
+    checkpointing: bool = False,
 ) -> int:  # bytes
     "About how much memory training takes."
     sides = [2**i for i in range(2, int(math.log2(settings.image_size)) + 1)]
     units = [min(settings.channel_base // side, settings.channel_max) * side**2 for side in sides]
     layers = settings.half_layers if half else 0
     full, short = units[: len(units) - layers], units[max(len(units) - layers, 0) :]
-    return 5 * 4 * parameters + images * 13 * (4 * sum(full) + 2 * sum(short))
+    maps = 9 if checkpointing else 13  # of each resolution that are in memory at once
+    return 5 * 4 * parameters + images * maps * (4 * sum(full) + 2 * sum(short))
 
 # %% ../../nbs/library/stylegan2/config.ipynb #725e6886
 def microbatches_for(
@@ -185,17 +193,19 @@ def microbatches_for(
     memory: int,  # bytes that are free on a GPU
     parameters: int,  # of both networks
     half: bool = False,  # mixed precision
+    checkpointing: bool = False,
 ) -> int:  # of microbatches, `accumulate` of the trainer
     "Number of microbatches that fit in memory. Raises `ParameterError` where none does."
     share, group = settings.batch_size // settings.gpus, settings.group
     sizes = [n for n in range(share, 0, -1) if share % n == 0 and n % group == 0]
     for size in sizes:
-        if memory_estimate(settings, size, parameters, half) <= memory:
+        if memory_estimate(settings, size, parameters, half, checkpointing) <= memory:
             return share // size
-    needed = memory_estimate(settings, sizes[-1], parameters, half) / 2**30
+    needed = memory_estimate(settings, sizes[-1], parameters, half, checkpointing) / 2**30
+    ways = "" if checkpointing else "turn `checkpointing` on, or "
     raise ParameterError(
         f"{sizes[-1]} images of {settings.image_size} pixels need about {needed:.1f} GB, and "
-        f"{memory / 2**30:.1f} GB are free: lower `channel_base`, `group` or `image_size`"
+        f"{memory / 2**30:.1f} GB are free: {ways}lower `channel_base`, `group` or `image_size`"
     )
 
 # %% ../../nbs/library/stylegan2/config.ipynb #72e9b4f0
@@ -223,9 +233,36 @@ ORIGINAL_PARAMETERS = {  # → parameter here, and its meaning
     "mirror": ("symmetry", "none: as they are; flip: mirrored too"),
     "cfg": ("configuration", f"auto, {', '.join(CONFIGURATIONS)}"),
     "gpus": ("num_processes", "one process for each GPU"),
+    "outdir": ("outputs", "runs lie in it by notebook and name"),
+    "cond": ("conditional", "by the classes of folders or of dataset.json"),
+    "aug": ("augment", "ada, or none; a fixed strength is not taken"),
+    "augpipe": ("augment", "the transforms, under the controller"),
+    "resume": ("pretrained", "another network to start from; the same run goes on by itself"),
+    "freezed": ("freeze_d", "layers of the discriminator, from the image on"),
 }
 
 # %% ../../nbs/library/stylegan2/config.ipynb #23d75e9c
+def original_value(
+    word: str,  # of the original
+    value,
+    original: dict,  # all of them
+):  # as the parameter here takes it
+    "A value in today's words. Raises `ParameterError` for one that has no counterpart."
+    on = value in (True, 1, "1", "true", "True")
+    if word == "mirror":
+        return "flip" if on else "none"
+    if word == "cond":
+        return on
+    if word == "resume":
+        return "" if value == "noresume" else value
+    if word == "aug":
+        if value not in ("ada", "noaug") or (value == "noaug" and original.get("augpipe")):
+            raise ParameterError(f"`aug` {value!r} is not taken: `augment` is none, or names "
+                                 "transforms (bgc), whose probability the controller sets")
+        return "none" if value == "noaug" else value
+    return value
+
+# %% ../../nbs/library/stylegan2/config.ipynb #89710c5a
 def from_original_parameters(
     original: dict,  # name → value; empty text and None are left out
     chosen: dict | None = None,  # parameters that were set by their own name
@@ -239,8 +276,7 @@ def from_original_parameters(
             known = ", ".join(ORIGINAL_PARAMETERS)
             raise ParameterError(f"the original has no `{word}` here; there are {known}")
         name, meaning = ORIGINAL_PARAMETERS[word]
-        if word == "mirror":
-            value = "flip" if value in (True, 1, "1", "true", "True") else "none"
+        value = original_value(word, value, original)
         if name in chosen and chosen[name] != value:
             both = f"`{word}` is {value!r} and `{name}` is {chosen[name]!r}"
             raise ParameterError(f"{both}, but they are the same parameter: give one of them")
@@ -249,6 +285,34 @@ def from_original_parameters(
             parameters["images_per_epoch"] = 4000
         lines.append(f"`{word}` has become `{name}` = {value!r} ({meaning})")
     return parameters, lines
+
+# %% ../../nbs/library/stylegan2/config.ipynb #27dff049
+ORIGINAL_ANSWERS = dict(
+    metrics="every evaluation has distances; the FID is that of `eval_embedders` ['inception']",
+    p="`augment` names transforms, and the controller sets their probability from 0 on",
+    subset="give a folder with so many images as `dataset`",
+    fp32="`precision` is fp32 then",
+    nhwc="half precision lies in memory so already: leave it out",
+    nobench="the library leaves cuDNN's choice of algorithms alone: leave it out",
+    allow_tf32="PyTorch decides: leave it out",
+    workers="images come decoded from memory: leave it out",
+    dry_run="give `kimg` 0.1: everything runs, in small",
+    source="the folder or archive itself is the `dataset`",
+    dest="no archive is needed: `dataset` takes the folder itself",
+    resolution="it is called `image_size` here",
+    width="it is called `image_size` here",
+    height="it is called `image_size` here",
+    transform="images are cropped to a square and resized by themselves: leave it out",
+)
+
+# %% ../../nbs/library/stylegan2/config.ipynb #3b802061
+def answer_original(
+    names: list[str],  # that papermill injected
+):
+    "Raise `ParameterError` for an option of the original that has no counterpart."
+    for name in names:
+        if name in ORIGINAL_ANSWERS:
+            raise ParameterError(f"no parameter `{name}`: {ORIGINAL_ANSWERS[name]}")
 
 # %% ../../nbs/library/stylegan2/config.ipynb #08282fb0
 def parse_seeds(

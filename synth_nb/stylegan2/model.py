@@ -43,6 +43,7 @@ def new_networks(
     width["conv_clamp"] = s.clamp
     depth = dict(num_layers=s.mapping_layers)
     G = Generator(s.z_dim, classes, s.w_dim, s.image_size, channels, depth, width)
+    width |= dict(block_kwargs=dict(freeze_layers=s.freeze_d)) if s.freeze_d else {}
     group = dict(mbstd_group_size=s.group)
     return G, Discriminator(classes, s.image_size, channels, **width, epilogue_kwargs=group)
 
@@ -183,9 +184,10 @@ class StyleToImage:
 def save(
     model: StyleToImage,
     folder: str | Path,
+    discriminator: Discriminator | None = None,  # for trainings that start from this one
 ):
-    "Write the generator as `G_ema`."
-    save_networks(folder, G_ema=model.generator)
+    "Write the generator as `G_ema`, and the discriminator as `D`."
+    save_networks(folder, D=discriminator, G_ema=model.generator)
 
 
 def load(

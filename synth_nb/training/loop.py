@@ -14,7 +14,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from ..core.devices import pick_device, pick_precision
 from ..core.files import atomic_folder, display_path, resolve
 from ..core.parameters import ParameterError, check_value
 from ..core.progress import Progress, duration
+from ..core.runs import read_manifest
 from ..core.seeding import fork_rng, random_state, seed_everything, set_random_state
 from .batches import Batches
 from synth_nb.training.checkpoints import (
@@ -38,7 +38,16 @@ from synth_nb.training.checkpoints import (
     write_checkpoint,
 )
 from .log import MetricsLog
-from .memory import enable_checkpointing
+from synth_nb.training.memory import (
+    can_checkpoint,
+    enable_checkpointing,
+    free_bytes,
+    is_out_of_memory,
+    less_memory,
+    optimizer_bytes,
+    peak_bytes,
+    reset_peak,
+)
 from synth_nb.training.processes import (
     accelerator_for,
     deferred_signals,
@@ -47,6 +56,7 @@ from synth_nb.training.processes import (
     share_batch_norms,
 )
 from .schedules import BatchOrder, moving_average
+from .trackers import Trackers, tracker_names
 
 # %% ../../nbs/library/training/loop.ipynb #0dca4c9a
 @dataclass
@@ -92,6 +102,7 @@ class TrainingConfig:
 
     def __post_init__(self):
         check_value("compile", self.compile)
+        tracker_names(self.tracker)
         if self.patience and not self.best:
             raise ParameterError("`patience` needs `best`: the score that is to improve")
         if self.batch_size % (self.processes * (self.accumulate if self.processes > 1 else 1)):
@@ -153,15 +164,20 @@ def training_cost(
     memory: float,  # bytes of memory in use while training
     disk: float,  # bytes that the run will write
     folder: str | Path,  # where it writes
+    free: float = math.inf,  # bytes of memory that may be used
+    advice: str = "",  # what makes the training smaller
 ) -> str:  # one line to print
     "What a run will cost. Raises `OSError` when its disk has too little space."
     folder = resolve(folder)
     existing = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if disk > free:
-        need = f"needs {disk / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free"
+    room = shutil.disk_usage(existing).free
+    if disk > room:
+        need = f"needs {disk / 1e9:.1f} GB of disk, {room / 1e9:.1f} GB are free"
         raise OSError(f"{display_path(folder)} {need}; choose another `outputs` or make room")
-    return f"about {duration(seconds)}, {memory / 1e9:.1f} GB memory, {disk / 1e6:.0f} MB disk"
+    cost = f"about {duration(seconds)}, {memory / 1e9:.1f} GB memory, {disk / 1e6:.0f} MB disk"
+    if memory <= free:
+        return cost
+    return f"{cost}; only {free / 1e9:.1f} GB of memory are free: {advice}"
 
 # %% ../../nbs/library/training/loop.ipynb #d7261f8d
 class Trainer:
@@ -184,11 +200,10 @@ class Trainer:
         evaluate: Callable[[int], dict[str, float]] | None = None,
         save: Callable[[Path], None] | None = None,
         what: str = "training",  # word for the progress line
-        compilable: tuple[str, ...] = (),  # names of the networks that `torch.compile` may take
     ):
         self.folder, self.data, self.modules, self.phases = Path(folder), data, modules, phases
         self.config, self.evaluate, self.save, self.what = config, evaluate, save, what
-        self.compilable, self.compiled, self.graphs = compilable, [], False
+        self.compiled, self.graphs = [], False
         self.averages = {k: moving_average(modules[k], beta) for k, beta in (ema or {}).items()}
         self.optimizers = {id(p.optimizer): p.optimizer for p in phases}
         self.steps_per_epoch = config.steps_per_epoch(len(data))
@@ -220,11 +235,14 @@ class Trainer:
         config, position = self.config, self.position
         self.read_losses()  # of a step that broke this trainer's networks: raises again
         self.print_cost()
+        if not self.finished:
+            self.log.start_trackers()
         self.started = self.saved = time.monotonic()
         earlier = position.seconds
         with deferred_signals() as signals, self.open_progress():
             while not self.finished:
-                self.training_step()
+                with self.enough_memory():
+                    self.training_step()
                 position.seconds = earlier + time.monotonic() - self.started
                 self.show_progress()
                 if position.step % self.steps_per_epoch == 0:
@@ -297,9 +315,7 @@ class Trainer:
         self.accelerator = accelerator_for(device, pick_precision(self.config.precision, device))
         self.device, self.nets = self.accelerator.device, {}
         if self.config.checkpointing:
-            trained = {id(p) for phase in self.phases for p in phase.parameters}
-            enable_checkpointing(*(m for m in self.modules.values()
-                                   if any(id(p) in trained for p in m.parameters())))
+            enable_checkpointing(*self.trained_modules())
         for name, module in self.modules.items():
             module.to(self.device).train()
             if self.accelerator.num_processes > 1:
@@ -315,18 +331,29 @@ class Trainer:
                                self.config.seed)
         self.compile_networks()
 
+    def trained_modules(self) -> list[nn.Module]:
+        "Those that an optimiser changes."
+        trained = {id(p) for phase in self.phases for p in phase.parameters}
+        own = self.modules.values()
+        return [m for m in own if any(id(p) in trained for p in m.parameters())]
+
     def compile_networks(self):
         "Let `torch.compile` take the networks that it may; their names and weights stay."
-        config, gpu = self.config, self.device.type == "cuda"
-        pays = gpu and has_triton() and self.total >= COMPILE_STEPS
+        config = self.config
+        pays = self.total >= COMPILE_STEPS and self.gpu_can_compile()
         if config.compile == "off" or (config.compile == "auto" and not pays):
             return
         # a CUDA graph replays one shape, and its results are gone when it is replayed
-        self.graphs = gpu and config.accumulate == 1 and len(self.phases) == 1
-        for name in self.compilable:
+        one_shape = config.accumulate == 1 and len(self.phases) == 1
+        self.graphs = self.device.type == "cuda" and one_shape
+        losses = (phase.loss for phase in self.phases)
+        for name in {name for loss in losses for name in getattr(loss, "compilable", ())}:
             mode = "reduce-overhead" if self.graphs else None
             self.nets[name].compile(mode=mode, dynamic=False)
             self.compiled.append(self.nets[name])
+
+    def gpu_can_compile(self) -> bool:
+        return self.device.type == "cuda" and has_triton()
 
     def uncompile(self):
         "Take plain networks again."
@@ -341,13 +368,20 @@ class Trainer:
         path = checkpoint_path(self.folder)
         if self.accelerator and self.config.num_nodes > 1:
             sync_checkpoint(self.accelerator, path)
-        self.log = MetricsLog(self.folder)
+        self.log = MetricsLog(self.folder, self.new_trackers())
         if path.is_file():
             self.load_state(read_checkpoint(path))
         else:
             seed_everything(self.config.seed)
         if self.is_writer:
             self.log.cut(self.position.step)
+
+    def new_trackers(self) -> Trackers | None:
+        "The services that the run reports to, with its parameters; one process does."
+        if self.accelerator is None or not self.accelerator.is_main_process:
+            return None
+        settings = asdict(self.config) | read_manifest(self.folder).get("parameters", {})
+        return Trackers(self.config.tracker, self.folder, self.accelerator, settings)
 
     def train_in_processes(self):
         "The loop in several processes; what they reached is read from the checkpoint."
@@ -558,22 +592,42 @@ class Trainer:
         "Print what the rest of the training will cost."
         if self.finished:
             return
-        seconds, config = self.try_step() * (self.total - self.position.step), self.config
+        reset_peak(self.device)
+        with self.enough_memory():
+            seconds = self.try_step() * (self.total - self.position.step)
+        config = self.config
         if not self.is_writer:
             return
         parameters = sum(p.numel() for m in self.modules.values() for p in m.parameters())
         averaged = sum(p.numel() for m in self.averages.values() for p in m.parameters())
-        moments = 0 if self.position.step else 8 * parameters  # Adam's two, to come
-        gpu = self.device.type == "cuda"
-        used = torch.cuda.max_memory_allocated() if gpu else psutil.Process().memory_info().rss
+        remembered = sum(optimizer_bytes(o) for o in self.optimizers.values())
+        used = peak_bytes(self.device) + (0 if self.position.step else remembered)
         every = config.snapshot_every if self.save else 0
         snapshots = config.epochs // every if every else 0
-        state = 4 * (3 * parameters + averaged)
+        state = 4 * (parameters + averaged) + remembered
         disk = state * (3 if config.best else 2) + snapshots * 4 * parameters
         several = f", {config.processes} processes" if config.processes > 1 else ""
         steps = f"steps {self.position.step} to {self.total} on {self.device.type}{several}"
-        cost = training_cost(seconds, used + moments, disk, self.folder)
+        free = free_bytes(self.device)
+        cost = training_cost(seconds, used, disk, self.folder, free, self.advice())
         print(f"{self.what}: {steps}, {cost} in {display_path(self.folder)}")
+
+    def advice(self) -> str:
+        "What makes this training smaller."
+        trained, config = self.trained_modules(), self.config
+        on = config.checkpointing if all(map(can_checkpoint, trained)) else None
+        return less_memory(config.batch_size, config.accumulate, config.processes, on)
+
+    @contextmanager
+    def enough_memory(self):
+        "A context in which a failed allocation is a `MemoryError` that says what to change."
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            step = f"{self.what}, step {self.position.step}"
+            raise MemoryError(f"{step}: the memory is too small; {self.advice()}") from None
 
     def try_step(self) -> float:
         "`step_seconds`; where `compile` is auto and a compiled step fails, that of a plain one."
