@@ -303,12 +303,20 @@ def snakemake_command(
     check_programs(executor)
     program = str(Path(sys.executable).with_name("snakemake"))
     where = ["--executor", executor, "--jobs", str(cores)] if executor else ["--cores", str(cores)]
+    if executor == "slurm" and not _keeps_accounts():
+        where += ["--slurm-status-command", "squeue"]
     options = ["--keep-going", "--rerun-incomplete", "--quiet", "progress", "rules"]
     options += ["--nolock"]  # a report has a lock of its own, which a killed one does not leave
     gpu = int(profile != "smoke" and (bool(executor) or torch.cuda.device_count() > 0))
     if gpu and not executor:  # runs share a GPU by turns
         where += ["--resources", "gpu=1"]
     return [program, *where, *options, "--config", f"profile={profile}", f"gpu={gpu}"]
+
+
+def _keeps_accounts() -> bool:
+    "Whether Slurm's `sacct` can tell how a job ended; Snakemake would wait for it for ever."
+    sacct = shutil.which("sacct")
+    return bool(sacct) and not subprocess.run([sacct, "-Xn"], capture_output=True).returncode
 
 # %% ../../nbs/library/tools/grid.ipynb #994bb813
 def make_report(profile: str, cores: int, executor: str = ""):
