@@ -308,10 +308,10 @@ def line(found: dict) -> str:
     "A row of the table."
     weights = " + ".join(f"{n / 1e6:.1f}" for n in found["weights"].values())
     gpu = found["gpu"]
-    whole = f"{gpu['all'] / 3600:.1f} h" if gpu.get("all") else "–"
+    everything = f"{gpu['all'] / 3600:.1f} h" if gpu.get("all") else "–"
     thousand = f"{gpu['thousand']:.1f} s" if gpu else "–"
     cells = [found["name"], weights, f"{found['memory'] / 2**30:.1f}",
-             f"{found['checkpoint'] / 1e6:.0f}", thousand, whole, f"{found['seconds']:.0f}"]
+             f"{found['checkpoint'] / 1e6:.0f}", thousand, everything, f"{found['seconds']:.0f}"]
     return f"| {' | '.join(cells)} |"
 
 

@@ -6,16 +6,29 @@ it show that none is ignored.
 """
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.checkpointing import save_accelerator_state
+from diffusers import UNet2DModel
 from matplotlib import pyplot as plt
+from safetensors.torch import load_file, save_file
 
+from synth_nb.core.parameters import ParameterError
+from synth_nb.data import Views, open_dataset
+from synth_nb.diffusion.sampling import SamplingConfig
 from synth_nb.embedders import Embedder
 from synth_nb.embedders.base import REGISTRY
+from synth_nb.emnist.model import NETWORKS, letter_scheduler, new_unet
+from synth_nb.emnist.states import continue_from, open_letters, write_state
+from synth_nb.emnist.training import denoising_phase
+from synth_nb.training.loop import Trainer, TrainingConfig
 
 ROOT = Path(__file__).parent.parent
 EVAL_EMBEDDERS = ["efficientnet_lite2@64"]
@@ -155,3 +168,247 @@ def test_slides_that_are_not_there(run_reported, notebook, tmp_path, monkeypatch
         run_reported(notebook, until="data = open_dataset(")
     text = str(caught.value)
     assert "data/camelyon16: download slides of CAMELYON16" in text and "\n" not in text
+
+
+# --- 07: letters, and the states of accelerate
+
+
+LETTERS = dict(epochs=1, images_per_epoch=8, batch_size=4, accumulate=2, sampling_steps=2,
+               epoch_samples=12, snapshot_every=1, classifier_steps=20, classifier_width=4)
+
+
+@pytest.fixture(scope="module")
+def emnist(tmp_path_factory) -> Path:
+    "EMNIST byclass in its own files: 62 classes of upright bars, lying on their side."
+    folder = tmp_path_factory.mktemp("emnist")
+    for part, each in (("train", 4), ("test", 3)):
+        labels = np.arange(62 * each) % 62
+        images = np.zeros((len(labels), 28, 28), np.uint8)
+        for i, label in enumerate(labels):
+            images[i, 4:24, 4 + label % 20 : 8 + label % 20] = 150 + label
+            images[i, 4 + label // 20 : 8 + label // 20, 4:24] = 255
+        images = images.transpose(0, 2, 1)  # rows and columns exchanged, as NIST has them
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels.astype(np.uint8))):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big")
+                                                           for n in array.shape)
+            (folder / f"emnist-byclass-{part}-{kind}-ubyte").write_bytes(head + array.tobytes())
+    return folder
+
+
+class Classes(Embedder):
+    "Features and class probabilities, as Inception's."
+
+    standard_fid = True
+
+    def probabilities(self, features):
+        return features[:, :10].softmax(1)
+
+
+@pytest.fixture
+def small_letters(monkeypatch):
+    "The documented network with few channels, and a stand-in for Inception."
+    few = dict(widths=(32,) * 6, layers=1, groups=8, attends=4)
+    monkeypatch.setitem(NETWORKS, "documented", few)
+    stand_in = Classes(Averages(), "inception", "0", 384, 224)
+    monkeypatch.setitem(REGISTRY, "inception", lambda size: stand_in)
+
+
+def check_letters(space: dict):
+    "What the profile says, by label or without."
+    data, trainer, scheduler = space["data"], space["trainer"], space["scheduler"]
+    assert "".join(data.classes) == "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    assert scheduler.config.prediction_type == "epsilon"
+    assert torch.allclose(scheduler.betas, torch.linspace(1e-4, 0.02, 1000))
+    loss, optimizer = trainer.phases[0].loss, next(iter(trainer.optimizers.values()))
+    assert loss.timesteps == "uniform" and loss.p_uncond == 0 and loss.prediction_type == "epsilon"
+    assert trainer.config.accumulate == 2 and trainer.config.epochs == 1
+    assert len(trainer.modules["unet"].config.block_out_channels) == 6
+    assert trainer.modules["unet"].config.sample_size == 32  # 28 pixels and two around
+    assert trainer.phases[0].scheduler.get_last_lr()[0] == pytest.approx(1e-4 * 3 / 50)  # warm-up
+    assert optimizer.param_groups[0]["lr"] < 1e-4
+    average = trainer.model("unet").state_dict()
+    assert all(torch.equal(v, average[k]) for k, v in trainer.modules["unet"].state_dict().items())
+    run = space["run"].folder
+    scores = pd.read_csv(run / "evaluation_metrics_epoch_1_random_seed.csv")
+    assert {"fid", "is"} <= set(scores.metric)
+    assert (run / "checkpoints/epoch_1/model.safetensors").is_file()
+    return run, scores
+
+
+def test_07_emnist_without_labels_as_in_the_text(run_reported, emnist, small_letters):
+    space = run_reported("07_emnist", dataset=f"emnist:{emnist}/byclass", **LETTERS)
+    check_letters(space)
+    assert space["classes"] == [] and space["letters"].unet.class_embedding is None
+    assert space["sampling"] == SamplingConfig("ddpm", 2, 1.0, (0.4, 0.8))
+
+
+def test_07_emnist_by_label_as_in_the_figure(run_reported, emnist, small_letters):
+    options = dict(dataset=f"emnist:{emnist}/byclass", conditional=True)
+    space = run_reported("07_emnist", **options, **LETTERS)
+    run, scores = check_letters(space)
+    assert len(space["classes"]) == 52 and "ssim" in set(scores.metric)
+    assert (run / "label_aligned_samples_epoch_1_run_1.png").is_file()
+    # and its state, with one row for each class as a program of one's own would have it
+    state = run.parent / "emnist_diffusion_model" / "epoch_50"
+    state.mkdir(parents=True)
+    weights = load_file(run / "checkpoints/epoch_1/model.safetensors")
+    weights["class_embedding.weight"] = weights["class_embedding.weight"][:52].contiguous()
+    save_file(weights, state / "model.safetensors")
+    small = LETTERS | dict(run_name="original", model=str(state))
+    space = run_reported("07_emnist", until="label_aligned_samples", **options, **small)
+    assert space["letters"].classes == space["classes"] and not space["letters"].has_empty_class
+    assert (space["run"].folder / "label_aligned_samples_epoch_50_run_1.png").is_file()
+    with pytest.raises(ParameterError, match="`guidance_scale` must be 1: the model has no empty"):
+        space["letters"].sample(2, guidance_scale=2.0)
+    with pytest.raises(ParameterError, match=r"knows 52 classes, .* the data has 10: give"):
+        run_reported("07_emnist", **options, **small | dict(characters="digits"))
+
+
+def documented() -> UNet2DModel:
+    "The network as the original's text writes it down."
+    return UNet2DModel(
+        sample_size=28, in_channels=1, out_channels=1, layers_per_block=2,
+        block_out_channels=(128, 128, 256, 256, 512, 512),
+        down_block_types=("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4)
+
+
+def one_step(unet, folder, size=32):
+    "A step of a training in this library, and its state in a folder."
+    folder.mkdir(parents=True)
+    scheduler = letter_scheduler("epsilon", "linear")
+    data = open_dataset("digits", 28, channels=1)
+    config = TrainingConfig(3, 2, 4, device="cpu")
+    phase = denoising_phase(unet, scheduler, 0)
+    trainer = Trainer(folder.parent / "run", Views(data, "none"), dict(unet=unet), [phase], config)
+    trainer.training_step()
+    write_state(trainer, folder)
+    return trainer
+
+
+def test_the_texts_own_lines_load_a_state_that_is_written_here(tmp_path):
+    "At full size; and what happens with these lines in the order that they are printed in."
+    unet = new_unet(0, network="documented")
+    folder = tmp_path / "emnist_diffusion_model" / "epoch_50"
+    folder.mkdir(parents=True)
+    weights = unet.state_dict()
+    save_accelerator_state(folder, [weights], [], [], [], 0, 0)  # as `write_state`, without moments
+    model_path = f"{tmp_path}/emnist_diffusion_model/epoch_{50}"
+    accelerator, model = Accelerator(cpu=True), documented()
+    accelerator.load_state(model_path)  # nothing is prepared, so nothing is loaded
+    first = "conv_in.weight"
+    assert not torch.equal(model.state_dict()[first], weights[first])
+    model = accelerator.prepare(model)
+    accelerator.load_state(model_path)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    model.eval()
+    sample, t = torch.randn(1, 1, 32, 32), 999
+    with torch.no_grad():
+        assert torch.equal(model(sample, t).sample, unet.eval()(sample, t).sample)
+        with pytest.raises(RuntimeError):  # 28, 14, 7, 4, 2, 1, and back to 8
+            model(sample[..., :28, :28], t)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_state_that_accelerate_wrote_is_trained_on(tmp_path, safe):
+    "Weights, the optimiser's moments and all random states of a program of its own."
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(3)
+    unet = new_unet(0)
+    optimizer = torch.optim.AdamW(unet.parameters(), 1e-3)
+    unet, optimizer = accelerator.prepare(unet, optimizer)
+    loss = unet(torch.randn(2, 1, 28, 28), torch.tensor([5, 500])).sample.square().mean()
+    accelerator.backward(loss)
+    optimizer.step()
+    folder = tmp_path / "emnist_diffusion_model" / "epoch_2"
+    accelerator.save_state(str(folder), safe_serialization=safe)
+    assert (folder / ("model.safetensors" if safe else "pytorch_model.bin")).is_file()
+    expected = torch.randn(3), np.random.rand(3).tolist(), random.random()
+    saved = optimizer.state_dict()["state"]
+
+    data = open_dataset("digits", 28, channels=1)
+    mine = new_unet(0)
+    phase = denoising_phase(mine, letter_scheduler("epsilon", "linear"), 0, lr=2e-3)
+    trainer = Trainer(tmp_path / "run", Views(data, "none"), dict(unet=mine), [phase],
+                      TrainingConfig(3, 2, 4, device="cpu"), dict(unet=0.9))
+    continue_from(trainer, folder)
+    theirs = unet.state_dict()
+    for net in (mine, trainer.model("unet")):
+        assert all(torch.equal(value, theirs[name]) for name, value in net.state_dict().items())
+    moments = next(iter(trainer.optimizers.values())).state_dict()
+    for number, one in saved.items():
+        for name, value in one.items():
+            assert torch.equal(moments["state"][number][name], value), (number, name)
+    assert moments["param_groups"][0]["betas"] == (0.9, 0.99)  # this training's own settings
+    drawn = torch.randn(3), np.random.rand(3).tolist(), random.random()
+    assert torch.equal(drawn[0], expected[0]) and drawn[1:] == expected[1:]
+    assert trainer.position.step == 4  # two epochs of two steps
+    trainer.fit()
+    assert trainer.position.step == 6
+    # and to generate with
+    letters = open_letters(str(folder), "cpu", 0, data.classes, letter_scheduler("epsilon",
+                                                                                 "linear"))
+    assert letters.classes == [] and torch.equal(
+        letters.unet.state_dict()["conv_in.weight"], theirs["conv_in.weight"])
+
+
+def test_a_program_of_accelerate_trains_on_from_a_state_of_ours(tmp_path):
+    folder = tmp_path / "emnist_diffusion_model" / "epoch_1"
+    trainer = one_step(new_unet(0), folder)
+    expected = torch.randn(3)
+    accelerator = Accelerator(cpu=True)
+    unet = new_unet(0)
+    unet, optimizer = accelerator.prepare(unet, torch.optim.AdamW(unet.parameters(), 1e-3))
+    accelerator.load_state(str(folder))
+    assert torch.equal(torch.randn(3), expected)
+    ours = trainer.modules["unet"].state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in unet.state_dict().items())
+    pairs = (optimizer, next(iter(trainer.optimizers.values())))
+    theirs, mine = (one.state_dict()["state"] for one in pairs)
+    for number, one in mine.items():
+        assert all(torch.equal(theirs[number][name], value) for name, value in one.items())
+
+
+def test_states_that_are_refused(tmp_path):
+    "Of another network, of other moments, damaged, with code in it, or none at all."
+    data = open_dataset("digits", 28, channels=1)
+
+    def trainer():
+        unet = new_unet(0)
+        phase = denoising_phase(unet, letter_scheduler(), 0)
+        return Trainer(tmp_path / "run", Views(data, "none"), dict(unet=unet), [phase],
+                       TrainingConfig(3, 2, 4, device="cpu"))
+
+    state = tmp_path / "epoch_1"
+    one_step(new_unet(0), state)
+    (tmp_path / "run").rename(tmp_path / "was")
+    other, middle = tmp_path / "other", new_unet(0, network="middle").state_dict()
+    other.mkdir()
+    save_file(middle, other / "model.safetensors")
+    with pytest.raises(ParameterError, match="is the state of another network than `network`"):
+        continue_from(trainer(), other)
+    del middle["conv_in.bias"]
+    save_file(middle, other / "model.safetensors")
+    plain = letter_scheduler("epsilon", "linear")
+    sizes = r"6.95 million weights, and there are small 1.14, middle 6.95, documented 113.67"
+    with pytest.raises(ParameterError, match=f"is the state of another network: it has {sizes}"):
+        open_letters(str(other), "cpu", 0, data.classes, plain)
+    with pytest.raises(FileNotFoundError, match="gone holds no state of accelerate: it has neit"):
+        continue_from(trainer(), tmp_path / "gone")
+    moments = torch.load(state / "optimizer.bin", weights_only=True)
+    moments["param_groups"][0]["params"].pop()
+    torch.save(moments, state / "optimizer.bin")
+    with pytest.raises(ParameterError, match=r"is of an optimiser of \[\d+\] weights, this netw"):
+        continue_from(trainer(), state)
+    for content in (b"", b"dear diary"):
+        (state / "optimizer.bin").write_bytes(content)
+        with pytest.raises(ValueError, match=r"optimizer.bin is no state of an optimiser"):
+            continue_from(trainer(), state)
+        (other / "model.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=r"model.safetensors is no file of weights alone"):
+            continue_from(trainer(), other)
+    (other / "model.safetensors").unlink()
+    torch.save(dict(weight=Path("x")), other / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin is no file of weights alone"):
+        continue_from(trainer(), other)
+    assert not (tmp_path / "run" / "checkpoints").exists()  # nothing was begun

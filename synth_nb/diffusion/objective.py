@@ -36,6 +36,7 @@ SAMPLERS = ("ddpm", "ddim", "dpm++", "euler")
 BETA_SCHEDULES = {  # of latents, and of small images in pixels
     "scaled_linear": dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
     "squaredcos_cap_v2": dict(beta_schedule="squaredcos_cap_v2"),
+    "linear": dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02),  # Ho et al. 2020
 }
 
 
@@ -72,7 +73,7 @@ def new_scheduler(
     prediction_type: str = "v_prediction",  # epsilon, v_prediction or flow_prediction
     sampler: str = "dpm++",  # ddpm, ddim, dpm++ or euler
     zero_snr: bool | None = None,  # σ is 1 at the end; None: for scaled_linear with v_prediction
-    beta_schedule: str = "scaled_linear",  # or squaredcos_cap_v2; flows have none
+    beta_schedule: str = "scaled_linear",  # squaredcos_cap_v2 or linear; flows have none
     clip: bool = False,  # predicted images to [-1, 1] at every step, for models of pixels
 ) -> SchedulerMixin:  # of diffusers
     "Noise schedule and sampler. Raises `ParameterError` for what does not go together."
@@ -206,26 +207,29 @@ def sample_timesteps(
     timesteps: str = "logit_normal",  # one of `TIMESTEPS`
     logit_mean: float = 0.0,  # of logit_normal; above 0: later timesteps, with more noise
     steps: int = 1000,
+    device: torch.device | str = "cpu",  # where they are drawn
 ) -> Tensor:  # (count,) int64 in [0, steps)
     "Random timesteps of a batch. Raises `ParameterError` for an unknown distribution."
     _check_choice("timesteps", timesteps, TIMESTEPS)
     if timesteps == "stratified":
-        shares = _stratified(count)
+        shares = _stratified(count, device)
     elif timesteps == "uniform":
-        shares = torch.rand(count)
+        shares = torch.rand(count, device=device)
     else:
-        uniform = torch.rand(count) < 0.1
-        normal = (torch.rand(count), (torch.randn(count) + logit_mean).sigmoid())
-        shares = torch.where(uniform, *normal)
+        uniform = torch.rand(count, device=device) < 0.1
+        even = torch.rand(count, device=device)
+        normal = (torch.randn(count, device=device) + logit_mean).sigmoid()
+        shares = torch.where(uniform, even, normal)
     return (shares * steps).long().clamp_max(steps - 1)
 
 # %% ../../nbs/library/diffusion/objective.ipynb #57f6d4f0
-def _stratified(count: int) -> Tensor:  # (count,) in [0, 1)
+def _stratified(count: int, device: torch.device | str = "cpu") -> Tensor:  # (count,) in [0, 1)
     "One number in each part of the range; each of several processes has every n-th part."
     group, rank, world = torch.distributed, 0, 1
     if group.is_available() and group.is_initialized():
         rank, world = group.get_rank(), group.get_world_size()
-    return (torch.arange(count) * world + rank + torch.rand(count)) / (count * world)
+    parts = torch.arange(count, device=device) * world + rank
+    return (parts + torch.rand(count, device=device)) / (count * world)
 
 # %% ../../nbs/library/diffusion/objective.ipynb #31969c91
 def denoising_errors(
@@ -245,6 +249,8 @@ def denoising_errors(
 class DenoisingLoss:
     "The weighted mean of these errors; a subclass takes a batch and calls the network."
 
+    compilable = ("unet",)  # networks that `torch.compile` may take in a training
+
     def __init__(
         self,
         scheduler: SchedulerMixin,  # holds the noise schedule and the prediction type
@@ -258,14 +264,22 @@ class DenoisingLoss:
         self.weights = loss_weights(scheduler, snr_gamma, min_weight)
         self.timesteps, self.logit_mean = timesteps, logit_mean
 
-    def sample_timesteps(self, count: int) -> Tensor:  # (count,) int64, on the CPU
-        return sample_timesteps(count, self.timesteps, self.logit_mean)
+    def sample_timesteps(self, count: int, device: torch.device) -> Tensor:  # (count,) int64
+        return sample_timesteps(count, self.timesteps, self.logit_mean, device=device)
+
+    def move_tables(self, device: torch.device):
+        "Put α, σ and weights of all timesteps where they are looked up; once for a device."
+        if self.weights.device != device:
+            with torch.inference_mode(False):  # an evaluation may come first
+                self.levels = tuple(level.to(device) for level in self.levels)
+                self.weights = self.weights.to(device)
 
     def error(self, clean: Tensor, t: Tensor, predict: Callable) -> Tensor:  # of noisy images, t
-        alpha, sigma = (level[t].to(clean) for level in self.levels)
-        errors = denoising_errors(clean, alpha, sigma, lambda x: predict(x, t.to(clean.device)),
+        self.move_tables(clean.device)
+        alpha, sigma = (level[t].to(clean.dtype) for level in self.levels)
+        errors = denoising_errors(clean, alpha, sigma, lambda x: predict(x, t),
                                   self.prediction_type)
-        return (self.weights[t].to(clean) * errors).mean()
+        return (self.weights[t].to(clean.dtype) * errors).mean()
 
 # %% ../../nbs/library/diffusion/objective.ipynb #bf53973a
 def check_width(
@@ -294,12 +308,12 @@ class DiffusionLoss(DenoisingLoss):
 
     def __call__(self, nets: dict, batch: dict) -> Tensor:
         latents, conditions, unet = batch["latent"], batch["condition"], nets["unet"]
-        t = self.sample_timesteps(len(latents))
-        keep = torch.rand(len(latents), 1, 1) >= self.p_uncond
+        t = self.sample_timesteps(len(latents), latents.device)
+        keep = torch.rand(len(latents), 1, 1, device=latents.device) >= self.p_uncond
         if "condition_mask" in batch:
-            keep = keep * batch["condition_mask"].unsqueeze(-1).cpu()
+            keep = keep * batch["condition_mask"].unsqueeze(-1)
         check_width(unet, conditions)
-        tokens = conditions * keep.to(latents.device)
+        tokens = conditions * keep
         return self.error(latents, t, lambda x, t: unet(x, t, tokens, return_dict=False)[0])
 
 # %% ../../nbs/library/diffusion/objective.ipynb #9de12cf0
@@ -312,10 +326,12 @@ def held_out_loss(
     batch_size: int = 64,
 ) -> float:
     "The loss on a data set, with fixed noise; the network should be in `eval()` mode."
-    total = 0.0
+    losses, counts = [], []
     with fork_rng(seed):
         for first in range(0, len(data), batch_size):
             rows = list(range(first, min(first + batch_size, len(data))))
             batch = to_device(data[rows], unet.device)
-            total += len(rows) * loss(dict(unet=unet), batch).item()
-    return total / len(data)
+            losses.append(loss(dict(unet=unet), batch))
+            counts.append(len(rows))
+    pairs = zip(torch.stack(losses).tolist(), counts, strict=True)  # read together
+    return sum(count * value for value, count in pairs) / len(data)

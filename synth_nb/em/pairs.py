@@ -92,8 +92,8 @@ class PairUNet(nn.Module):
     def forward(self, x: Tensor, times: Tensor, conditions: Tensor, return_dict: bool = False):
         if self.embed is None:
             side = conditions.transpose(1, 2).unflatten(2, x.shape[2:])
-            none = torch.zeros(len(x), self.unet.time_embedding.linear_2.out_features)
-            x, vector = torch.cat([x, side.to(x.dtype)], 1), none.to(x)
+            vector = x.new_zeros(len(x), self.unet.time_embedding.linear_2.out_features)
+            x = torch.cat([x, side.to(x.dtype)], 1)
         else:
             vector = self.embed(conditions[:, 0])
         return (self.unet(x, times, class_labels=vector).sample,)

@@ -106,6 +106,19 @@ class LetterModel:
         last, known = len(self.classes) - 1, " ".join(self.classes) or "none, it is unconditional"
         raise ParameterError(f"no label {name!r}: the model has 0 to {last} ({known})")
 
+    @property
+    def has_empty_class(self) -> bool:
+        "Whether it learnt without labels too, as guidance needs."
+        return bool(self.classes) and len(self.unet.class_embedding.weight) > len(self.classes)
+
+    def settings(self, **options) -> SamplingConfig:
+        "How to sample. Raises `ParameterError` for guidance without an empty class."
+        config = replace(self.sampling, **options)
+        if self.classes and config.guidance_scale != 1 and not self.has_empty_class:
+            raise ParameterError("parameter `guidance_scale` must be 1: the model has no empty "
+                                 f"class beside its {len(self.classes)} classes")
+        return config
+
     def vectors(self, labels: Tensor) -> Tensor | None:  # (B, D)
         "The vectors of labels, (B,)."
         if not self.classes:
@@ -122,7 +135,7 @@ class LetterModel:
         **options,  # of `SamplingConfig`
     ) -> Tensor:  # (N, C, H, W) in [-1, 1], on the CPU
         "One image for each vector."
-        config, images = replace(self.sampling, **options), []
+        config, images = self.settings(**options), []
         for i in range(0, n, batch_size):
             own = generators(seed, first + i, min(batch_size, n - i))
             part = None if vectors is None else vectors[i : i + batch_size]
@@ -147,7 +160,7 @@ def denoising_trajectory(
         steps.append(torch.cat([noisy, clean]))
 
     vectors = model.vectors(torch.tensor([model.label(label)]))
-    config = replace(model.sampling, **options)
+    config = model.settings(**options)
     last = denoise_letters(model.unet, model.scheduler, config, generators(seed, 0, 1), vectors,
                            store)
     sides = crop_to(torch.cat([*steps, last, last]).cpu(), model.image_size).clamp(-1, 1)
@@ -166,7 +179,7 @@ def interpolate(
     ends = model.vectors(torch.tensor([model.label(first), model.label(last)]))
     shares = torch.linspace(0, 1, steps, device=ends.device)[:, None]
     own = [generators(seed, 0, 1)[0] for _ in range(steps)]
-    mixed, config = torch.lerp(ends[0], ends[1], shares), replace(model.sampling, **options)
+    mixed, config = torch.lerp(ends[0], ends[1], shares), model.settings(**options)
     images = denoise_letters(model.unet, model.scheduler, config, own, mixed)
     return crop_to(images, model.image_size).cpu()
 

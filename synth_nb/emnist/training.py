@@ -79,10 +79,11 @@ def denoising_phase(
     total: int = 0,  # steps until the rate is zero; 0: it stays
     p_uncond: float = 0.1,  # share of labels replaced by the empty class
     kind: str = "adam",  # of the optimiser: adam, adam8bit or adafactor
+    timesteps: str = "stratified",  # or uniform, logit_normal
 ) -> Phase:
     "The denoising loss and its optimiser."
     optimizer = new_optimizer(unet.parameters(), kind, lr, (0.9, 0.99), 0.01)
-    loss = LetterLoss(scheduler, classes, p_uncond)
+    loss = LetterLoss(scheduler, classes, p_uncond, timesteps)
     return Phase(loss, optimizer, scheduler=warmup(optimizer, 50, total))
 
 # %% ../../nbs/library/emnist/training.ipynb #d6e97ed2

@@ -26,6 +26,7 @@ from ..core.devices import pick_device, pick_precision
 from ..core.files import atomic_folder, display_path, resolve
 from ..core.parameters import ParameterError, check_value
 from ..core.progress import Progress, duration
+from ..core.runs import read_manifest
 from ..core.seeding import fork_rng, random_state, seed_everything, set_random_state
 from .batches import Batches
 from synth_nb.training.checkpoints import (
@@ -55,6 +56,7 @@ from synth_nb.training.processes import (
     share_batch_norms,
 )
 from .schedules import BatchOrder, moving_average
+from .trackers import Trackers, tracker_names
 
 # %% ../../nbs/library/training/loop.ipynb #0dca4c9a
 @dataclass
@@ -100,6 +102,7 @@ class TrainingConfig:
 
     def __post_init__(self):
         check_value("compile", self.compile)
+        tracker_names(self.tracker)
         if self.patience and not self.best:
             raise ParameterError("`patience` needs `best`: the score that is to improve")
         if self.batch_size % (self.processes * (self.accumulate if self.processes > 1 else 1)):
@@ -197,11 +200,10 @@ class Trainer:
         evaluate: Callable[[int], dict[str, float]] | None = None,
         save: Callable[[Path], None] | None = None,
         what: str = "training",  # word for the progress line
-        compilable: tuple[str, ...] = (),  # names of the networks that `torch.compile` may take
     ):
         self.folder, self.data, self.modules, self.phases = Path(folder), data, modules, phases
         self.config, self.evaluate, self.save, self.what = config, evaluate, save, what
-        self.compilable, self.compiled, self.graphs = compilable, [], False
+        self.compiled, self.graphs = [], False
         self.averages = {k: moving_average(modules[k], beta) for k, beta in (ema or {}).items()}
         self.optimizers = {id(p.optimizer): p.optimizer for p in phases}
         self.steps_per_epoch = config.steps_per_epoch(len(data))
@@ -233,6 +235,8 @@ class Trainer:
         config, position = self.config, self.position
         self.read_losses()  # of a step that broke this trainer's networks: raises again
         self.print_cost()
+        if not self.finished:
+            self.log.start_trackers()
         self.started = self.saved = time.monotonic()
         earlier = position.seconds
         with deferred_signals() as signals, self.open_progress():
@@ -266,15 +270,7 @@ class Trainer:
                 continue
             loss = self.backward(phase, microbatches)
             self.losses.add(loss, position.step, phase)
-            if phase.clip is not None:
-                norm = engine.clip_grad_norm_(phase.parameters, phase.clip)
-                if engine.scaler is None:  # fp16 may overflow; its scaler skips a step
-                    self.losses.add(norm, position.step, phase, "gradient")
-            optimizer = self.optimizers[id(phase.optimizer)]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if phase.scheduler:
-                phase.scheduler.step()
+            self.step_optimizer(phase)
         for name, average in self.averages.items():
             average.update_parameters(self.modules[name])
         position.step += 1
@@ -321,7 +317,8 @@ class Trainer:
             # gradients are averaged in `backward`: networks stay plain, so that GANs may
             # differentiate twice and leave one of two networks out
             self.nets[name] = self.accelerator.prepare_model(module, evaluation_mode=True)
-        self.optimizers = {k: self.accelerator.prepare(o) for k, o in self.optimizers.items()}
+        if self.accelerator.scaler:  # without it accelerate only passes calls on
+            self.optimizers = {k: self.accelerator.prepare(o) for k, o in self.optimizers.items()}
         process = self.accelerator.process_index, self.accelerator.num_processes
         self.batches = Batches(self.data, self.order, self.device, self.config.accumulate, process,
                                self.config.seed)
@@ -335,16 +332,21 @@ class Trainer:
 
     def compile_networks(self):
         "Let `torch.compile` take the networks that it may; their names and weights stay."
-        config, gpu = self.config, self.device.type == "cuda"
-        pays = gpu and has_triton() and self.total >= COMPILE_STEPS
+        config = self.config
+        pays = self.total >= COMPILE_STEPS and self.gpu_can_compile()
         if config.compile == "off" or (config.compile == "auto" and not pays):
             return
         # a CUDA graph replays one shape, and its results are gone when it is replayed
-        self.graphs = gpu and config.accumulate == 1 and len(self.phases) == 1
-        for name in self.compilable:
+        one_shape = config.accumulate == 1 and len(self.phases) == 1
+        self.graphs = self.device.type == "cuda" and one_shape
+        losses = (phase.loss for phase in self.phases)
+        for name in {name for loss in losses for name in getattr(loss, "compilable", ())}:
             mode = "reduce-overhead" if self.graphs else None
             self.nets[name].compile(mode=mode, dynamic=False)
             self.compiled.append(self.nets[name])
+
+    def gpu_can_compile(self) -> bool:
+        return self.device.type == "cuda" and has_triton()
 
     def uncompile(self):
         "Take plain networks again."
@@ -359,13 +361,20 @@ class Trainer:
         path = checkpoint_path(self.folder)
         if self.accelerator and self.config.num_nodes > 1:
             sync_checkpoint(self.accelerator, path)
-        self.log = MetricsLog(self.folder)
+        self.log = MetricsLog(self.folder, self.new_trackers())
         if path.is_file():
             self.load_state(read_checkpoint(path))
         else:
             seed_everything(self.config.seed)
         if self.is_writer:
             self.log.cut(self.position.step)
+
+    def new_trackers(self) -> Trackers | None:
+        "The services that the run reports to, with its parameters; one process does."
+        if self.accelerator is None or not self.accelerator.is_main_process:
+            return None
+        settings = asdict(self.config) | read_manifest(self.folder).get("parameters", {})
+        return Trackers(self.config.tracker, self.folder, self.accelerator, settings)
 
     def train_in_processes(self):
         "The loop in several processes; what they reached is read from the checkpoint."
@@ -397,7 +406,7 @@ class Trainer:
             with self.accelerator.autocast():
                 loss = phase.loss(self.nets, batch) * share
             value += loss.detach()
-            self.accelerator.backward(loss)
+            self.accelerator.backward(loss) if self.accelerator.scaler else loss.backward()
         if self.accelerator.num_processes > 1:
             gradients = [p.grad for p in phase.parameters if p.grad is not None]
             self.mean_over_processes([value, *gradients])
@@ -411,6 +420,19 @@ class Trainer:
             for parameter in other.parameters:
                 parameter.requires_grad_(other.optimizer is phase.optimizer)
         self.learning = phase.optimizer
+
+    def step_optimizer(self, phase: Phase):
+        "Clip the gradients, take a step with them, and forget them."
+        optimizer, engine = self.optimizers[id(phase.optimizer)], self.accelerator
+        if phase.clip is not None and engine.scaler:  # fp16 may overflow; then it skips the step
+            engine.clip_grad_norm_(phase.parameters, phase.clip)
+        elif phase.clip is not None:
+            norm = nn.utils.clip_grad_norm_(phase.parameters, phase.clip)
+            self.losses.add(norm, self.position.step, phase, "gradient")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if phase.scheduler:
+            phase.scheduler.step()
 
     def mean_over_processes(self, values: list[Tensor]):
         "Replace tensors by their mean over all processes, in one exchange."
