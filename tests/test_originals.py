@@ -207,8 +207,8 @@ class Classes(Embedder):
 @pytest.fixture
 def small_letters(monkeypatch):
     "The documented network with few channels, and a stand-in for Inception."
-    few = dict(widths=(32,) * 6, layers=1, groups=8, attends=4)
-    monkeypatch.setitem(NETWORKS, "documented", few)
+    small = dict(widths=(32,) * 6, layers=1, groups=8, attends=4)
+    monkeypatch.setitem(NETWORKS, "documented", small)
     stand_in = Classes(Averages(), "inception", "0", 384, 224)
     monkeypatch.setitem(REGISTRY, "inception", lambda size: stand_in)
 
