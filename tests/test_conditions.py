@@ -83,7 +83,7 @@ def test_the_run_folder_explains_itself(finished, condition):
     assert manifest["loader"] == "synth_nb.diffusion.experiment:load"
     pictures = {p.name for p in folder.glob("*.png")}
     wanted = {"architecture", "comparison", "synthetic", "loss", "by_epoch", "tsne", "walk",
-              "guidance", "strength", "by_class"}
+              "guidance", "strength", "by_class", "training_images"}
     assert {f"{name}.png" for name in wanted} <= pictures
     fidelity = pd.read_csv(folder / "fidelity.csv")
     sets = ["synthetic", "first draws", "untrained", "reconstructions"]
@@ -123,12 +123,11 @@ result, *words = sys.argv[1:]
 seeds, samples = words[-2:], {}
 for folder in words[:-2]:
     parts = load_file(folder + "/conditions.safetensors")
-    none, conditions = {}, dict(prompt=["dark tissue 0", "pale tissue 1"], negative_prompt=["", ""])
+    conditions = dict(prompt=["dark tissue 0", "pale tissue 1"])
     if "embeddings" in parts:
-        none = dict(text_encoder=None, tokenizer=None)
         c = ((parts["embeddings"][:2] - parts["mean"]) @ parts["components"])[:, None]
-        conditions = dict(prompt_embeds=c, negative_prompt_embeds=torch.zeros_like(c))
-    pipe = DiffusionPipeline.from_pretrained(folder, **none)
+        conditions = dict(prompt_embeds=c + parts["prompt"])
+    pipe = DiffusionPipeline.from_pretrained(folder)
     out = pipe(**conditions, num_inference_steps=2, guidance_scale=2.0, height=64, width=64,
                generator=[torch.Generator().manual_seed(int(s)) for s in seeds],
                output_type="pt").images

@@ -5,9 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_processes import Faces, new_conditioned, new_dcgan, new_pairs, new_segmenter
 from torch import nn
 
+from synth_nb.core.parameters import ParameterError
 from synth_nb.core.testing import assert_near
 from synth_nb.diffusion.autoencoder import ReconstructionLoss, new_autoencoder
 from synth_nb.diffusion.model import UNET_LAYOUTS, new_unet
@@ -17,6 +22,7 @@ from synth_nb.em.pairs import PairUNet
 from synth_nb.emnist.model import letter_scheduler
 from synth_nb.emnist.model import new_unet as new_letter_unet
 from synth_nb.emnist.training import denoising_phase
+from synth_nb.figures.plots import save_samples
 from synth_nb.training import loop
 from synth_nb.training.loop import Phase, Trainer, TrainingConfig
 from synth_nb.training.waits import blind_steps
@@ -198,3 +204,42 @@ def test_the_first_step_that_is_not_finite_is_named_however_late_it_is_read(tmp_
         trainer.fit()
     assert trainer.position.step <= loop.READ_STEPS
     assert not (tmp_path / "checkpoints").exists()
+
+
+class Service(GeneralTracker):
+    "What accelerate's class for W&B offers, in a list."
+
+    name, requires_logging_directory, seen = "wandb", False, []
+
+    def __init__(self, project, name, id, resume, dir):
+        super().__init__()
+        self.id = id
+
+    def log(self, values, step):
+        self.seen.append((step, sorted(values)))
+
+    def log_images(self, values, step):
+        self.seen.append((step, [picture.size for picture in values["samples"]]))
+
+    @property
+    def tracker(self):
+        return self
+
+
+def test_a_training_reports_its_rows_and_sheets(tmp_path, monkeypatch):
+    with pytest.raises(ParameterError, match="`tracker` must name some of tensorboard, wandb"):
+        letters(tmp_path, tracker="tensorboard,neptune")
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Service)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.WANDB])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: name)
+    monkeypatch.setattr(Service, "seen", [])
+    for epochs in (1, 2):  # the second start goes on in the same run
+        trainer = letters(tmp_path, epochs=epochs, tracker="wandb,tensorboard")
+        sheet = torch.zeros(2, 1, 8, 8)
+        trainer.evaluate = lambda epoch, sheet=sheet: (save_samples(sheet, tmp_path, epoch), {})[1]
+        trainer.fit()
+    assert [step for step, _ in Service.seen] == [2, 2, 4, 4]
+    assert Service.seen[0][1] == ["epoch", "images", "loss", "lr", "seconds"]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Images("samples")] == [2, 4]
+    assert [event.step for event in events.Scalars("loss")] == [2, 4]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 # %% ../../nbs/library/diffusion/conditions.ipynb #002d4d3a
 from ..data import DataError, ImageDataset
 from .latents import view_embeddings
+from .pretrained import PromptShift
 from ..embedders import Embedder, embed_images, image_keys
 from ..core.files import cache_root, digest, atomic_write
 from ..core.parameters import ParameterError
@@ -30,25 +31,35 @@ class EmbeddingConditioner:
     embedder: str  # what `load_embedder` takes
     mean: Tensor  # (D,)
     components: Tensor  # (D, k), divided by the standard deviation of all tokens
+    prompt: Tensor | None = None  # (T, k) tokens without a condition; None: one of zeros
     kind = "embedding"
+
+    def __post_init__(self):
+        self.prompt = torch.zeros(1, self.width) if self.prompt is None else self.prompt
 
     @property
     def width(self) -> int:
         return self.components.shape[1]
 
-    def tokens(self, embeddings: Tensor) -> Tensor:  # (..., D) → (..., 1, k)
+    def tokens(self, embeddings: Tensor) -> Tensor:  # (..., D) → (..., T, k)
         "Raises `ValueError` for embeddings of another width."
         if embeddings.shape[-1] != len(self.mean):
             sizes = f"{embeddings.shape[-1]} numbers, {self.embedder} gives {len(self.mean)}"
             raise ValueError(f"the embeddings have {sizes}: use the encoder of the model")
-        return ((embeddings - self.mean) @ self.components).unsqueeze(-2)
+        return ((embeddings - self.mean) @ self.components).unsqueeze(-2) + self.prompt
 
-    def empty(self) -> Tensor:  # (1, 1, k)
+    def empty(self) -> Tensor:  # (1, T, k)
         "The average image: no condition."
-        return torch.zeros(1, 1, self.width)
+        return self.prompt[None].clone()
+
+    def shifting(self, shift: PromptShift) -> "EmbeddingConditioner":
+        "The same with the map that a pretrained UNet has learnt, for the UNet without it."
+        components, prompt = self.components, shift.prompt.detach().float().cpu()
+        components = components @ shift.weight.detach().float().cpu().T
+        return EmbeddingConditioner(self.embedder, self.mean, components, prompt)
 
     def parts(self) -> tuple[dict[str, Tensor], dict]:  # tensors and plain values, for a file
-        tensors = dict(mean=self.mean, components=self.components)
+        tensors = dict(mean=self.mean, components=self.components, prompt=self.prompt)
         return tensors, dict(kind=self.kind, embedder=self.embedder)
 
     def distance(self, images: Tensor, embeddings: Tensor, embedder: Embedder) -> Tensor:  # (N,)

@@ -8,12 +8,18 @@ __all__ = ['SAMPLING_OPTIONS', 'split_halves', 'nearest_draws', 'select_conditio
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #5cc2099a
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+)
 from torch import Tensor
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #9f341c5c
@@ -36,15 +42,32 @@ from synth_nb.diffusion.autoencoder import (
     level_widths,
     load_autoencoder,
 )
+from .checkpoint import Checkpoint, open_checkpoint
 from .bundled import bundled_autoencoder, is_bundled
 from .conditions import EmbeddingConditioner
 from .latents import LatentSet, cached_latents, standardise
 from .model import new_unet
-from .objective import DiffusionLoss, held_out_loss, new_scheduler
+from synth_nb.diffusion.objective import (
+    DiffusionLoss,
+    held_out_loss,
+    new_scheduler,
+    with_sampler,
+)
 from .pipeline import load_parts, new_pipeline, save_model
-from .pretrained import trainable
+from synth_nb.diffusion.pretrained import (
+    lora_weights,
+    merged,
+    save_lora,
+    split_shift,
+    trainable,
+)
 from .sampling import generate
-from .text import TextConditioner, TextImageProjection, read_text_model
+from synth_nb.diffusion.text import (
+    TextConditioner,
+    TextImageProjection,
+    empty_prompt,
+    read_text_model,
+)
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #0aa998e9
 def split_halves(
@@ -130,6 +153,7 @@ class ConditionedModel:
     conditions: list[str] | Tensor  # N texts, or (N, D) embeddings, of held-out images
     labels: Tensor  # (N,) their classes
     settings: dict  # guidance_scale, sampling_steps, best_of, image_size, precision, keys, …
+    lora: dict[str, Tensor] = field(default_factory=dict)  # alone, where that was trained
 
     @property
     def classes(self) -> list[str]:  # names, in the order of the labels
@@ -206,6 +230,8 @@ def save(
         tensors = tensors | dict(embeddings=model.conditions)
     tensors = tensors | dict(labels=model.labels)
     save_model(folder, model.pipeline, tensors, about | model.settings)
+    if model.lora:
+        save_lora(folder / "lora", model.lora)
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #41d7be02
 RENAMED_SETTINGS = {"candidates": "best_of"}  # in the files of older models
@@ -220,12 +246,13 @@ def load(
     settings = {RENAMED_SETTINGS.get(name, name): value for name, value in settings.items()}
     kind, embedder = settings.pop("kind"), settings.pop("embedder")
     if kind == "text":
-        tokenizer, encoder = read_text_model(folder)
+        tokenizer, encoder = read_text_model(Checkpoint(str(folder), Path(folder)))
         projection = TextImageProjection(*(tensors[name] for name in ("text", "mean", "image")))
         conditioner = TextConditioner(tokenizer, encoder.to(device), projection, embedder)
         conditions = settings.pop("captions")
     else:
-        conditioner = EmbeddingConditioner(embedder, tensors["mean"], tensors["components"])
+        known = (tensors.get(name) for name in ("mean", "components", "prompt"))
+        conditioner = EmbeddingConditioner(embedder, *known)
         conditions = tensors["embeddings"]
     return ConditionedModel(pipeline, conditioner, conditions, tensors["labels"], settings)
 
@@ -242,6 +269,37 @@ def assemble(
     settings |= dict(classes=list(held_out.classes))
     return ConditionedModel(pipeline, conditioner, conditions, held_out.labels, settings)
 
+# %% ../../nbs/library/diffusion/experiment.ipynb #fa21a943
+SCHEDULE = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
+
+
+def pretrained_scheduler(
+    checkpoint: Checkpoint,
+    prediction_type: str,  # auto, or what its UNet must predict
+    sampler: str,
+) -> SchedulerMixin:
+    "The checkpoint's noise schedule and prediction type, sampled in another way."
+    config, name = checkpoint.config("scheduler"), f"parameter `pretrained`: {checkpoint.name}"
+    if not config and prediction_type == "auto":
+        raise ParameterError(f"{name} has no scheduler, which says what its UNet predicts: set "
+                             "`prediction_type`, most often epsilon")
+    if not config:
+        flow = prediction_type == "flow_prediction"
+        return new_scheduler(prediction_type, sampler, zero_snr=None if flow else False)
+    kind, of = config.get("prediction_type", "epsilon"), config.get("_class_name")
+    if prediction_type not in ("auto", kind):
+        raise ParameterError(f"parameter `prediction_type` is {prediction_type!r}, but the UNet of "
+                             f"{checkpoint.name} predicts {kind}: leave it at auto")
+    if config.get("num_train_timesteps", 1000) != 1000 or of.startswith("FlowMatch"):
+        raise ParameterError(f"{name} has a {of} of {config.get('num_train_timesteps', 1000)} "
+                             "timesteps; what can be trained here has 1000 of a noise schedule")
+    if kind == "flow_prediction":
+        shift = dict(flow_shift=config.get("flow_shift", 1.0), use_flow_sigmas=True)
+        return with_sampler(DPMSolverMultistepScheduler(prediction_type=kind, **shift), sampler)
+    schedule = {key: config[key] for key in SCHEDULE if key in config}
+    stored = DDPMScheduler(**schedule, prediction_type=kind, clip_sample=False)
+    return with_sampler(stored, sampler)
+
 # %% ../../nbs/library/diffusion/experiment.ipynb #05be451f
 @dataclass(frozen=True)
 class DiffusionConfig:
@@ -249,7 +307,7 @@ class DiffusionConfig:
     unet_size: str = "tiny"  # a layout
     pretrained: str = ""  # a published UNet to start from
     lora_rank: int = 0  # train LoRA matrices of this rank only; 0: all weights
-    prediction_type: str = "v_prediction"  # epsilon, v_prediction or flow_prediction
+    prediction_type: str = "auto"  # epsilon, v_prediction, flow_prediction; auto: as `pretrained`
     sampler: str = "dpm++"  # ddim, dpm++ or euler
     snr_gamma: float = 0.0  # γ of the weights; 0: all errors weigh alike
     timesteps: str = "logit_normal"  # how they are drawn: logit_normal or uniform
@@ -270,14 +328,20 @@ class DiffusionConfig:
 
     def scheduler(self):
         "Noise schedule and sampler. Raises `ParameterError`."
-        return new_scheduler(self.prediction_type, self.sampler)
+        if self.pretrained:
+            checkpoint = open_checkpoint(self.pretrained)
+            return pretrained_scheduler(checkpoint, self.prediction_type, self.sampler)
+        auto = self.prediction_type == "auto"
+        return new_scheduler("v_prediction" if auto else self.prediction_type, self.sampler)
 
-    def unet(self, width: int, latents: Tensor | tuple):  # of a token; (…, C, h, w)
+    def unet(self, width: int, latents: Tensor | tuple, kind: str = "embedding"):  # (…, C, h, w)
         "The network before its training: the same weights for every condition of one width."
         seed_everything(self.seed)
+        shifts = self.pretrained and kind == "embedding"
+        prompt = empty_prompt(open_checkpoint(self.pretrained)) if shifts else None
         channels, _, size = getattr(latents, "shape", latents)[-3:]
         return new_unet(width, size, channels, self.unet_size, self.pretrained, self.lora_rank,
-                        self.dropout)
+                        self.dropout, prompt=prompt)
 
     def loss(self) -> DiffusionLoss:
         "Conditions are left out by the data set, which knows the empty condition."
@@ -319,6 +383,35 @@ class ConditionedLatents:
             condition = condition + self.condition_noise * torch.randn_like(condition)
         return batch | dict(condition=torch.where(out, self.empty, condition))
 
+# %% ../../nbs/library/diffusion/experiment.ipynb #75f58001
+def latent_scale(config: dict) -> tuple:  # of an autoencoder: channels, scale, shift
+    "What latents of an autoencoder have to have in common with another's."
+    return (config.get("latent_channels", 4), config.get("scaling_factor", 0.18215),
+            config.get("shift_factor") or 0)
+
+
+def pretrained_autoencoder(
+    pretrained: str,  # whose UNet is trained on
+    autoencoder: str,  # another one for the same latents; empty: its own
+    vae_steps: int,
+    device: str,
+):  # `AutoencoderKL`, frozen, with its own scale
+    "The autoencoder that a pretrained UNet knows. Raises `ParameterError` for another."
+    own = open_checkpoint(pretrained).config("vae")
+    if vae_steps:
+        raise ParameterError(f"parameter `vae_steps` is {vae_steps}, but {pretrained} needs the "
+                             "autoencoder that it was trained with: leave it at 0")
+    if not own and not autoencoder:
+        raise ParameterError(f"{pretrained} has no autoencoder in `vae/`, and its UNet knows only "
+                             "the latents of its own: name that by `autoencoder`")
+    if own and autoencoder:
+        scales = latent_scale(own), latent_scale(open_checkpoint(autoencoder).config("vae"))
+        if scales[0] != scales[1]:
+            raise ParameterError(f"parameter `autoencoder`: {autoencoder} has latents of "
+                                 f"(channels, scale, shift) {scales[1]}, the UNet of {pretrained} "
+                                 f"knows {scales[0]}: leave it empty")
+    return load_autoencoder(autoencoder or pretrained, device)
+
 # %% ../../nbs/library/diffusion/experiment.ipynb #ec000731
 def open_autoencoder(
     train: ImageDataset,  # the training split
@@ -329,12 +422,15 @@ def open_autoencoder(
     device: str = "auto",
     precision: str = "auto",
     processes: int = 1,  # that train afterwards; several: it is on the CPU
+    pretrained: str = "",  # whose UNet is trained on: its own autoencoder, with its own scale
 ):  # `AutoencoderKL`, frozen
     "The autoencoder of an experiment. Raises `OSError` that says what to do."
     if processes > 1:  # trained and measured in a process that may use the GPU, then read here
         args = (train, autoencoder, vae_steps, vae_downsampling, vae_width)
-        in_own_process(lambda: open_autoencoder(*args, device, precision), device)
-        return open_autoencoder(*args, "cpu", precision)
+        in_own_process(lambda: open_autoencoder(*args, device, precision, 1, pretrained), device)
+        return open_autoencoder(*args, "cpu", precision, 1, pretrained)
+    if pretrained:
+        return pretrained_autoencoder(pretrained, autoencoder, vae_steps, device)
     if autoencoder:
         return standardise(load_autoencoder(autoencoder, device), train)
     widths = level_widths(vae_width, vae_downsampling)
@@ -342,6 +438,13 @@ def open_autoencoder(
         return bundled_autoencoder(device)[0]
     return fit_autoencoder(train, vae_steps or 600, load_embedder("efficientnet_lite0"),
                            widths=widths, device=device, precision=precision)
+
+# %% ../../nbs/library/diffusion/experiment.ipynb #0e9fde64
+@lru_cache(1)  # every snapshot needs it
+def own_text_model(pretrained: str):  # tokenizer and text model; None where there is none
+    "The text model of a pretrained pipeline, which its empty prompt comes from."
+    checkpoint = open_checkpoint(pretrained)
+    return read_text_model(checkpoint) if checkpoint.part("text_encoder") else None
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #6970b943
 @dataclass
@@ -364,10 +467,20 @@ class ExperimentData:
         tokens = self.conditioner.tokens(self.conditions)[None]
         return LatentSet(encode_all(self.vae, self.held_out)[None], tokens, self.held_out.keys)
 
+    def unet(self, config: DiffusionConfig, latents: Tensor | tuple):
+        return config.unet(self.conditioner.width, latents, self.conditioner.kind)
+
     def model(self, unet, config: DiffusionConfig, **options) -> ConditionedModel:
         device = next(unet.parameters()).device  # of several processes each has its own
-        pipeline = new_pipeline(self.vae.to(device), unet, config.scheduler())
-        return assemble(pipeline, self.conditioner, self.conditions, self.held_out, **options)
+        (stock, shift), conditioner, text_model = split_shift(merged(unet)), self.conditioner, None
+        if shift is not None:
+            conditioner, text_model = conditioner.shifting(shift), own_text_model(config.pretrained)
+        pipeline = new_pipeline(self.vae.to(device), stock, config.scheduler(), text_model)
+        lora = lora_weights(unet)
+        options |= dict(lora_of=config.pretrained) if lora else {}
+        model = assemble(pipeline, conditioner, self.conditions, self.held_out, **options)
+        model.lora = lora
+        return model
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #871cd562
 def end_of_epoch(
@@ -401,7 +514,7 @@ def new_trainer(
         vae = data.vae.to(pick_device(plan.device))
         in_own_process(lambda: cached_latents(vae, data.train, symmetry), plan.device)
     training = data.training_set(config, symmetry)
-    unet = config.unet(data.conditioner.width, training.data.latents)
+    unet = data.unet(config, training.data.latents)
     phase = config.phase(unet, plan.epochs * plan.steps_per_epoch(len(training)))
     network = lambda: trainer.model("unet")  # noqa: E731
     model = lambda: data.model(network(), config, **options)  # noqa: E731

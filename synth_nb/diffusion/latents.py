@@ -23,6 +23,7 @@ from ..data import ImageDataset, to_float, view
 from ..data.loader import SYMMETRIES
 from ..data.cache import check_room
 from synth_nb.diffusion.autoencoder import (
+    add_scaling_layers,
     check_channels,
     encode_posterior,
     latent_statistics,
@@ -30,7 +31,6 @@ from synth_nb.diffusion.autoencoder import (
 )
 from ..embedders import Embedder, embed_images
 from ..core.files import cache_root, digest, atomic_write
-from ..core.parameters import ParameterError
 from ..core.progress import with_progress
 
 # %% ../../nbs/library/diffusion/latents.ipynb #cdad045a
@@ -181,16 +181,11 @@ def standardise(
     vae: AutoencoderKL,  # changed in place
     dataset: ImageDataset,  # training images only
 ) -> AutoencoderKL:  # the same; its scale is 1
-    """Give latents of a data set mean 0 and standard deviation 1, measured once and cached.
-
-    Raises `ParameterError` for an autoencoder without the 1×1 convolutions that take this up.
-    """
-    if not isinstance(vae.quant_conv, torch.nn.Module):
-        raise ParameterError("this autoencoder has no layer that could take up another scale; "
-                             "use its latents as they are")
+    "Give latents of a data set mean 0 and standard deviation 1, measured once and cached."
     check_channels(vae, dataset.channels)
     key = digest(weights_digest(vae), dataset.fingerprint)
     both = cached_array("scales", key, lambda: torch.stack(latent_statistics(vae, dataset)))
+    add_scaling_layers(vae)
     whiten(vae, *both.to(vae.device))
     vae.register_to_config(scaling_factor=1.0)
     return vae

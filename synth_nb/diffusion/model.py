@@ -97,11 +97,12 @@ def new_unet(
     lora_rank: int = 0,  # LoRA of this rank; 0: train all weights
     dropout: float = 0.0,  # in the residual blocks of a layout
     checkpointing: bool = False,  # less memory for more time
+    prompt: torch.Tensor | None = None,  # (T, D) of pretrained weights, for an embedding to shift
 ) -> UNet2DConditionModel:
     "A conditioned UNet. Raises `ParameterError` for what cannot be, `OSError` for absent weights."
     _check(size, pretrained, lora_rank)
     if pretrained:
-        unet = load_unet(pretrained, condition_dim, latent_channels)
+        unet = load_unet(pretrained, condition_dim, latent_channels, prompt)
     else:
         seed = torch.randint(2**31, ()).item()
         unet = unet_from_layout(UNET_LAYOUTS[size], condition_dim, latent_size, latent_channels,

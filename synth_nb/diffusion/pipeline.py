@@ -20,30 +20,55 @@ from diffusers import (
 from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #e52fd68b
 from .objective import new_scheduler
-from .pretrained import merged
+from .pretrained import condition_width, merged
 from ..core.devices import quiet_logging
 from ..core.files import display_path
 from ..core.parameters import ParameterError
+from ..core.seeding import fork_rng
+
+# %% ../../nbs/library/diffusion/pipeline.ipynb #27a5b8fa
+def null_text_model(
+    width: int,  # numbers of a token
+) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:
+    "A tokenizer of one token that cuts a text away, and a text model that returns zeros."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = ["<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    bare = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, pad_token="<pad>",
+                                        model_max_length=1)
+    config = CLIPTextConfig(vocab_size=len(letters), hidden_size=width, num_hidden_layers=0,
+                            num_attention_heads=1, max_position_embeddings=77, pad_token_id=0,
+                            bos_token_id=0, eos_token_id=0)
+    with fork_rng():
+        encoder = CLIPTextModel(config)
+    torch.nn.init.zeros_(encoder.final_layer_norm.weight)  # its bias is zero as it is
+    return tokenizer, encoder.eval().requires_grad_(False)
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #64bfc33f
 def new_pipeline(
     vae: AutoencoderKL,
     unet: UNet2DConditionModel,
     scheduler: SchedulerMixin | None = None,  # of the training; None: `new_scheduler()`
+    text_model: tuple | None = None,  # tokenizer and encoder; None: `null_text_model`
 ) -> StableDiffusionPipeline:
-    "A stock pipeline without a text encoder: conditions are its `prompt_embeds`."
+    "A stock pipeline; conditions of embeddings are its `prompt_embeds`."
     have, need = vae.config.latent_channels, unet.config.in_channels
     if have != need:
         raise ParameterError(f"the autoencoder has {have} latent channels, "
                              f"the UNet works on {need}: they must be the same")
-    none = dict(text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None)
+    tokenizer, encoder = text_model or null_text_model(condition_width(unet))
+    none = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     with quiet_logging(logging):
         pipeline = StableDiffusionPipeline(
-            vae=vae, unet=merged(unet), scheduler=scheduler or new_scheduler(), **none,
-            requires_safety_checker=False)
+            vae=vae, unet=merged(unet), scheduler=scheduler or new_scheduler(), tokenizer=tokenizer,
+            text_encoder=encoder, **none)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -80,6 +105,33 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
+# %% ../../nbs/library/diffusion/pipeline.ipynb #b0020783
+def usage_text(
+    tensors: dict[str, Tensor],  # as `save_model` takes them
+    settings: dict,
+) -> str:  # Markdown
+    "How to make an image of a saved model with diffusers alone, from the folder above it."
+    height, width = settings.get("image_size", (64, 64))
+    how = (f"height={height}, width={width},\n             guidance_scale="
+           f"{settings.get('guidance_scale', 1.5)}, num_inference_steps="
+           f"{settings.get('sampling_steps', 20)}, generator=torch.manual_seed(0)).images[0]")
+    lines = ["import torch", "from diffusers import DiffusionPipeline", "",
+             'pipe = DiffusionPipeline.from_pretrained("model")']
+    if "embeddings" in tensors:
+        own = f"# or your own: (N, {len(tensors['mean'])}) of {settings.get('embedder')}"
+        lines[2:] = ["from safetensors.torch import load_file", *lines[2:],
+                     'parts = load_file("model/conditions.safetensors")',
+                     f'embeddings = parts["embeddings"][:1]  {own}',
+                     'tokens = ((embeddings - parts["mean"]) @ parts["components"])[:, None]',
+                     f'image = pipe(prompt_embeds=tokens + parts["prompt"], {how}']
+    else:
+        lines += [f"image = pipe({settings['captions'][0]!r}, {how}"]
+    text = "\n".join(["```python", *lines, 'image.save("image.png")', "```", ""])
+    if settings.get("lora_of"):
+        text += ("\n`lora/` holds what was trained alone, for a pipeline of "
+                 f'`{settings["lora_of"]}`: `pipe.load_lora_weights("model/lora")`.\n')
+    return text
+
 # %% ../../nbs/library/diffusion/pipeline.ipynb #917a3f48
 def save_model(
     folder: Path,  # exists
@@ -87,12 +139,14 @@ def save_model(
     tensors: dict[str, Tensor],  # of conditioner and conditions
     settings: dict,  # plain values
 ):
-    "Write a model: a stock pipeline, `conditions.safetensors` and `conditions.json`."
+    "Write a model: a stock pipeline, `conditions.safetensors` and `.json`, and how to use them."
     with quiet_logging(logging):
         pipeline.save_pretrained(folder)
     parts = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(parts, folder / "conditions.safetensors")
     (folder / "conditions.json").write_text(json.dumps(settings, indent=2) + "\n")
+    if {"embeddings", "captions"} & {*tensors, *settings}:
+        (folder / "README.md").write_text(usage_text(tensors, settings), encoding="utf-8")
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #12df7bda
 def load_parts(

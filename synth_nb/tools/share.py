@@ -250,6 +250,13 @@ def card_text(record: RunRecord, licence: str) -> str:
                 "How to repeat it": reproduce_text(record)}
     return "\n".join(f"## {head}\n\n{text}" for head, text in sections.items())
 
+# %% ../../nbs/library/tools/share.ipynb #7ab1176c
+def usage_of(record: RunRecord) -> str:  # empty where the model brings no text of its own
+    "How a model is used without this library, as its own folder says."
+    path = record.folder / "model/README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return f"With diffusers alone, in this folder:\n\n{text}\n" if text else ""
+
 # %% ../../nbs/library/tools/share.ipynb #cc96491e
 def model_card(
     record: RunRecord,
@@ -263,7 +270,8 @@ def model_card(
                          model_name=record.title, eval_results=hub_results(record) or None)
     return (f"---\n{head.to_yaml()}\n---\n\n# {record.title}\n\nA model that generates images. "
             "They show no patients.\n\n```python\nfrom synth_nb.core.runs import load_model\n\n"
-            'model = load_model("<this folder>")\n```\n\n' + card_text(record, licence))
+            'model = load_model("<this folder>")\n```\n\n' + usage_of(record)
+            + card_text(record, licence))
 
 # %% ../../nbs/library/tools/share.ipynb #23318ddb
 def data_card(

@@ -26,6 +26,7 @@ from ..core.devices import pick_device, pick_precision
 from ..core.files import atomic_folder, display_path, resolve
 from ..core.parameters import ParameterError, check_value
 from ..core.progress import Progress, duration
+from ..core.runs import read_manifest
 from ..core.seeding import fork_rng, random_state, seed_everything, set_random_state
 from .batches import Batches
 from synth_nb.training.checkpoints import (
@@ -55,6 +56,7 @@ from synth_nb.training.processes import (
     share_batch_norms,
 )
 from .schedules import BatchOrder, moving_average
+from .trackers import Trackers, tracker_names
 
 # %% ../../nbs/library/training/loop.ipynb #0dca4c9a
 @dataclass
@@ -100,6 +102,7 @@ class TrainingConfig:
 
     def __post_init__(self):
         check_value("compile", self.compile)
+        tracker_names(self.tracker)
         if self.patience and not self.best:
             raise ParameterError("`patience` needs `best`: the score that is to improve")
         if self.batch_size % (self.processes * (self.accumulate if self.processes > 1 else 1)):
@@ -232,6 +235,8 @@ class Trainer:
         config, position = self.config, self.position
         self.read_losses()  # of a step that broke this trainer's networks: raises again
         self.print_cost()
+        if not self.finished:
+            self.log.start_trackers()
         self.started = self.saved = time.monotonic()
         earlier = position.seconds
         with deferred_signals() as signals, self.open_progress():
@@ -363,13 +368,20 @@ class Trainer:
         path = checkpoint_path(self.folder)
         if self.accelerator and self.config.num_nodes > 1:
             sync_checkpoint(self.accelerator, path)
-        self.log = MetricsLog(self.folder)
+        self.log = MetricsLog(self.folder, self.new_trackers())
         if path.is_file():
             self.load_state(read_checkpoint(path))
         else:
             seed_everything(self.config.seed)
         if self.is_writer:
             self.log.cut(self.position.step)
+
+    def new_trackers(self) -> Trackers | None:
+        "The services that the run reports to, with its parameters; one process does."
+        if self.accelerator is None or not self.accelerator.is_main_process:
+            return None
+        settings = asdict(self.config) | read_manifest(self.folder).get("parameters", {})
+        return Trackers(self.config.tracker, self.folder, self.accelerator, settings)
 
     def train_in_processes(self):
         "The loop in several processes; what they reached is read from the checkpoint."

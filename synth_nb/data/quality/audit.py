@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,8 @@ from .copies import (
 from ..dataset import ImageDataset, SPLIT_ORDER
 from ..tables import about_lines, count_table, markdown_table
 from ..readers.sources import (
-    FORMATS, DataError, ImageError, Source, open_image, reason, to_mode)
+    DataError, ImageError, Source, open_image, open_lazily, reason, to_mode)
+from ..readers.intensity import limits_of
 from ...core.files import digest, resolve, atomic_write
 from ...core.parameters import ParameterError
 from ...core.progress import with_progress
@@ -49,11 +49,12 @@ def _moments(
 # %% ../../../nbs/library/data/quality/audit.ipynb #e69d40aa
 def _examine(
     content: bytes | np.ndarray,  # of one image
+    limits: tuple[float, float] | None = None,  # of stored values, as `to_mode` takes them
 ) -> tuple[dict, np.ndarray, np.ndarray]:  # columns; uint8 (32, 32); (1 or 3, 256) pixel counts
     "Measure one image at its original size. Raises `ImageError` with the reason."
     try:
         mode, form = _stored_as(content)
-        image = to_mode(open_image(content), 3)
+        image = to_mode(open_image(content), 3, limits)
     except MemoryError:
         raise
     except Exception as e:
@@ -67,19 +68,30 @@ def _examine(
                bytes=content.nbytes if isinstance(content, np.ndarray) else len(content))
     row |= {f"mean_{c}": m for c, m in zip("rgb", mean, strict=True)}
     row |= {f"std_{c}": s for c, s in zip("rgb", std, strict=True)}
-    row |= dict(sha=digest(content), pixels=digest(np.stack(planes)), grey=bool(grey))
+    row |= dict(sha=digest(content), pixels=digest(np.stack(planes)), grey=bool(grey),
+                two_valued=bool(grey) and _has_two_values(counts[0]))
     return row, thumbnail(image), counts
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #1e24f216
+def _has_two_values(
+    counts: np.ndarray,  # (256,) pixels of each value
+) -> bool:
+    "Whether a grey image is black and white but for soft borders, or 0 and another value."
+    high = int(np.flatnonzero(counts).max())
+    if high < 2:  # 0 and 1, or blank
+        return high == 1 and counts[0] > 0
+    low, top = counts[:25].sum(), counts[max(25, high - 24) :].sum()
+    return bool(min(low, top) > 0 and low + top > 0.97 * counts.sum() and high > 50
+                and counts[: 25].max() > 0.9 * low)
+
+
 def _stored_as(
     content: bytes | np.ndarray,
 ) -> tuple[str, str]:  # mode and format in Pillow's words: "L", "PNG"
     "How an image is stored, from its header."
     if isinstance(content, np.ndarray):
         return "L" if content.ndim == 2 else "RGB", "array"
-    if not content:
-        raise ImageError("empty file")
-    image = Image.open(BytesIO(content), formats=FORMATS)
+    image = open_lazily(content)
     return image.mode, image.format
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #4a2f8ab4
@@ -109,8 +121,12 @@ def _examine_all(
     "Measure every image, some at a time in memory. Raises `DataError` when none can be read."
     import pandas as pd
 
+    def one(i):
+        content = source.content(i)
+        return _examine(content, limits_of(source, content))
+
     rows, thumbs, total = [], [], np.zeros((3, 256), np.int64)
-    results = parallel_map(lambda i: _examine(source.content(i)), len(source))
+    results = parallel_map(one, len(source))
     for i, result in enumerate(with_progress(results, len(source), "reading images")):
         row = dict(key=source.keys[i], **{"class": source.classes[source.labels[i]]},
                    split=source.split[i] if source.split else "",
@@ -199,7 +215,9 @@ def _find_facts(
     return dict(
         source=source.name, fingerprint=source.about.get("fingerprint", ""), images=len(table),
         readable=len(good), problems=bad[["key", "problem"]].values.tolist(),
-        blank=good["key"][largest_std < 2].tolist(),
+        blank=good["key"][largest_std < 2].tolist(), masks=source.masks is not None,
+        two_valued=good["key"][good["two_valued"].eq(True)].tolist(),
+        doubts=list(source.about.get("doubts", ())),
         groups_across_splits=_groups_in_two_splits(good),
         **_class_facts(source, good), **_find_numbers(good, total))
 
@@ -268,6 +286,18 @@ def _copy_findings(
     return lines
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #f9e3ca48
+def _mask_findings(
+    found: dict,  # findings
+) -> list[str]:  # sentences
+    "Whether images have masks, images that may be masks, and what opening them was unsure of."
+    lines = ["Every image has a mask."] if found["masks"] else []
+    some = found["two_valued"]
+    if 0 < len(some) <= 0.75 * found["readable"]:
+        lines.append(f"{_plural(len(some), 'image')} with two values, as masks have: "
+                     f"{_some(some)}.")
+    return lines + [f"Look: {doubt}." for doubt in found["doubts"]]
+
+
 def _image_findings(
     found: dict,  # findings
 ) -> list[str]:  # sentences
@@ -285,6 +315,7 @@ def _image_findings(
     classes = [f"{name} {n:,}" for name, n in found["classes"].items()]
     lines.append(f"{_plural(found['readable'], 'image')} in "
                  f"{_plural(len(classes), 'class', 'classes')}: {_some(classes, 6)}.")
+    lines += _mask_findings(found)
     sizes = ("all " if len(found["sizes"]) == 1 else "") + _some(list(found["sizes"]))
     mean, std = (", ".join(f"{v:.0f}" for v in found[m]) for m in ("mean", "std"))
     kinds = f"{_some(list(found['modes']), 6)}; {_some(list(found['formats']))}"
@@ -295,15 +326,25 @@ def _image_findings(
 def _framed_image(
     content: bytes | np.ndarray,
     side: int = 128,  # pixels
+    limits: tuple[float, float] | None = None,  # of stored values, as `to_mode` takes them
 ) -> np.ndarray:  # (3, side, side) uint8, on white
     "One image as a figure shows it."
-    image = to_mode(open_image(content), 3)
+    image = to_mode(open_image(content), 3, limits)
     factor = side / max(image.size)
     size = [max(1, round(s * factor)) for s in image.size]
     how = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
     canvas = Image.new("RGB", (side, side), "white")
     canvas.paste(image.resize(size, how), ((side - size[0]) // 2, (side - size[1]) // 2))
     return np.array(canvas).transpose(2, 0, 1)
+
+
+def _framed(
+    source: Source,
+    i: int,
+) -> np.ndarray:  # (3, 128, 128) uint8
+    "An image of a source as a figure shows it."
+    content = source.content(i)
+    return _framed_image(content, limits=limits_of(source, content))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #51dd166d
 def _class_pictures(
@@ -319,7 +360,7 @@ def _class_pictures(
     lines, pictures = max(1, min(4, 8 // len(parts))), {}
     for name, indices in parts:
         chosen = np.linspace(0, len(indices) - 1, min(len(indices), columns * lines))
-        seen = [_framed_image(source.content(indices[i])) for i in chosen.round().astype(int)]
+        seen = [_framed(source, indices[i]) for i in chosen.round().astype(int)]
         pictures[name] = torch.from_numpy(np.stack(seen))
     return pictures
 
@@ -422,7 +463,7 @@ class Audit:
         return image_pairs(both, list(map(_pair_caption, pairs)), names, "no copies were found")
 
     def _picture(self, index: int) -> torch.Tensor:  # (3, 128, 128) uint8
-        return torch.from_numpy(_framed_image(self.source.content(self.readable[index])))
+        return torch.from_numpy(_framed(self.source, self.readable[index]))
 
     def card(self) -> str:  # Markdown
         about = {k: v for k, v in self.source.about.items() if k != "fingerprint"}
@@ -494,7 +535,7 @@ def _with_hashes(
     pairs: pd.DataFrame,
 ) -> pd.DataFrame:
     "The table with each image's perceptual hash and the first key of its cluster."
-    table = table.assign(phash="", cluster=table["key"]).drop(columns="grey")
+    table = table.assign(phash="", cluster=table["key"]).drop(columns=["grey", "two_valued"])
     hashes = perceptual_hashes(low_frequencies(thumbs))
     keys = table["key"].to_numpy()[readable]
     table.loc[readable, "phash"] = [f"{int(h):016x}" for h in hashes]

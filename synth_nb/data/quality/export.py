@@ -24,7 +24,7 @@ from torch import Tensor
 
 # %% ../../../nbs/library/data/quality/export.ipynb #bb92a498
 from ..dataset import ImageDataset, to_uint8
-from ..readers.sources import SPLIT_NAMES
+from ..readers.layout import SPLIT_NAMES
 from ..tables import about_lines, count_table
 from ...core.files import resolve, display_path, atomic_write, atomic_folder
 from ...core.parameters import ParameterError

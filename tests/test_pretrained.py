@@ -1,0 +1,244 @@
+"""A published pipeline is trained on as it is: its loss, its latents, its schedule, its text.
+
+The stand-in and what is measured on it come from the benchmark; here it is trained for some steps.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from huggingface_hub import errors
+
+from synth_nb.core.parameters import ParameterError
+from synth_nb.core.testing import assert_near
+from synth_nb.data import open_dataset
+from synth_nb.diffusion import new_autoencoder
+from synth_nb.diffusion.captions import open_captions
+from synth_nb.diffusion.checkpoint import open_checkpoint
+from synth_nb.diffusion.experiment import DiffusionConfig, load, new_trainer, open_autoencoder
+from synth_nb.diffusion.text import (
+    TextConditioner,
+    TextImageProjection,
+    new_text_model,
+    new_tokenizer,
+)
+from synth_nb.training.loop import TrainingConfig
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+
+import pretrained as standin  # noqa: E402
+
+ANSWER = SimpleNamespace(headers={}, request=None)  # of the Hub
+FAST = dict(lr=0.1, ema=0.1)  # four steps of a warm-up are to be seen
+CASES = [(condition, rank) for condition in ("t2i", "i2i", "e2i") for rank in (0, 4)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cache(tmp_path_factory):
+    "All tests here share embeddings and latents."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SYNTH_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch):
+    monkeypatch.setenv("IN_TEST", "1")
+
+
+@pytest.fixture(scope="module")
+def images():
+    demo = open_dataset("demo", 64)
+    train, held_out = (part.select(slice(0, None, 20)) for part in (demo.train, demo.held_out))
+    return train, held_out, open_captions("auto", demo)
+
+
+@pytest.fixture(scope="module")
+def base(images, tmp_path_factory):
+    "A folder of a stock pipeline, and the losses that it was saved with."
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer(sorted({*images[2].values()}))
+    projection = TextImageProjection(torch.randn(64, 8), torch.zeros(1280), torch.randn(1280, 8))
+    encoder = new_text_model(tokenizer).eval().requires_grad_(False)
+    text = TextConditioner(tokenizer, encoder, projection, standin.ENCODER)
+    folder = tmp_path_factory.mktemp("published") / "base"
+    return folder, standin.stand_in(folder, *images, steps=12, text=text)
+
+
+def trained(condition, base, images, folder, **options):
+    "A short training that continues the stand-in; the trainer, and its model."
+    config, data = standin.continued(condition, base[0], *images, **options)
+    plan = TrainingConfig(1, 8, 32, device="cpu", precision="fp32")
+    how = dict(guidance_scale=2.0, sampling_steps=4, best_of=1, precision="fp32")
+    trainer, model = new_trainer(folder, data, config, plan, "none", **how)
+    trainer.fit()
+    return trainer, model()
+
+
+@pytest.mark.parametrize(("condition", "rank"), CASES)
+def test_a_continued_network_starts_with_the_loss_that_it_was_saved_with(
+    condition, rank, base, images
+):
+    folder, saved = base
+    config, data = standin.continued(condition, folder, *images, lora_rank=rank)
+    start = standin.error_of(config, data, data.unet(config, (4, 16, 16)))
+    assert start == pytest.approx(saved["text" if condition == "t2i" else "empty"], rel=1e-4)
+    if condition == "t2i" and not rank:  # whitened latents and v are not what it knows
+        assert standin.as_a_new_one(folder, data) > 1.5 * start
+
+
+@pytest.mark.parametrize("condition", ["t2i", "e2i"])
+def test_lora_is_saved_alone_and_merged_for_diffusers(condition, base, images, tmp_path):
+    _, model = trained(condition, base, images, tmp_path / "run", lora_rank=4, **FAST)
+    apart, moved = standin.saved_and_opened(model, tmp_path / "model", base[0])
+    assert moved > 0.01 and apart < 0.05 * moved
+    unet = DiffusionPipeline.from_pretrained(tmp_path / "model").unet
+    assert not any("lora" in name for name in unet.state_dict())
+    assert unet.config.encoder_hid_dim is None  # Stable Diffusion's own layout
+    again, ours = load(tmp_path / "model").sample(2, seed=1).images, model.sample(2, seed=1).images
+    assert_near(again, ours)
+
+
+def test_what_an_embedding_learns_is_saved_without_a_layer_of_its_own(base, images, tmp_path):
+    trainer, model = trained("e2i", base, images, tmp_path / "run", **FAST)
+    shift = trainer.modules["unet"].encoder_hid_proj
+    assert shift.weight.abs().max() > 0
+    assert model.conditioner.tokens(model.conditions).shape[1:] == (77, 64)
+    assert standin.saved_and_opened(model, tmp_path / "model", base[0]) is None
+    again, ours = load(tmp_path / "model").sample(2, seed=1).images, model.sample(2, seed=1).images
+    assert_near(again, ours)
+    one, other = (model.sample_for(model.conditions[[i]], 1).images for i in (0, 1))
+    assert not torch.equal(one, other)
+
+
+def altered(base, folder: Path, part: str, **values) -> str:
+    "A copy of the stand-in with another entry in a configuration; None takes one out."
+    shutil.copytree(base[0], folder)
+    file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    config = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("zero_snr", [True, False])
+def test_the_schedule_is_that_of_the_checkpoint(zero_snr, base, tmp_path):
+    values = dict(prediction_type="v_prediction", rescale_betas_zero_snr=zero_snr, beta_end=0.02)
+    name = altered(base, tmp_path / "other", "scheduler", **values, beta_schedule="linear")
+    for sampler in ("ddpm", "ddim", "dpm++", "euler"):
+        config = DiffusionConfig(pretrained=name, sampler=sampler).scheduler().config
+        found = config.prediction_type, bool(config.get("rescale_betas_zero_snr"))
+        assert found == ("v_prediction", zero_snr)
+        assert (config.beta_schedule, config.beta_end) == ("linear", 0.02)
+
+
+def test_weights_in_half_precision_alone_are_taken(base, images, tmp_path):
+    folder, saved = tmp_path / "half", base[1]
+    pipeline = DiffusionPipeline.from_pretrained(base[0], dtype=torch.float16)
+    pipeline.save_pretrained(folder, variant="fp16")
+    assert not (folder / "unet/diffusion_pytorch_model.safetensors").exists()
+    config, data = standin.continued("t2i", folder, *images)
+    unet = data.unet(config, (4, 16, 16))
+    assert {p.dtype for p in unet.parameters()} == {torch.float32}
+    assert standin.error_of(config, data, unet) == pytest.approx(saved["text"], rel=2e-2)
+
+
+def bare(base, folder: Path) -> str:
+    "The stand-in's UNet, without the rest."
+    shutil.copytree(base[0] / "unet", folder / "unet")
+    return str(folder)
+
+
+def test_a_setting_that_contradicts_the_checkpoint_is_refused_by_name(base, images, tmp_path):
+    name, (train, *_) = str(base[0]), images
+    with pytest.raises(ParameterError, match=r"`prediction_type` is 'v_pred.* epsilon"):
+        DiffusionConfig(pretrained=name, prediction_type="v_prediction").scheduler()
+    assert DiffusionConfig(pretrained=name, prediction_type="epsilon").scheduler()
+    with pytest.raises(ParameterError, match=r"`vae_steps` is 600, but .* leave it at 0"):
+        open_autoencoder(train, vae_steps=600, pretrained=name)
+    new_autoencoder().save_pretrained(tmp_path / "other")
+    with pytest.raises(ParameterError, match=r"`autoencoder`: .* \(4, 1.0, 0\), .* 0.18215, 0\)"):
+        open_autoencoder(train, str(tmp_path / "other"), pretrained=name)
+    same = open_autoencoder(train, name, device="cpu", pretrained=name)
+    assert same.config.scaling_factor == 0.18215
+    alone = bare(base, tmp_path / "bare")
+    with pytest.raises(ParameterError, match=r"has no scheduler, .* set `prediction_type`"):
+        DiffusionConfig(pretrained=alone).scheduler()
+    with pytest.raises(ParameterError, match=r"has no autoencoder .* name that by `autoencoder`"):
+        open_autoencoder(train, pretrained=alone)
+    flow = altered(base, tmp_path / "flow", "scheduler", num_train_timesteps=4000)
+    with pytest.raises(ParameterError, match="of 4000 timesteps"):
+        DiffusionConfig(pretrained=flow).scheduler()
+
+
+def test_latents_of_sixteen_channels_are_refused_for_a_unet_of_four(base, tmp_path):
+    config = DiffusionConfig(pretrained=str(base[0]))
+    with pytest.raises(ParameterError, match="works on 4 latent channels, the autoencoder has 16"):
+        config.unet(8, (16, 8, 8))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_weights_of_another_network_are_one_sentence(part, base, tmp_path):
+    wide = dict(unet=dict(block_out_channels=[64, 192]), vae=dict(block_out_channels=[16, 32, 96]))
+    name = altered(base, tmp_path / "other", part, **wide[part])
+    with pytest.raises(OSError, match=f"the weights in .*{part} cannot be read, get them again"):
+        if part == "unet":
+            DiffusionConfig(pretrained=name).unet(64, (4, 16, 16), "text")
+        else:
+            open_autoencoder(None, pretrained=name)
+
+
+def test_lora_of_another_network_is_refused(base, images, tmp_path):
+    "The file names its layers: where they have other shapes, diffusers says which."
+    _, model = trained("t2i", base, images, tmp_path / "run", lora_rank=2)
+    standin.save(model, tmp_path)
+    wider = UNet2DConditionModel(**standin.LAYOUT | dict(block_out_channels=(32, 64)))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        wider.load_lora_adapter(tmp_path / "lora", prefix="unet",
+                                weight_name="pytorch_lora_weights.safetensors")
+    with pytest.raises(OSError, match="holds LoRA weights without the model they belong to"):
+        DiffusionConfig(pretrained=str(tmp_path / "lora")).unet(64, (4, 16, 16), "text")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ConnectionError("no route"), OSError, "not on this machine and the Hub is out of reach"),
+        (errors.GatedRepoError("gated", response=ANSWER), OSError, "is gated: accept its terms at"),
+        (errors.RepositoryNotFoundError("no", response=ANSWER), ValueError, "the Hub has no model"),
+    ],
+)
+def test_a_name_on_the_hub_that_cannot_be_had_is_one_sentence(error, kind, message, monkeypatch):
+    import huggingface_hub
+
+    def away(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", away)
+    with pytest.raises(kind, match=message):
+        DiffusionConfig(pretrained="someone/stable-diffusion").scheduler()
+
+
+def test_a_name_on_the_hub_is_checked_before_its_weights_are_fetched(base, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    calls = []
+
+    def download(name, revision, allow_patterns):
+        calls.append((name, revision, allow_patterns))
+        return str(base[0])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = open_checkpoint("someone/stable-diffusion@main")
+    assert found.config("unet")["cross_attention_dim"] == 64
+    assert not any("safetensors" in p or "bin" in p for _, _, ps in calls for p in ps)
+    DiffusionConfig(pretrained="someone/stable-diffusion@main").unet(64, (4, 16, 16), "text")
+    name, revision, patterns = calls[-1]
+    assert (name, revision) == ("someone/stable-diffusion", "main")
+    assert "unet/diffusion_pytorch_model.safetensors" in patterns
+    assert not any(p.startswith(("vae", "safety")) for p in patterns)
