@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../../nbs/library/evaluation/sets.ipynb #791ce211
-from ..data import DataError, ImageDataset, find_source, open_dataset, parse_size, to_uint8
+from ..data import (
+    DataError, ImageDataset, data_options, find_source, open_dataset, parse_size, to_uint8)
 from ..data.readers.sources import open_image
 from ..embedders import image_keys
 from ..core.files import digest, resolve, display_path
@@ -117,10 +118,9 @@ def training_data(
     parameters = manifest.get("parameters", {})
     if not parameters.get("dataset"):
         return {}
-    always = ("dataset", "image_size", "channels", "seed", "val_fraction", "crop", "group_by")
-    optional = ("masks", "chunk", "tile", "mpp")
+    always = ("dataset", "image_size", "channels", "seed")
     known = {name: parameters[name] for name in always if name in parameters}
-    return known | {name: parameters[name] for name in optional if parameters.get(name)}
+    return known | data_options(parameters)
 
 # %% ../../nbs/library/evaluation/sets.ipynb #af4bec2c
 def sample_set(
@@ -273,6 +273,7 @@ def open_inputs(
     n: int = 256,  # images of each set at most
     seed: int = 0,
     device: str = "auto",
+    data: dict | None = None,  # more for `open_dataset`, of real images that are named
 ) -> EvaluationInputs:
     "Open everything. Raises what `open_dataset` and `load_model` raise, and `ParameterError`."
     words = parse_list(synthetic)
@@ -284,8 +285,10 @@ def open_inputs(
     size = comparison_size(image_size, real or known.get("dataset", "demo"), known)
     own = {k: v for k, v in known.items() if k not in ("dataset", "image_size", "channels")}
     options = dict(image_size=size, channels=channels)
-    held_out = open_real(real, known.get("dataset", "demo"), options, own, seed)
-    train_set = open_train(train, known.get("dataset", "" if words else "demo"), options, own, seed)
+    more = [own if word == "" else data or {} for word in (real, train)]
+    held_out = open_real(real, known.get("dataset", "demo"), options, more[0], seed)
+    train_set = open_train(train, known.get("dataset", "" if words else "demo"), options, more[1],
+                           seed)
     if not words:  # one crop in four: they overlap, and all of them would take minutes
         train_set = train_set.select(range(0, len(train_set), 4))
         fakes = degraded_sets(train_set, n, seed)
@@ -307,14 +310,14 @@ def open_inputs(
 def open_real(word: str, train_set: str, options: dict, own: dict, seed: int) -> ImageSet:
     "Real images that the model was not trained on."
     if word:
-        return open_set(word, "real", part="held_out", **dict(seed=seed) | options)
+        return open_set(word, "real", part="held_out", **dict(seed=seed) | own | options)
     return open_set(train_set, "real", part="held_out", cut=True, **dict(seed=seed) | own | options)
 
 # %% ../../nbs/library/evaluation/sets.ipynb #ccafac35
 def open_train(word: str, train_set: str, options: dict, own: dict, seed: int) -> ImageSet | None:
     "The training images of the generator, where they are known."
     if word:
-        return open_set(word, "training", part="train", **dict(seed=seed) | options)
+        return open_set(word, "training", part="train", **dict(seed=seed) | own | options)
     if not train_set:
         return None
     return open_set(
