@@ -273,7 +273,7 @@ def explanation(
     named = [f"{name} {per_class[i]:,}" for i, name in enumerate(ds.classes)]
     splits = ", ".join(f"{name} {counts[name]:,}" for name in SPLIT_ORDER if counts[name])
     alone = len(set(ds.groups)) >= len(set(ds.hashes))
-    guessed = about.get("read_as") or "folders are classes; train, val, test are splits"
+    guessed = about.get("read_as") or "nothing was guessed"
     lines = [
         summary(ds), f"classes: {some_names(named, 8)}", f"splits: {splits}",
         "groups: " + ("every image stands alone" if alone else f"{len(set(ds.groups)):,}"),
