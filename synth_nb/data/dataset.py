@@ -439,8 +439,8 @@ def held_out_of(
     if name == "val" and others >= least:
         warnings.warn(f"{there}, too few to judge by: the {others} of `test` judge", stacklevel=2)
         return ds.subset("test")
-    raise DataError(f"{there}, and {least} are the least that can be compared: give more images, or "
-                    "raise `val_fraction`")
+    raise DataError(f"{there}, and {least} are the least that can be compared: give more images, "
+                    "or raise `val_fraction`")
 
 
 def check_trainable(
