@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #0057ad57
 from ..core.parameters import ParameterError
-from ..data.affine import lookup_grid, rotation, scaling, translation, warp
+from ..data.affine import lookup_grid, scaling, translation, warp
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #5f8b6e26
 class BatchRandom:
