@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from synth_nb.data import DataError, open_dataset
+from synth_nb.data.readers.dicom import dicom_stack
 from synth_nb.data.readers.find import folder_source
-from synth_nb.data.readers.stacks import dicom_stack, npz_stack, tiff_stack
+from synth_nb.data.readers.stacks import npz_stack, tiff_stack
 
 
 def noise(seed, *shape, kind=np.uint8):

@@ -20,7 +20,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 STEP = 2  # seconds
 CELLS = [
-    "outputs: str = ''\nlr: float = 0.1\nseed: int = 0",
+    "outputs: str = ''\nlr: float = 0.1\nepochs: int = 50\nseed: int = 0",
     """
 import os, time
 from pathlib import Path
@@ -45,7 +45,7 @@ def loss(nets, batch):
 run = open_run("stops", parameters | dict(run_name="mine"), dict(fingerprint="a"))
 net = torch.nn.Linear(1, 1)
 phase = Phase(loss, torch.optim.SGD(net.parameters(), lr))
-trainer = Trainer(run.folder, Data(), dict(net=net), [phase], TrainingConfig(50, 8))
+trainer = Trainer(run.folder, Data(), dict(net=net), [phase], TrainingConfig(epochs, 8))
 trainer.print_cost = lambda: run.path("measured").touch()
 trainer.fit()
 run.finish()
@@ -60,13 +60,19 @@ def environment() -> dict:
     return env | dict(PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")])))
 
 
-def papermill(folder: Path, *words) -> subprocess.Popen:
-    "papermill on the notebook above, in a session of its own."
-    source, nb = folder / "a.ipynb", nbformat.v4.new_notebook()
+def write_notebook(path: Path) -> Path:
+    "The notebook above."
+    nb = nbformat.v4.new_notebook()
     nb.metadata.kernelspec = dict(name="python3", display_name="python3", language="python")
     nb.cells = [nbformat.v4.new_code_cell(text) for text in CELLS]
     nb.cells[0].metadata.tags = ["parameters"]
-    nbformat.write(nb, source)
+    nbformat.write(nb, path)
+    return path
+
+
+def papermill(folder: Path, *words) -> subprocess.Popen:
+    "papermill on the notebook above, in a session of its own."
+    source = write_notebook(folder / "a.ipynb")
     command = [sys.executable, "-m", "papermill", source, folder / "out.ipynb", *words]
     return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True,
                             env=environment(), start_new_session=True)

@@ -19,7 +19,8 @@ import numpy as np
 from filelock import FileLock
 
 from .readers.sources import (
-    DataError, ImageError, Source, cropped_size, decode, reason)
+    GAP, DataError, ImageError, Source, cropped_size, decode, reason)
+from .readers.intensity import depth_of, limits_of, limits_of_set
 from ..core.files import cache_root, digest, display_path, atomic_write
 from ..core.progress import with_progress
 
@@ -46,12 +47,17 @@ def parallel_map(
 # %% ../../nbs/library/data/cache.ipynb #0596ece3
 def content_hashes(
     source: Source,
-) -> tuple[list[str], list[int], dict[int, str]]:  # hashes, their indices; index → why not
-    "Content hashes of all images that can be read from disk, and why the others cannot."
-    results = list(parallel_map(lambda i: digest_content(*read_parts(source, i)), len(source)))
+) -> tuple[list[str], list[int], dict[int, str], list[str]]:  # hashes, indices; index → why not
+    "Content hashes of all images that can be read, why others cannot; those of over 8 bits."
+    def one(i):
+        content, mask = read_parts(source, i)
+        return digest_content(content, mask), depth_of(content) == "I"
+
+    results = list(parallel_map(one, len(source)))
     failed = {i: reason(r) for i, r in enumerate(results) if isinstance(r, Exception)}
     readable = [i for i in range(len(results)) if i not in failed]
-    return [results[i] for i in readable], readable, failed
+    deep = [results[i][0] for i in readable if results[i][1]]
+    return [results[i][0] for i in readable], readable, failed, deep
 
 # %% ../../nbs/library/data/cache.ipynb #b5f33ec0
 def read_parts(
@@ -148,10 +154,12 @@ def cached_images(
     indices: list[int],  # of the images to decode
     shape: tuple[int, int, int],  # (C, H, W) before cropping
     crop: str = "centre",
+    limits: tuple[float, float] | None = None,  # of stored values; None: by their type
 ) -> tuple[np.ndarray, dict[int, str]]:  # (N, C, H, W) uint8, read-only; position → why not
     "Images of a source from the cache, decoded first if they are not there."
     version = reader_version(source.masks is not None)
-    path = cache_root() / "images" / f"{digest(hashes, shape, crop, version)}.npy"
+    ranges = [limits] if limits else []
+    path = cache_root() / "images" / f"{digest(hashes, shape, crop, version, *ranges)}.npy"
     row = row_shape(source, shape, crop)
     there = load_rows(path, len(hashes), row)
     if there is None:
@@ -178,7 +186,7 @@ def decode_into(
         if digest_content(content, mask) != hashes[position]:
             key = source.keys[indices[position]]
             raise OSError(f"{key} changed while it was read; open the data again")
-        return decode(content, *shape[1:], shape[0], crop, mask)
+        return decode(content, *shape[1:], shape[0], crop, mask, limits_of(source, content))
 
     row = row_shape(source, shape, crop)
     check_room(path.parent, len(hashes) * int(np.prod(row)))
@@ -195,7 +203,8 @@ def check_bad(
     bad: list[tuple[str, str]],  # (key, why)
 ):
     "Raise `DataError` when less than half of the images, or none, can be used."
-    n = len(source) + len(source.skipped)
+    bad = [(key, why) for key, why in bad if why != GAP]  # left out on purpose
+    n = len(source) + sum(why != GAP for _, why in source.skipped)
     if 2 * len(bad) <= n and len(bad) < n:
         return
     first = f"the first is {bad[0][0]} ({bad[0][1]})"
@@ -212,6 +221,7 @@ class Decoded:
     hashes: list[str]  # N, of the contents
     indices: list[int]  # N, into the source
     skipped: list[tuple[str, str]]  # (key, why) of the others
+    limits: tuple[float, float] | None = None  # stored values that became 0 and 255, of files
 
 
 def decode_source(
@@ -220,10 +230,12 @@ def decode_source(
     crop: str = "centre",
 ) -> Decoded:
     "Decode a source, or find it in the cache. Raises `DataError` when most of it is bad."
-    hashes, indices, bad = content_hashes(source)
-    images, failed = cached_images(source, hashes, indices, shape, crop) if hashes else (None, {})
+    hashes, indices, bad, deep = content_hashes(source)
+    limits, images, failed = limits_of_set(source, deep), None, {}
+    if hashes:
+        images, failed = cached_images(source, hashes, indices, shape, crop, limits)
     bad |= {indices[position]: why for position, why in failed.items()}
     skipped = [*source.skipped, *((source.keys[i], why) for i, why in sorted(bad.items()))]
     check_bad(source, skipped)
     good = [position for position in range(len(hashes)) if position not in failed]
-    return Decoded(images, [hashes[p] for p in good], [indices[p] for p in good], skipped)
+    return Decoded(images, [hashes[p] for p in good], [indices[p] for p in good], skipped, limits)

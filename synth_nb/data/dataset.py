@@ -18,7 +18,10 @@ from torch import Tensor
 
 from .cache import Decoded, decode_source, reader_version
 from .readers.find import find_source
-from .readers.sources import DataError, Source, cropped_size, parse_size
+from .readers.intensity import parse_intensity
+from .readers.layout import some_names
+from .readers.sources import GAP, DataError, Source, cropped_size, parse_size
+from .sequences import split_sequence
 from ..core.files import digest
 from ..core.parameters import ParameterError, check_value
 
@@ -120,6 +123,7 @@ class ImageDataset(torch.utils.data.Dataset):
     masked: bool = False  # whether the last channel of `pixels` is a mask, 0 or 1
     crop: str = "centre"  # how images came to size
     about: dict = field(default_factory=dict)  # what the source says of itself
+    limits: tuple[float, float] | None = None  # stored values of files that became 0 and 255
 
     def __len__(self):
         return len(self.rows)
@@ -160,7 +164,7 @@ class ImageDataset(torch.utils.data.Dataset):
         names = self.classes if len(self.classes) > 1 else []  # one class is called like its folder
         rows = list(zip(self.hashes, self.labels.tolist(), self.split, strict=True))
         form = (list(self.pixels.shape[1:]), self.crop, self.masked, reader_version(self.masked))
-        return digest(rows, names, *form)
+        return digest(rows, names, *form, *([self.limits] if self.limits else []))
 
     def select(self, indices) -> "ImageDataset":
         "Some of the images, sharing the array."
@@ -186,6 +190,10 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def describe(self) -> dict:  # plain values, for a manifest
         return description(self)
+
+    def explain(self) -> str:  # at most ten lines
+        "What was taken for what, to be read before anything is trained."
+        return explanation(self)
 
 # %% ../../nbs/library/data/dataset.ipynb #3c86bfe4
 def rows_of(
@@ -254,6 +262,78 @@ def description(
                 channels=ds.channels, crop=ds.crop, masks=ds.masked, images=len(ds),
                 counts=per_split, groups=len(set(ds.groups)), skipped=len(ds.skipped)) | about
 
+# %% ../../nbs/library/data/dataset.ipynb #667318f5
+def explanation(
+    ds: ImageDataset,
+) -> str:  # at most ten lines
+    "What was taken for what."
+    about, counts = ds.about, Counter(ds.split)
+    per_class = Counter(ds.labels.tolist())
+    named = [f"{name} {per_class[i]:,}" for i, name in enumerate(ds.classes)]
+    splits = ", ".join(f"{name} {counts[name]:,}" for name in SPLIT_ORDER if counts[name])
+    alone = len(set(ds.groups)) >= len(set(ds.hashes))
+    guessed = about.get("read_as") or "folders are classes; train, val, test are splits"
+    lines = [
+        summary(ds), f"classes: {some_names(named, 8)}", f"splits: {splits}",
+        "groups: " + ("every image stands alone" if alone else f"{len(set(ds.groups)):,}"),
+        "masks: " + (f"one for every image, {ds.masks.mean():.1%} of the pixels" if ds.masked
+                     else "none"),
+        f"brightness: {about.get('intensity', '8 bits, or the whole range of the type')}",
+        f"read as: {guessed}"]
+    doubts = about.get("doubts", [])
+    lines += [f"look: {doubt}" for doubt in doubts[:2]]
+    more = [f"{len(doubts) - 2} more doubts in describe()"] if len(doubts) > 2 else []
+    more += [skipped_line(ds, 1)] if ds.skipped else []
+    return "\n".join([*lines, "; ".join(more)] if more else lines)
+
+# %% ../../nbs/library/data/dataset.ipynb #452bf1ae
+def with_note(
+    about: dict,
+    name: str,  # read_as or doubts
+    note: str,  # empty: nothing is to be added
+) -> dict:
+    "What a source says of itself, and one thing more."
+    if not note:
+        return about
+    if name == "doubts":
+        return about | dict(doubts=[*about.get("doubts", ()), note])
+    return about | dict(read_as="; ".join(filter(None, [about.get("read_as"), note])))
+
+
+def class_doubts(
+    classes: list[str],
+    labels: list[int],
+    split: list[str],
+) -> list[str]:  # sentences
+    "Classes that nothing can be learnt of, and pairs of classes that are probably one."
+    same = {}
+    for name in classes:
+        same.setdefault(re.sub(r"[\s_-]+", " ", name).strip().casefold(), []).append(name)
+    twins = {name: [t for t in names if t != name] for names in same.values() for name in names}
+    seen = {label for label, part in zip(labels, split, strict=True) if part == "train"}
+    empty = [name for i, name in enumerate(classes) if seen and i not in seen]
+    doubts = []
+    if empty:
+        alike = [f"{name} differs from {twins[name][0]} only in case or spaces"
+                 for name in empty if twins[name]]
+        many = f"class{'es' if len(empty) > 1 else ''} {some_names(empty)}"
+        have = "have" if len(empty) > 1 else "has"
+        doubts.append(f"{many} {have} no training image" + (f" ({alike[0]})" if alike else ""))
+    doubts += [f"classes {' and '.join(names)} differ only in case or spaces"
+               for names in same.values() if len(names) > 1 and not {*names} & {*empty}]
+    return doubts
+
+
+def without_gap(
+    ds: ImageDataset,
+) -> ImageDataset:
+    "Leave out the images between what is learnt and what is held out; they count as skipped."
+    if "gap" not in ds.split:
+        return ds
+    between = [key for key, part in zip(ds.keys, ds.split, strict=True) if part == "gap"]
+    rest = take(ds, [i for i, part in enumerate(ds.split) if part != "gap"])
+    return replace(rest, skipped=[*ds.skipped, *((key, GAP) for key in between)])
+
 # %% ../../nbs/library/data/dataset.ipynb #4331a96c
 def assemble(
     source: Source,
@@ -267,16 +347,24 @@ def assemble(
     def decoded(things):
         return [things[i] for i in images.indices]
 
+    keys, labels = decoded(source.keys), decoded(source.labels)
     named = None if source.split is None else decoded(source.split)
     groups = images.hashes if source.groups is None else decoded(source.groups)
+    about = source.about | (source.intensity.about() if source.intensity else {})
     if group_by:
-        groups = groups_in(decoded(source.keys), group_by)
+        groups = groups_in(keys, group_by)
+    elif source.ordered and named is None and (source.groups is None or len(set(groups)) == 1):
+        named, own, note = split_sequence(keys, labels, images.images, val_fraction)
+        groups = own or groups
+        about = with_note(about, "read_as", note)
     split = choose_split(named, groups, seed, val_fraction)
+    for doubt in class_doubts(source.classes, labels, split):
+        about = with_note(about, "doubts", doubt)
     positions = None if source.positions is None else source.positions[images.indices]
-    return ImageDataset(source.name, source.classes, torch.tensor(decoded(source.labels)),
-                        decoded(source.keys), groups, split, positions, images.hashes,
-                        images.images, np.arange(len(images.indices)), images.skipped,
-                        source.masks is not None, crop, source.about)
+    ds = ImageDataset(source.name, source.classes, torch.tensor(labels), keys, groups, split,
+                      positions, images.hashes, images.images, np.arange(len(keys)),
+                      images.skipped, source.masks is not None, crop, about, images.limits)
+    return without_gap(ds)
 
 # %% ../../nbs/library/data/dataset.ipynb #41fd2e59
 def skipped_line(
@@ -284,7 +372,8 @@ def skipped_line(
     most: int = 3,  # how many to name
 ) -> str:
     "Say how many images were left out, and the first of them with the reason."
-    first = ", ".join(f"{key} ({why})" for key, why in ds.skipped[:most])
+    causes = sorted(ds.skipped, key=lambda skipped: skipped[1] == GAP)  # that one is no fault
+    first = ", ".join(f"{key} ({why})" for key, why in causes[:most])
     more = ", …" if len(ds.skipped) > most else ""
     return f"skipped {len(ds.skipped)} of {len(ds) + len(ds.skipped)} images: {first}{more}"
 
@@ -297,6 +386,7 @@ def open_dataset(
     val_fraction: float = 0.2,  # held out, where the source names no splits but `train`
     crop: str = "centre",  # centre, none or centre-wide
     group_by: str = "",  # pattern in the keys that says what must stay on one side of the split
+    intensity: str = "auto",  # of over 8 bits: auto, dtype, window, or "low, high" as stored
     **options,  # of the source: masks, chunk, tile, mpp, …
 ) -> ImageDataset:
     """Open images as uint8 arrays of one size; they are decoded once and found again by content.
@@ -309,12 +399,12 @@ def open_dataset(
         check_value(name, value)
     cropped_size(height, width, crop)  # refuses what is impossible before any work
     choose_split(None, [], seed, val_fraction)
-    options |= dict(seed=seed, val_fraction=val_fraction)
+    options |= dict(seed=seed, val_fraction=val_fraction, intensity=parse_intensity(intensity))
     found = source if isinstance(source, Source) else find_source(source, height, width, **options)
     images = decode_source(found, (channels, height, width), crop)
     ds = assemble(found, images, seed, val_fraction, group_by, crop)
-    if ds.skipped:
-        warnings.warn(skipped_line(ds), stacklevel=2)
+    for line in [*ds.about.get("doubts", ()), *([skipped_line(ds)] if ds.skipped else [])]:
+        warnings.warn(line, stacklevel=2)
     return ds
 
 # %% ../../nbs/library/data/dataset.ipynb #a7c5189f
@@ -332,4 +422,4 @@ def with_split(
     groups = None if alone else list(ds.groups)
     return replace(source, **lists, groups=groups, split=list(ds.split), masks=masks,
                    content=lambda i: source.content(used[i]), positions=positions,
-                   skipped=tuple(ds.skipped))
+                   skipped=tuple(ds.skipped), about=ds.about)

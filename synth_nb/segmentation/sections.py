@@ -13,18 +13,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-# %% ../../nbs/library/segmentation/sections.ipynb #3dfd2aed
 from ..data import DataError, ImageError, open_dataset
 from synth_nb.data.readers.microscopy import (
-    PageReader,
-    check_readable,
-    grey_pixels,
-    list_volumes,
-    mask_pixels,
-    match_masks,
-    natural_order,
-    section_name,
-)
+    PageReader, check_readable, grey_pixels, list_volumes, mask_pixels, match_masks, natural_order,
+    section_name)
 from ..core.files import digest, display_path
 from ..core.parameters import ParameterError
 
@@ -53,21 +45,16 @@ class Sections:
         return digest(self.images, self.masks, self.volumes, self.numbers)
 
 # %% ../../nbs/library/segmentation/sections.ipynb #6612e809
-def downsampled(
-    images: np.ndarray,  # (..., H, W) uint8
-    factor: int,  # 1 leaves them alone; rows and columns that do not fill a pixel are cut off
-) -> np.ndarray:  # (..., H // factor, W // factor) float
+def downsampled(images: np.ndarray, factor: int) -> np.ndarray:
+    # (..., H, W) uint8 → (..., H // factor, W // factor) float; what fills no pixel is cut off
     "Means over squares."
     height, width = (side // factor for side in images.shape[-2:])
     cut = images[..., : height * factor, : width * factor]
     return cut.reshape(*images.shape[:-2], height, factor, width, factor).mean((-3, -1))
 
 # %% ../../nbs/library/segmentation/sections.ipynb #3cf6e6b5
-def read_volume(
-    volume,  # from `list_volumes`
-    masks,  # its masks, from `match_masks`
-    downsample: int,
-) -> tuple[list, list, list[int], list[str]]:  # images, masks, their sections; what is skipped
+def read_volume(volume, masks, downsample: int) -> tuple[list, list, list[int], list[str]]:
+    # from `list_volumes`, `match_masks` → images, masks, their sections; what is skipped
     "Every section of a volume that can be read, and a phrase for each that cannot."
     grey, mask = PageReader(grey_pixels, keep=1), PageReader(mask_pixels, keep=1)
     images, truths, numbers, skipped = [], [], [], []
@@ -114,10 +101,8 @@ def em_sections(
                     dict(downsample=downsample))
 
 # %% ../../nbs/library/segmentation/sections.ipynb #de104203
-def check_sizes(
-    sizes: list[tuple[int, int]],  # height, width, pixels
-    name: str,  # of what was opened
-):
+def check_sizes(sizes: list[tuple[int, int]], name: str):
+    # sizes: height, width, pixels; name: of what was opened
     "Raise `DataError` where sections have several sizes."
     if len(set(sizes)) > 1:
         two = " and ".join(f"{h}x{w}" for h, w in sorted(set(sizes))[:2])
@@ -146,18 +131,15 @@ def open_sections(
     return found
 
 # %% ../../nbs/library/segmentation/sections.ipynb #22d7a071
-def serial_names(
-    keys: list[str],  # relative, with `/`, and maybe an ending
-) -> list[str] | None:  # one per key; None where no two of them differ by a number alone
+def serial_names(keys: list[str]) -> list[str] | None:
+    # relative, with `/` → one per key; None where no two of them differ by a number alone
     "Names of series: `a/s01.png` and `a/s02.png` are both of `a/s#`."
     stems = [str(PurePosixPath(key).with_suffix("")) for key in keys]
     series = [re.sub(r"\d+(?=\D*$)", "#", stem) for stem in stems]
     return series if len(set(series)) < len(series) else None
 
 # %% ../../nbs/library/segmentation/sections.ipynb #f09e6143
-def masked_images(
-    ds,  # an `ImageDataset`; its groups are the volumes
-) -> Sections:
+def masked_images(ds) -> Sections:  # an `ImageDataset`; its groups are the volumes
     """The images of a data set with masks. Raises `DataError` where there are none.
 
     Where nothing says which images belong together, those whose names differ by their last
@@ -177,12 +159,8 @@ def masked_images(
     return Sections(ds.source, ds.images[order], ds.masks[order], volumes, numbers, ds.about)
 
 # %% ../../nbs/library/segmentation/sections.ipynb #ba081c51
-def _end(
-    n: int,  # sections of a volume
-    parts: dict[str, int],  # name → sections, from the end
-    gap: int,
-    name: str,  # of the volume
-) -> list[str]:  # train, gap, and the names; one per section
+def _end(n: int, parts: dict[str, int], gap: int, name: str) -> list[str]:
+    # of n sections, name → how many, from the end → train, gap, and the names; one per section
     "Cut parts off the end of a volume. Raises `DataError` where nothing would be left."
     need = sum(parts.values()) + gap * len(parts)
     if n - need < 1:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pandas as pd
 
-# %% ../../nbs/library/tools/share.ipynb #f4d38f4c
 from ..core.files import atomic_folder, atomic_write, display_path, notebook_path, resolve
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
@@ -258,10 +257,7 @@ def usage_of(record: RunRecord) -> str:  # empty where the model brings no text 
     return f"With diffusers alone, in this folder:\n\n{text}\n" if text else ""
 
 # %% ../../nbs/library/tools/share.ipynb #cc96491e
-def model_card(
-    record: RunRecord,
-    licence: str = "",  # of the data
-) -> str:
+def model_card(record: RunRecord, licence: str = "") -> str:  # licence: of the data
     "A model card in the form of the Hub."
     from huggingface_hub import ModelCardData
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,15 +30,15 @@ from .copies import (
 from ..dataset import ImageDataset, SPLIT_ORDER
 from ..tables import about_lines, count_table, markdown_table
 from ..readers.sources import (
-    FORMATS, DataError, ImageError, Source, open_image, reason, to_mode)
-from ...core.files import digest, resolve, atomic_write
+    DataError, ImageError, Source, open_image, open_lazily, reason, to_mode)
+from ..readers.intensity import limits_of
+from ...core.files import digest, resolve, write_texts
 from ...core.parameters import ParameterError
 from ...core.progress import with_progress
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #151a6505
-def _moments(
-    counts: np.ndarray,  # (C, 256) pixels of each value
-) -> tuple[np.ndarray, np.ndarray]:  # mean, standard deviation, (C,) in 0 … 255
+def _moments(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # (C, 256) pixels of each value → mean, standard deviation, (C,) in 0 … 255
     "Mean and standard deviation per channel."
     values = np.arange(256)
     share = counts / counts.sum(1, keepdims=True)
@@ -49,11 +48,12 @@ def _moments(
 # %% ../../../nbs/library/data/quality/audit.ipynb #e69d40aa
 def _examine(
     content: bytes | np.ndarray,  # of one image
+    limits: tuple[float, float] | None = None,  # of stored values, as `to_mode` takes them
 ) -> tuple[dict, np.ndarray, np.ndarray]:  # columns; uint8 (32, 32); (1 or 3, 256) pixel counts
     "Measure one image at its original size. Raises `ImageError` with the reason."
     try:
         mode, form = _stored_as(content)
-        image = to_mode(open_image(content), 3)
+        image = to_mode(open_image(content), 3, limits)
     except MemoryError:
         raise
     except Exception as e:
@@ -67,25 +67,31 @@ def _examine(
                bytes=content.nbytes if isinstance(content, np.ndarray) else len(content))
     row |= {f"mean_{c}": m for c, m in zip("rgb", mean, strict=True)}
     row |= {f"std_{c}": s for c, s in zip("rgb", std, strict=True)}
-    row |= dict(sha=digest(content), pixels=digest(np.stack(planes)), grey=bool(grey))
+    row |= dict(sha=digest(content), pixels=digest(np.stack(planes)), grey=bool(grey),
+                two_valued=bool(grey) and _has_two_values(counts[0]))
     return row, thumbnail(image), counts
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #1e24f216
-def _stored_as(
-    content: bytes | np.ndarray,
-) -> tuple[str, str]:  # mode and format in Pillow's words: "L", "PNG"
+def _has_two_values(counts: np.ndarray) -> bool:  # (256,) pixels of each value
+    "Whether a grey image is black and white but for soft borders, or 0 and another value."
+    high = int(np.flatnonzero(counts).max())
+    if high < 2:  # 0 and 1, or blank
+        return high == 1 and counts[0] > 0
+    low, top = counts[:25].sum(), counts[max(25, high - 24) :].sum()
+    return bool(min(low, top) > 0 and low + top > 0.97 * counts.sum() and high > 50
+                and counts[: 25].max() > 0.9 * low)
+
+
+def _stored_as(content: bytes | np.ndarray) -> tuple[str, str]:
+    # mode and format in Pillow's words: "L", "PNG"
     "How an image is stored, from its header."
     if isinstance(content, np.ndarray):
         return "L" if content.ndim == 2 else "RGB", "array"
-    if not content:
-        raise ImageError("empty file")
-    image = Image.open(BytesIO(content), formats=FORMATS)
+    image = open_lazily(content)
     return image.mode, image.format
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #4a2f8ab4
-def _as_source(
-    data: Source | ImageDataset,
-) -> Source:
+def _as_source(data: Source | ImageDataset) -> Source:
     "A source of the images of a data set, decoded as they are. Raises `ParameterError`."
     if isinstance(data, Source):
         return data
@@ -103,14 +109,17 @@ def _as_source(
                   data.positions, tuple(data.skipped), about=about)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #c774cb47
-def _examine_all(
-    source: Source,
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # table; (M, 32, 32) of those read; (3, 256)
+def _examine_all(source: Source) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    # table; (M, 32, 32) of those read; (3, 256)
     "Measure every image, some at a time in memory. Raises `DataError` when none can be read."
     import pandas as pd
 
+    def one(i):
+        content = source.content(i)
+        return _examine(content, limits_of(source, content))
+
     rows, thumbs, total = [], [], np.zeros((3, 256), np.int64)
-    results = parallel_map(lambda i: _examine(source.content(i)), len(source))
+    results = parallel_map(one, len(source))
     for i, result in enumerate(with_progress(results, len(source), "reading images")):
         row = dict(key=source.keys[i], **{"class": source.classes[source.labels[i]]},
                    split=source.split[i] if source.split else "",
@@ -129,9 +138,7 @@ def _examine_all(
     return _in_order(pd.DataFrame(rows)), np.stack(thumbs), total
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #86a77c98
-def _in_order(
-    table: pd.DataFrame,
-) -> pd.DataFrame:
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     "Columns in reading order; sizes are integers."
     integers = {name: "Int64" for name in ("height", "width", "bytes")}
     table = table.astype(integers)
@@ -139,18 +146,13 @@ def _in_order(
     return table[[name for name in table if name not in last] + last]
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #ff433da6
-def _count(
-    values,  # anything that can be counted
-) -> dict:  # value → how often, most frequent first
+def _count(values) -> dict:  # value → how often, most frequent first
     "How often each value occurs."
     return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], str(item[0]))))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #7e79831c
-def _find_copies(
-    table: pd.DataFrame,  # of readable images
-    pairs: pd.DataFrame,
-    leaked: list[int],  # indices of images that leaked
-) -> dict:  # plain values
+def _find_copies(table: pd.DataFrame, pairs: pd.DataFrame, leaked: list[int]) -> dict:
+    # leaked: indices of images that leaked
     "Findings about copies."
     def named(rows):
         return rows[["key_a", "key_b"]].values.tolist()
@@ -162,10 +164,8 @@ def _find_copies(
                 across_classes=named(pairs[pairs["across_classes"]]))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #33b80f70
-def _find_numbers(
-    good: pd.DataFrame,  # the readable images
-    total: np.ndarray,  # (3, 256) pixels of each value
-) -> dict:  # plain values
+def _find_numbers(good: pd.DataFrame, total: np.ndarray) -> dict:
+    # total (3, 256) pixels of each value
     "Sizes, modes, formats; mean and standard deviation per channel, one for a grey set."
     grey = good["grey"].eq(True)
     mean, std = _moments(total[:1] if grey.all() else total)
@@ -175,10 +175,7 @@ def _find_numbers(
                 grey_stored_as_colour=int((~good["mode"].isin(_grey_modes) & grey).sum()))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #d01c8771
-def _class_facts(
-    source: Source,
-    good: pd.DataFrame,  # the readable images
-) -> dict:  # plain values
+def _class_facts(source: Source, good: pd.DataFrame) -> dict:
     "How many images each class has, in all and in each split."
     per_class = {name: int((good["class"] == name).sum()) for name in source.classes}
     counts = Counter(zip(good["split"], good["class"], strict=True))
@@ -188,18 +185,17 @@ def _class_facts(
                 if s in set(good["split"])})
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #11237bd5
-def _find_facts(
-    source: Source,
-    table: pd.DataFrame,
-    total: np.ndarray,  # (3, 256) pixels of each value
-) -> dict:  # plain values
+def _find_facts(source: Source, table: pd.DataFrame, total: np.ndarray) -> dict:
+    # total (3, 256) pixels of each value
     "Findings about single images and about the set."
     good, bad = table[table["problem"] == ""], table[table["problem"] != ""]
     largest_std = good[["std_r", "std_g", "std_b"]].max(axis=1)
     return dict(
         source=source.name, fingerprint=source.about.get("fingerprint", ""), images=len(table),
         readable=len(good), problems=bad[["key", "problem"]].values.tolist(),
-        blank=good["key"][largest_std < 2].tolist(),
+        blank=good["key"][largest_std < 2].tolist(), masks=source.masks is not None,
+        two_valued=good["key"][good["two_valued"].eq(True)].tolist(),
+        doubts=list(source.about.get("doubts", ())),
         groups_across_splits=_groups_in_two_splits(good),
         **_class_facts(source, good), **_find_numbers(good, total))
 
@@ -207,35 +203,24 @@ def _find_facts(
 _grey_modes = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
 
 
-def _groups_in_two_splits(
-    table: pd.DataFrame,
-) -> list[str]:  # names
+def _groups_in_two_splits(table: pd.DataFrame) -> list[str]:
     "Groups, patients for instance, that have images in more than one split."
     named = table[table["group"] != ""]
     return sorted(named.groupby("group")["split"].nunique().loc[lambda n: n > 1].index)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #cd788bac
-def _plural(
-    n: int,
-    one: str,  # "image"
-    many: str = "",  # "images"; one + "s" without
-) -> str:  # "1 image", "3 images"
+def _plural(n: int, one: str, many: str = "") -> str:  # "1 image", "3 images"
     "A number with its noun."
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
-def _some(
-    names: list,
-    most: int = 3,
-) -> str:  # "a, b, c and 4 more"
+def _some(names: list, most: int = 3) -> str:  # "a, b, c and 4 more"
     "The first of many names."
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(str(name) for name in names[:most]) + rest
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #5ceda0c2
-def _split_findings(
-    found: dict,  # findings
-) -> str:  # a sentence
+def _split_findings(found: dict) -> str:
     "Whether copies lie in two splits."
     if not found["identical"] + found["near"]:
         return "No copies were found."
@@ -250,9 +235,7 @@ def _split_findings(
             f"{_plural(len(pairs), 'pair')} of copies lie in two splits: {_some(pairs, 2)}.")
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #d8fa6680
-def _copy_findings(
-    found: dict,  # findings
-) -> list[str]:  # sentences
+def _copy_findings(found: dict) -> list[str]:
     "The findings that decide whether a score can be believed."
     lines = [_split_findings(found)]
     if found["groups_across_splits"]:
@@ -268,9 +251,17 @@ def _copy_findings(
     return lines
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #f9e3ca48
-def _image_findings(
-    found: dict,  # findings
-) -> list[str]:  # sentences
+def _mask_findings(found: dict) -> list[str]:
+    "Whether images have masks, images that may be masks, and what opening them was unsure of."
+    lines = ["Every image has a mask."] if found["masks"] else []
+    some = found["two_valued"]
+    if 0 < len(some) <= 0.75 * found["readable"]:
+        lines.append(f"{_plural(len(some), 'image')} with two values, as masks have: "
+                     f"{_some(some)}.")
+    return lines + [f"Look: {doubt}." for doubt in found["doubts"]]
+
+
+def _image_findings(found: dict) -> list[str]:
     "The findings about single images and the set."
     lines, bad = [], [f"{key} ({why})" for key, why in found["problems"]]
     if bad:
@@ -285,6 +276,7 @@ def _image_findings(
     classes = [f"{name} {n:,}" for name, n in found["classes"].items()]
     lines.append(f"{_plural(found['readable'], 'image')} in "
                  f"{_plural(len(classes), 'class', 'classes')}: {_some(classes, 6)}.")
+    lines += _mask_findings(found)
     sizes = ("all " if len(found["sizes"]) == 1 else "") + _some(list(found["sizes"]))
     mean, std = (", ".join(f"{v:.0f}" for v in found[m]) for m in ("mean", "std"))
     kinds = f"{_some(list(found['modes']), 6)}; {_some(list(found['formats']))}"
@@ -295,15 +287,22 @@ def _image_findings(
 def _framed_image(
     content: bytes | np.ndarray,
     side: int = 128,  # pixels
+    limits: tuple[float, float] | None = None,  # of stored values, as `to_mode` takes them
 ) -> np.ndarray:  # (3, side, side) uint8, on white
     "One image as a figure shows it."
-    image = to_mode(open_image(content), 3)
+    image = to_mode(open_image(content), 3, limits)
     factor = side / max(image.size)
     size = [max(1, round(s * factor)) for s in image.size]
     how = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
     canvas = Image.new("RGB", (side, side), "white")
     canvas.paste(image.resize(size, how), ((side - size[0]) // 2, (side - size[1]) // 2))
     return np.array(canvas).transpose(2, 0, 1)
+
+
+def _framed(source: Source, i: int) -> np.ndarray:  # (3, 128, 128) uint8
+    "An image of a source as a figure shows it."
+    content = source.content(i)
+    return _framed_image(content, limits=limits_of(source, content))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #51dd166d
 def _class_pictures(
@@ -319,14 +318,12 @@ def _class_pictures(
     lines, pictures = max(1, min(4, 8 // len(parts))), {}
     for name, indices in parts:
         chosen = np.linspace(0, len(indices) - 1, min(len(indices), columns * lines))
-        seen = [_framed_image(source.content(indices[i])) for i in chosen.round().astype(int)]
+        seen = [_framed(source, indices[i]) for i in chosen.round().astype(int)]
         pictures[name] = torch.from_numpy(np.stack(seen))
     return pictures
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #7ae24527
-def _pair_caption(
-    pair: pd.Series,
-) -> str:
+def _pair_caption(pair: pd.Series) -> str:
     "How two images are alike, with the split and class of each."
     from synth_nb.figures.plots import shorten
 
@@ -337,10 +334,7 @@ def _pair_caption(
     return f"{how}\n{sides[0]} | {sides[1]}"
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #d44f73ce
-def _number_tables(
-    found: dict,  # findings
-    most: int = 12,  # sizes
-) -> list[str]:  # lines of Markdown
+def _number_tables(found: dict, most: int = 12) -> list[str]:  # most: sizes → lines of Markdown
     "Sizes, and mean and standard deviation per channel."
     names = ["grey"] if len(found["mean"]) == 1 else ["red", "green", "blue"]
     channels = [{"channel": name, "mean": f"{m:.1f}", "standard deviation": f"{s:.1f}"}
@@ -351,12 +345,8 @@ def _number_tables(
             "Pixel values 0 … 255, over all pixels.", ""]
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #0070d82c
-def _data_card(
-    found: dict,  # findings
-    table: pd.DataFrame,
-    pairs: pd.DataFrame,
-    about: dict,  # licence and whatever the source says
-) -> str:  # Markdown
+def _data_card(found: dict, table: pd.DataFrame, pairs: pd.DataFrame, about: dict) -> str:
+    # about: licence and whatever the source says
     "A data card."
     good, bad = table[table["problem"] == ""], table[table["problem"] != ""]
     known = {"fingerprint": found["fingerprint"]} if found["fingerprint"] else {}
@@ -372,11 +362,8 @@ def _data_card(
     return "\n".join(lines)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #9df5d722
-def _listing(
-    title: str,
-    rows: pd.DataFrame,
-    most: int = 20,  # rows
-) -> list[str]:  # lines of Markdown; none without rows
+def _listing(title: str, rows: pd.DataFrame, most: int = 20) -> list[str]:
+    # most: rows → lines of Markdown; none without rows
     "A part of a card that lists things."
     if rows.empty:
         return []
@@ -422,7 +409,7 @@ class Audit:
         return image_pairs(both, list(map(_pair_caption, pairs)), names, "no copies were found")
 
     def _picture(self, index: int) -> torch.Tensor:  # (3, 128, 128) uint8
-        return torch.from_numpy(_framed_image(self.source.content(self.readable[index])))
+        return torch.from_numpy(_framed(self.source, self.readable[index]))
 
     def card(self) -> str:  # Markdown
         about = {k: v for k, v in self.source.about.items() if k != "fingerprint"}
@@ -433,10 +420,7 @@ class Audit:
         return _write_audit(self, resolve(folder))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #8435a73b
-def _write_audit(
-    found: Audit,
-    folder: Path,  # absolute; created if it is not there
-) -> Path:
+def _write_audit(found: Audit, folder: Path) -> Path:  # absolute; made if it is not there
     "Write the files of an audit, each atomically."
     from synth_nb.figures.plots import save_figure
 
@@ -447,11 +431,8 @@ def _write_audit(
         (folder / "duplicates.png").unlink(missing_ok=True)
     columns = [name for name in found.pairs if name not in ("a", "b")]
     turned = found.pairs[columns].assign(view=[ORIENTATIONS[v] for v in found.pairs["view"]])
-    for name, table in (("audit", found.table), ("duplicates", turned)):
-        with atomic_write(folder / f"{name}.csv") as f:
-            table.to_csv(f, index=False)
-    with atomic_write(folder / "card.md") as f:
-        f.write_text(found.card(), encoding="utf-8")
+    write_texts(folder, {"audit.csv": found.table.to_csv(index=False), "card.md": found.card(),
+                         "duplicates.csv": turned.to_csv(index=False)})
     return folder
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #b81d3566
@@ -488,13 +469,10 @@ def audit(
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #6548f9c4
 def _with_hashes(
-    table: pd.DataFrame,
-    readable: np.ndarray,  # of readable images
-    thumbs: np.ndarray,  # (M, 32, 32), of these
-    pairs: pd.DataFrame,
-) -> pd.DataFrame:
+    table: pd.DataFrame, readable: np.ndarray, thumbs: np.ndarray, pairs: pd.DataFrame
+) -> pd.DataFrame:  # readable: indices; their thumbs (M, 32, 32)
     "The table with each image's perceptual hash and the first key of its cluster."
-    table = table.assign(phash="", cluster=table["key"]).drop(columns="grey")
+    table = table.assign(phash="", cluster=table["key"]).drop(columns=["grey", "two_valued"])
     hashes = perceptual_hashes(low_frequencies(thumbs))
     keys = table["key"].to_numpy()[readable]
     table.loc[readable, "phash"] = [f"{int(h):016x}" for h in hashes]

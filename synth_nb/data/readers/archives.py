@@ -5,25 +5,24 @@
 # %% auto #0
 __all__ = ['archive_source']
 
-# %% ../../../nbs/library/data/readers/archives.ipynb #21c75a34
+# %% ../../../nbs/library/data/readers/archives.ipynb #8d7950d9
 import bz2
 import gzip
-import json
 import lzma
 import os
 import re
 import tarfile
 import threading
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from PIL import Image
+
+from .intensity import Intensity
+from .listing import Listing, listed_source
 from .sources import (
-    EXTENSIONS, SPLIT_NAMES, DataError, ImageError, Source, is_ignored, no_images_message,
-    sort_by_folder, tabulated_masks, without_masks)
+    EXTENSIONS, DataError, ImageError, Source, extension_of, is_ignored, no_images_message)
 from .stacks import check_growth, as_image_error, tiff_pages, unpack_to_cache
 from ...core.files import resolve, display_path
 
@@ -170,173 +169,45 @@ def open_archive(
     known = " ".join(EXTENSIONS["archive"])
     raise DataError(f"{display_path(path)} is not an archive that can be read; known are {known}")
 
-# %% ../../../nbs/library/data/readers/archives.ipynb #efb82685
-def check_label(
-    row,  # of the table
-    archive: str,  # for the message
-) -> tuple[str, str]:  # name of the image, label
-    "One row of StyleGAN's table. Raises `DataError` for anything but a name and a whole number."
-    if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)):
-        raise DataError(f"dataset.json in {archive} has {row!r} where a name and a label belong")
-    name, label = row
-    if isinstance(label, bool) or not isinstance(label, int):
-        raise DataError(f"dataset.json in {archive} gives {name} the label {label!r}: only whole"
-                        " numbers are read")
-    return name.replace("\\", "/"), str(label)
-
-# %% ../../../nbs/library/data/readers/archives.ipynb #d4469532
-def read_labels(
-    text: bytes,  # of dataset.json
-    names: list[str],  # of the images
-    archive: str,  # for messages
-) -> list[str] | None:  # one per image, whole numbers as text; None: there are none
-    "Labels of a StyleGAN data set. Raises `DataError` when they do not fit the images."
-    try:
-        rows = json.loads(text)["labels"]
-        if rows is None:
-            return None
-        table = dict(check_label(row, archive) for row in rows)
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        if isinstance(e, DataError):
-            raise
-        raise DataError(f"dataset.json in {archive} has no readable list `labels`") from None
-    missing, left = [n for n in names if n not in table], table.keys() - set(names)
-    if missing or left or len(rows) != len(names):
-        first = (f"{missing[0]} has no label" if missing else f"there is no {min(left)}" if left
-                 else "a name is there twice")
-        count = f"{len(rows)} labels for {len(names)} images"
-        raise DataError(f"dataset.json in {archive} does not fit: {count}, {first}")
-    return [table[name] for name in names]
-
-# %% ../../../nbs/library/data/readers/archives.ipynb #4e1c07ab
-class SameSizeReader:
-    "Reads images that all have one size. Raises `DataError` that names two that differ."
-
-    def __init__(
-        self,
-        read: Callable[[int], bytes],  # content of an image
-        keys: list[str],
-        name: str,  # of the archive, for the message
-    ):
-        self.read, self.keys, self.name = read, keys, name
-        self.first, self.lock = None, threading.Lock()
-
-    def __call__(self, i: int) -> bytes:
-        content = self.read(i)
-        try:
-            width, height = Image.open(BytesIO(content)).size
-        except Exception:  # who decodes it says what is wrong
-            return content
-        here = self.keys[i], f"{width}x{height}"
-        with self.lock:
-            self.first = self.first or here
-        if here[1] != self.first[1]:
-            sizes = " and ".join(f"{size} ({key})" for key, size in sorted([self.first, here]))
-            cure = "write it anew with one size, or give the folder that it was made of"
-            raise DataError(f"{self.name} is a StyleGAN zip of two sizes, {sizes}: {cure}")
-        return content
-
-# %% ../../../nbs/library/data/readers/archives.ipynb #aa34aa2a
-def shared_folders(
-    names: list[str],  # relative, with `/`
-    masks: dict[str, str] | None = None,  # image → mask: images lie apart from them
-) -> list[str]:  # parts of a path; empty where there is none
-    "The folders that everything lies in, except one that names a split."
-    folders = [PurePosixPath(name).parts[:-1] for name in names]
-    shared = []
-    for parts in zip(*folders, strict=False):
-        if len(set(parts)) > 1 or parts[0].lower() in SPLIT_NAMES:
-            break
-        if masks and parts[0] == "images":
-            break
-        shared.append(parts[0])
-    return shared
-
 # %% ../../../nbs/library/data/readers/archives.ipynb #1ed14866
 MAX_IMAGE_BYTES = 2**29  # of one image file
 
-# %% ../../../nbs/library/data/readers/archives.ipynb #1a36ac0d
-def sort_members(
+# %% ../../../nbs/library/data/readers/archives.ipynb #df6ed6ed
+def list_members(
     archive: Archive,
-) -> tuple[list[str], list[tuple[str, str]], Counter]:  # images; others, why; other extensions
-    "Sort the members of an archive into images, what is listed as skipped, and the rest."
-    images, skipped, others = [], [], Counter()
+    name: str,  # for messages
+    title: str,  # the class where nothing names one
+) -> Listing:
+    "The members of an archive; what holds files itself, and links, are skipped."
+    names, skipped = [], []
     for key, size in archive.sizes.items():
-        extension = PurePosixPath(key).suffix.lower()
-        if any(is_ignored(part) for part in PurePosixPath(key).parts):
+        kind = extension_of(key)
+        if any(is_ignored(part) for part in key.split("/")):
             continue
-        if extension in EXTENSIONS["image"] and size <= MAX_IMAGE_BYTES:
-            images.append(key)
-        elif extension in EXTENSIONS["image"]:
+        if kind in EXTENSIONS["image"] and size > MAX_IMAGE_BYTES:
             skipped.append((key, f"too large: {size / 1e9:.1f} GB"))
-        elif extension in EXTENSIONS["stack"] or key.lower().endswith(EXTENSIONS["archive"]):
+        elif kind in EXTENSIONS["stack"] or key.lower().endswith(EXTENSIONS["archive"]):
             skipped.append((key, "holds files itself: extract the archive"))
         else:
-            others[extension or "no extension"] += 1
+            names.append(key)
     skipped += [(key, "a link, which is not followed") for key in archive.odd
-                if PurePosixPath(key).suffix.lower() in EXTENSIONS["image"]]
-    return sorted(images), skipped, others
+                if extension_of(key) in EXTENSIONS["image"]]
+    return Listing.of(name, title, sorted(names), archive.read, skipped)
 
-# %% ../../../nbs/library/data/readers/archives.ipynb #903021e0
-def _table(archive: Archive, key: str, name: str) -> bytes:
-    "The text of a table in an archive. Raises `DataError`."
-    try:
-        return archive.read(key)
-    except ImageError as e:
-        raise DataError(f"{PurePosixPath(key).name} in {name} cannot be read: {e}") from None
-
-# %% ../../../nbs/library/data/readers/archives.ipynb #98a64028
-def archive_masks(
-    archive: Archive,
-    name: str,  # for the message
-) -> dict[str, str]:  # image → mask, names in the archive; empty where it holds none
-    "Masks of an exported set. Raises `DataError` for a damaged table."
-    tables = [key for key in archive.sizes if PurePosixPath(key).name == "metadata.jsonl"]
-    texts = {str(PurePosixPath(key).parent): _table(archive, key, name) for key in tables}
-    return tabulated_masks(texts, name)
-
-# %% ../../../nbs/library/data/readers/archives.ipynb #37b26952
+# %% ../../../nbs/library/data/readers/archives.ipynb #c65b0801
 def check_single_page(
     content: bytes,  # of an image file
 ) -> bytes:  # the same
     "Pass an image on. Raises `ImageError` for a TIFF with several pages."
-    n = len(tiff_pages(BytesIO(content)))
+    n = sum(map(len, tiff_pages(BytesIO(content))))
     if n > 1:
         raise ImageError(f"{n} pages in one TIFF: extract the archive")
     return content
 
-# %% ../../../nbs/library/data/readers/archives.ipynb #dba78412
-def find_labels(
-    archive: Archive,
-    images: list[str],  # names
-    shared: list[str],  # folders around all images
-    name: str,  # of the archive, for messages
-) -> tuple[list[str | None], bool]:  # a class name each, and whether StyleGAN's tool made it
-    "Labels of a StyleGAN zip, if it is one. Raises `DataError`."
-    for depth in range(len(shared) + 1):
-        home = "".join(f"{part}/" for part in shared[:depth])
-        if f"{home}dataset.json" in archive.sizes:
-            inside = [image.removeprefix(home) for image in images]
-            labels = read_labels(_table(archive, f"{home}dataset.json", name), inside, name)
-            return labels or [None] * len(images), True
-    numbered = all(re.search(r"(^|/)\d{5}/img\d{8}\.\w+$", image) for image in images)
-    return [None] * len(images), numbered
-
-# %% ../../../nbs/library/data/readers/archives.ipynb #2dffba9b
-def _class_paths(
-    images: list[str],  # names
-    shared: list[str],  # folders around all images
-    flat: bool,  # folders mean nothing
-    masked: bool,  # images lie in a folder `images`
-) -> list[str]:  # one per image
-    "Paths whose folders name splits and classes."
-    paths = [PurePosixPath(key).name if flat else key.split("/", len(shared))[-1]
-             for key in images]
-    return [path.replace("images/", "", 1) if masked else path for path in paths]
-
-# %% ../../../nbs/library/data/readers/archives.ipynb #66e740e5
+# %% ../../../nbs/library/data/readers/archives.ipynb #55cf69f7
 def archive_source(
     path: str | Path,  # of a zip or tar: absolute, or relative to the project root
+    intensity: str = "auto",  # range of more than 8 bits: auto, dtype, or "low, high"
 ) -> Source:
     """List the images of an archive; folders in it are splits and classes, as on disk.
 
@@ -346,24 +217,16 @@ def archive_source(
     """
     path = resolve(path)
     archive, name = open_archive(path), display_path(path)
-    images, skipped, others = sort_members(archive)
-    if not images and not skipped:
-        raise DataError(no_images_message(path, others))
-    masks = archive_masks(archive, name)
-    images = without_masks(images, masks, name)
-    shared = shared_folders(images, masks)
-    labels, flat = find_labels(archive, images, shared, name)
-    stem = re.sub(r"(?i)\.tar$", "", path.stem)
-    one_class = stem if flat else [stem, *shared][-1]
-    paths = _class_paths(images, shared, flat, bool(masks))
-    used, split, classes, numbers = sort_by_folder(paths, labels, one_class)
-    skipped += [(images[i], "outside the class or split folders")
-                for i in set(range(len(images))) - set(used)]
-    keys = [images[i] for i in used]
+    listing = list_members(archive, name, re.sub(r"(?i)\.tar$", "", path.stem))
+    if not listing.images and not listing.skipped:
+        raise DataError(no_images_message(path, listing.others))
+    listing.read = _checked(archive.read)
+    return listed_source(listing, intensity=Intensity(intensity), same_size=True)
 
-    def read(i):
-        return check_single_page(archive.read(keys[i]))
 
-    content, skipped = SameSizeReader(read, keys, name) if flat else read, tuple(sorted(skipped))
-    mask = (lambda i: archive.read(masks[keys[i]])) if masks else None
-    return Source(name, keys, classes, numbers, None, content, split, skipped=skipped, masks=mask)
+def _checked(read):
+    "A reader that passes no TIFF with several pages."
+    return lambda key: check_single_page(read(key)) if extension_of(key) in _tiff else read(key)
+
+
+_tiff = (".tif", ".tiff", ".ome.tif", ".ome.tiff")

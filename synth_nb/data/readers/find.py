@@ -5,26 +5,31 @@
 # %% auto #0
 __all__ = ['folder_source', 'find_source']
 
-# %% ../../../nbs/library/data/readers/find.ipynb #96c80c63
+# %% ../../../nbs/library/data/readers/find.ipynb #aeae1a63
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
 from .archives import archive_source
 from .microscopy import em_source
 from .named import digits_source, emnist_source, hub_source, kaggle_source
 from ..phantoms.em import em_phantom_source
 from ..phantoms.mr import mr_phantom_source
 from .slides import wsi_source
+from .dicom import is_dicom
+from .intensity import Intensity
+from .listing import Listing, listed_source
 from .sources import (
-    EXTENSIONS, DataError, Source, complete_groups, demo_source, existing_folder, find_files,
-    no_images_message, read_bytes, sort_by_folder, tabulated_masks, without_masks)
-from .stacks import ListedImage, list_files
+    ADVICE, EXTENSIONS, DataError, Source, demo_source, existing_folder, extension_of, list_names,
+    no_images_message, read_bytes)
 from ...core.files import resolve, display_path
 from ...core.parameters import ParameterError
 
-# %% ../../../nbs/library/data/readers/find.ipynb #cd9777c4
+# %% ../../../nbs/library/data/readers/find.ipynb #0646b785
 def folder_source(
     folder: str | Path,  # absolute, or relative to the project root
+    intensity: str = "auto",  # range of more than 8 bits: auto, dtype, window or "low, high"
 ) -> Source:  # `split` is None without split folders
     """List the images below a folder; nothing is decoded and nothing is written there.
 
@@ -32,52 +37,15 @@ def folder_source(
     `ImportError` names the package for a kind of file that needs one.
     """
     folder = existing_folder(folder)
-    files, others = find_files(folder)
-    if not files:
-        raise DataError(no_images_message(folder, others))
-    tables = [*folder.glob("metadata.jsonl"), *folder.glob("*/metadata.jsonl")]
-    texts = {table.parent.relative_to(folder).as_posix(): table.read_bytes() for table in tables}
-    masks = tabulated_masks(texts, display_path(folder))
-    images = without_masks(files, masks, display_path(folder))
-    return files_source(folder, images, display_path(folder), folder.resolve().name, masks)
+    names, title = list_names(folder), folder.resolve().name
+    listing = Listing.of(display_path(folder), title, names, partial(_read, folder), path=folder)
+    if not listing.images:
+        raise DataError(no_images_message(folder, listing.others))
+    return listed_source(listing, Intensity(intensity))
 
-# %% ../../../nbs/library/data/readers/find.ipynb #c63994d8
-def _pairs_of(
-    folder: Path,
-    images: list[ListedImage],
-    masks: dict[str, str] | None,  # image → mask
-) -> tuple[Callable, Callable]:  # content and mask of image i
-    "Read what one image consists of."
-    def content(i):
-        return images[i].page() if images[i].page else read_bytes(folder / images[i].file)
 
-    def mask(i):
-        return read_bytes(folder / masks[images[i].file])
-
-    return content, mask
-
-# %% ../../../nbs/library/data/readers/find.ipynb #11c885dd
-def files_source(
-    folder: Path,
-    files: list[str],  # relative, with `/`
-    name: str,  # of the source
-    only_class: str,  # its name, where there are no classes
-    masks: dict[str, str] | None = None,  # image → mask, where they have some
-) -> Source:
-    "The images of these files."
-    images, bad = list_files(folder, files)
-    paths = [image.file.replace("images/", "", 1) if masks else image.file for image in images]
-    used, split, classes, labels = sort_by_folder(
-        paths, [image.label for image in images], only_class
-    )
-    left = sorted({image.file for image in images} - {images[i].file for i in used})
-    skipped = [*bad, *((file, "outside the class or split folders") for file in left)]
-    images = [images[i] for i in used]
-    content, mask = _pairs_of(folder, images, masks)
-    keys = [image.key for image in images]
-    groups = complete_groups([image.group for image in images], keys, content)
-    return Source(name, keys, classes, labels, groups, content, split,
-                  skipped=tuple(sorted(skipped)), masks=mask if masks else None)
+def _read(folder, file):
+    return read_bytes(folder / file)
 
 # %% ../../../nbs/library/data/readers/find.ipynb #a05602e2
 NAMED_SOURCES = {
@@ -108,35 +76,44 @@ def find_opener(
     is_file = word.strip() and resolve(source).is_file()
     return file_source if is_file else folder_source, (source,)
 
-# %% ../../../nbs/library/data/readers/find.ipynb #c09fa552
+# %% ../../../nbs/library/data/readers/find.ipynb #5ef8823d
 def file_source(
     path: str | Path,  # absolute, or relative to the project root
+    intensity: str = "auto",  # range of more than 8 bits: auto, dtype, window or "low, high"
 ) -> Source:
     "An archive, or a file that holds many images. Raises `NotADirectoryError` for another file."
     path = resolve(path)
     if path.name.lower().endswith(EXTENSIONS["archive"]):
-        return archive_source(path)
-    if path.suffix.lower() not in (*EXTENSIONS["stack"], ".tif", ".tiff"):
-        what = "`dataset` takes the folder that holds it, an archive or a stack"
+        return archive_source(path, intensity)
+    kind = extension_of(path.name)
+    if kind not in (*EXTENSIONS["stack"], ".tif", ".tiff", ".ome.tif") and not is_dicom(path):
+        what = ADVICE.get(kind) or "`dataset` takes the folder that holds it, an archive or a stack"
         raise NotADirectoryError(f"{path} is a file: {what}")
-    source = files_source(path.parent, [path.name], display_path(path), path.stem)
+    read = partial(_read, path.parent)
+    listing = Listing(display_path(path), path.stem, [path.name], [], read, path=path.parent)
+    source = listed_source(listing, Intensity(intensity))
     if not len(source):
         raise DataError(f"{path} cannot be read: {source.skipped[0][1]}")
     return source
 
-# %% ../../../nbs/library/data/readers/find.ipynb #5440e86d
+# %% ../../../nbs/library/data/readers/find.ipynb #2b174a45
 def find_source(
     source: str | Path,  # a name, `kind:what`, or a path
     height: int = 64,  # pixels, as all that follows for sources that need it
     width: int = 64,  # pixels
     seed: int = 0,
     val_fraction: float = 0.2,
+    intensity: str = "auto",  # of sources that have more than 8 bits
     **options,  # of this source
 ) -> Source:
     "The source of that name. Raises `ParameterError` for an option that it does not have."
     function, arguments = find_opener(source)
     takes = list(inspect.signature(function).parameters)[len(arguments) :]
     offered = dict(height=height, width=width, seed=seed, val_fraction=val_fraction)
+    if "intensity" in takes:
+        offered["intensity"] = intensity
+    elif intensity != "auto":
+        options["intensity"] = intensity
     for name in options:
         if name not in takes or name in offered:
             has = [t for t in takes if t not in offered]

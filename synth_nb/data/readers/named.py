@@ -16,8 +16,10 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from .sources import DataError, ImageError, Source, read_bytes, SPLIT_NAMES
-from .stacks import to_8_bits, unpack_to_cache, npz_stack
+from .layout import SPLIT_NAMES
+from .sources import DataError, ImageError, Source, read_bytes
+from .intensity import to_8_bits
+from .stacks import unpack_to_cache, npz_stack
 from ...core.files import cache_root, resolve, display_path
 from ...core.parameters import ParameterError
 

@@ -23,7 +23,8 @@ from PIL import Image
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #f7d4a8d2
 from .sources import (
-    EXTENSIONS, DataError, ImageError, Source, existing_folder, is_ignored, split_and_class)
+    EXTENSIONS, DataError, ImageError, Source, existing_folder, is_ignored)
+from .layout import split_and_class
 from ...core.files import digest, resolve, display_path, atomic_write, atomic_folder
 from ...core.parameters import ParameterError, check_value
 from ...core.progress import duration

@@ -1,0 +1,723 @@
+"Folders and archives as people have them: masks, splits, labels, brightness, what is not read."
+
+import io
+import json
+import tarfile
+import warnings
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from synth_nb.core.parameters import ParameterError
+from synth_nb.data import DataError, open_dataset
+from synth_nb.data.dataset import with_split
+from synth_nb.data.quality.audit import audit
+from synth_nb.data.readers.find import find_source
+
+
+def texture(*seed, side=24, channels=3):
+    rng = np.random.default_rng(zlib.crc32(repr(seed).encode()))
+    shape = (6, 6, channels) if channels > 1 else (6, 6)
+    small = Image.fromarray(rng.integers(40, 230, shape, dtype=np.uint8))
+    return np.asarray(small.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def disc(seed, side=24, value=255):
+    rng = np.random.default_rng(seed)
+    cy, cx, r = rng.integers((8, 8, 4), (16, 16, 8))
+    y, x = np.mgrid[:side, :side]
+    return (((y - cy) ** 2 + (x - cx) ** 2 < r * r) * value).astype(np.uint8)
+
+
+def encoded(pixels, kind="PNG", **options):
+    Image.fromarray(pixels).save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
+
+
+def photo(*seed, **options):
+    return encoded(texture(*seed), **options)
+
+
+def mask(seed, **options):
+    return encoded(disc(seed, **options))
+
+
+def write(tmp_path, files, form="folder"):
+    "A data set of these contents, as a folder or an archive."
+    if form == "folder":
+        for key, content in files.items():
+            path = tmp_path / "set" / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return tmp_path / "set"
+    if form == "zip":
+        with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+            for key, content in files.items():
+                file.writestr(key, content)
+        return tmp_path / "set.zip"
+    with tarfile.open(tmp_path / "set.tar", "w") as file:
+        for key, content in files.items():
+            info = tarfile.TarInfo(key)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return tmp_path / "set.tar"
+
+
+def opened(path, **options):
+    with warnings.catch_warnings(record=True) as messages:
+        warnings.simplefilter("always")
+        ds = open_dataset(path, **dict(image_size=24) | options)
+    return ds, [str(w.message) for w in messages]
+
+
+def counts(ds):
+    return ds.describe()["counts"]
+
+
+FORMS = pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+
+
+# --- 1. masks counted as images
+
+
+PAIRS = [
+    ("{i}.png", "{i}_mask.png"),
+    ("benign ({i}).png", "benign ({i})_mask.png"),
+    ("{i}.jpg", "{i}_segmentation.PNG"),
+    ("{i}_training.tif", "{i}_manual1.gif"),
+    ("{i}.png", "{i}-mask.png"),
+    ("{i}.png", "{i}_GT.png"),
+    ("{i}.png", "{i}.mask.png"),
+    ("{i}.png", "{i} (mask).png"),
+    ("img_{i}.png", "mask_{i}.png"),
+    ("{i}.png", "{i}Mask.png"),
+    ("{i}_image.png", "{i}_label.png"),
+    ("{i}.JPG", "{i}_seg.bmp"),
+    ("{i}.jpg", "{i}_lesion.png"),
+    ("images/{i}.png", "masks/{i}.png"),
+    ("image/{i}.png", "label/{i}.png"),
+    ("Images/{i}.jpg", "GroundTruth/{i}.png"),
+    ("a b/img/{i}.png", "a b/gt/{i}_gt.png"),
+    ("train/images/{i}.png", "train/masks/{i}.png"),
+    ("x/JPEGImages/{i}.jpg", "x/Annotations/{i}.png"),
+    ("images/train/{i}.png", "masks/train/{i}.png"),
+    ("train_images/{i}.png", "train_masks/{i}.png"),
+    ("imagesTr/{i}.png", "labelsTr/{i}.png"),
+    ("lungs/{i}.png", "lungs/masks/{i}.png"),
+    ("set/p{i}/images/p{i}.png", "set/p{i}/masks/any {i}.png"),
+    ("photos/{i}.jpg", "seg/{i}.png"),
+    ("case {i}/image.png", "case {i}/mask.png"),
+]
+
+
+@FORMS
+@pytest.mark.parametrize("pair", PAIRS)
+def test_pairs_are_images_with_masks(tmp_path, pair, form):
+    files = {}
+    for i in range(6):
+        kinds = [
+            {"jpg": "JPEG", "tif": "TIFF", "gif": "GIF", "bmp": "BMP"}.get(name[-3:].lower(), "PNG")
+            for name in pair
+        ]
+        files[pair[0].format(i=i)] = photo(i, kind=kinds[0])
+        files[pair[1].format(i=i)] = encoded(disc(i), kinds[1])
+    ds, messages = opened(write(tmp_path, files, form))
+    assert (len(ds), ds.masked, len(ds.classes)) == (6, True, 1)
+    for key, got in zip(ds.keys, ds.masks, strict=True):
+        i = int(next(c for c in reversed(key) if c.isdigit()))
+        assert (got[0] == disc(i, value=1)).all()
+    assert not messages and "6 masks from names" in ds.describe()["about"]["read_as"]
+    assert "masks: one for every image" in ds.explain()
+
+
+@FORMS
+def test_masks_inside_classes_and_splits(tmp_path, form):
+    files = {}
+    for part in ("train", "test"):
+        for kind in ("benign", "malignant"):
+            for i in range(4):
+                files[f"set/{part}/{kind}/images/{i}.png"] = photo(part, kind, i)
+                files[f"set/{part}/{kind}/masks/{i}.png"] = mask(i)
+    ds, _ = opened(write(tmp_path, files, form))
+    assert ds.masked and ds.classes == ["benign", "malignant"]
+    assert counts(ds) == {s: {"benign": 4, "malignant": 4} for s in ("train", "test")}
+
+
+@FORMS
+def test_several_masks_of_one_image_are_joined(tmp_path, form):
+    files = {f"{i}.png": photo(i) for i in range(5)} | {f"{i}_mask.png": mask(i) for i in range(5)}
+    files |= {"3_mask_1.png": mask(33), "3_mask_2.png": mask(34)}
+    ds, _ = opened(write(tmp_path, files, form))
+    both = np.maximum.reduce([disc(s, value=1) for s in (3, 33, 34)])
+    assert (ds.masks[3, 0] == both).all() and "2 joined" in ds.explain()
+
+
+def test_the_first_of_several_kinds_is_taken(tmp_path):
+    files = {}
+    for i in range(4):
+        files[f"training/images/{i}_training.tif"] = photo(i, kind="TIFF")
+        files[f"training/1st_manual/{i}_manual1.gif"] = encoded(disc(i), "GIF")
+        files[f"training/mask/{i}_training_mask.gif"] = encoded(disc(50 + i), "GIF")
+    ds, messages = opened(write(tmp_path, files))
+    assert len(ds) == 4 and (ds.masks[2, 0] == disc(2, value=1)).all()
+    assert any("masks of several kinds: manual 1 is taken, mask left out" in m for m in messages)
+
+
+def test_stacks_of_images_and_masks(tmp_path):
+    folder = write(tmp_path, {"notes.txt": b""})
+    np.save(folder / "images.npy", np.stack([texture(i) for i in range(10)]))
+    np.save(folder / "masks.npy", np.stack([disc(i, value=1) for i in range(10)]))
+    ds, _ = opened(folder)
+    at = [int(key[-3:]) for key in ds.keys]
+    assert ds.masked and (ds.masks[:, 0] == np.stack([disc(i, value=1) for i in at])).all()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("with_mask/{i}.png", "without_mask/{i}.png"),
+        ("mask/{i}.png", "no mask/{i}.png"),
+        ("mask/{i}.png", "nomask/{i}.png"),
+        ("label 1/{i}.png", "label 2/{i}.png"),
+    ],
+)
+def test_classes_that_speak_of_masks(tmp_path, names):
+    files = {name.format(i=i): photo(name, i) for name in names for i in range(8)}
+    ds, messages = opened(write(tmp_path, files))
+    assert len(ds) == 16 and not ds.masked and len(ds.classes) == 2
+    assert all("is a picture" in message for message in messages)
+
+
+def test_pictures_called_masks_are_images(tmp_path):
+    files = {f"{i}{end}.png": photo(i, end) for i in range(8) for end in ("", "_mask")}
+    ds, [message] = opened(write(tmp_path, files))
+    assert len(ds) == 16 and message.startswith("0_mask.png is called like the mask of 0.png but")
+
+
+def test_some_images_without_masks(tmp_path):
+    files = {f"{i}.png": photo(i) for i in range(8)} | {f"{i}_mask.png": mask(i) for i in range(6)}
+    ds, [message] = opened(write(tmp_path, files))
+    assert len(ds) == 8 and not ds.masked
+    assert message == (
+        "2 of 8 images have no mask, 6.png first, while 0_mask.png is the mask of "
+        "0.png: masks are left out"
+    )
+    assert message in ds.describe()["about"]["doubts"]
+
+
+def test_masks_that_cannot_be_used_are_no_images(tmp_path):
+    files = {f"images/{i}.png": photo(i) for i in range(6)}
+    files |= {f"masks/{i}.png": mask(i, value=2) for i in range(6)}
+    ds, [message] = opened(write(tmp_path, files))
+    assert len(ds) == 6 and not ds.masked
+    assert "6 masks are left out, masks/0.png of images/0.png first: mask values up to 2" in message
+
+
+def test_a_mask_of_the_same_name_is_believed_with_a_warning(tmp_path):
+    files = {f"{i}.jpg": photo(i, kind="JPEG") for i in range(6)}
+    ds, messages = opened(write(tmp_path, files | {f"{i}.png": mask(i) for i in range(6)}))
+    assert (len(ds), ds.masked) == (6, True)
+    assert any(m.startswith("0.png is taken for the mask of 0.jpg") for m in messages)
+
+
+def test_the_audit_has_a_row_for_masks(tmp_path):
+    files = {f"{i}.png": photo(i) for i in range(6)}
+    paired = write(tmp_path / "a", files | {f"{i}_mask.png": mask(i) for i in range(6)})
+    assert "Every image has a mask." in str(audit(find_source(paired)))
+    odd = write(tmp_path / "b", files | {f"z{i}.png": mask(i) for i in range(3)})
+    assert "3 images with two values, as masks have: z0.png, z1.png" in str(audit(find_source(odd)))
+
+
+# --- 4. structure guessed
+
+
+SPLITS = [
+    ("train_images", "test_images"),
+    ("Training_Input", "Testing_Input"),
+    ("train_set", "test_set"),
+    ("1_train", "2_test"),
+    ("train", "dev"),
+    ("Train ", "Test "),
+    ("TRAIN_DATA", "VAL_DATA"),
+    ("trainset", "testset"),
+    ("imagesTr", "imagesTs"),
+    ("data train", "data eval"),
+    ("training_set", "validation_set"),
+    ("train-images", "holdout-images"),
+]
+
+
+@FORMS
+@pytest.mark.parametrize("names", SPLITS)
+@pytest.mark.parametrize("around", ["", "archive/", "a/b/c/"])
+def test_split_words_in_names(tmp_path, names, around, form):
+    files = {
+        f"{around}{part}/{kind}/{i}.png": photo(part, kind, i)
+        for part in names
+        for kind in "ab"
+        for i in range(3)
+    }
+    ds, messages = opened(write(tmp_path, files, form))
+    assert ds.classes == ["a", "b"] and not messages
+    assert len(ds.train) == 6 and len(ds.held_out) == 6
+
+
+@FORMS
+@pytest.mark.parametrize("around", ["archive/", "one/two/", "one/two/three/"])
+@pytest.mark.parametrize("beside", [{}, {"preview.png": photo("p")}, {"README.md": b"x"}])
+def test_folders_around_everything(tmp_path, around, beside, form):
+    files = {
+        f"{around}{part}/{kind}/{i}.png": photo(part, kind, i)
+        for part in ("train", "test")
+        for kind in "ab"
+        for i in range(4)
+    }
+    ds, messages = opened(write(tmp_path, files | beside, form))
+    assert counts(ds) == {"train": {"a": 4, "b": 4}, "test": {"a": 4, "b": 4}}
+    assert len(messages) == ("preview.png" in beside) and "wraps everything" in ds.explain()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{part}/images/{kind}/{i}.png",
+        "{part}/{part}_data/{kind}/{i}.png",
+        "{kind}/{part}/{i}.png",
+        "set/{kind}/{part}/{i}.png",
+    ],
+)
+def test_classes_one_level_further(tmp_path, name):
+    files = {
+        name.format(part=part, kind=kind, i=i): photo(part, kind, i)
+        for part in ("train", "test")
+        for kind in "ab"
+        for i in range(4)
+    }
+    ds, _ = opened(write(tmp_path, files))
+    assert counts(ds) == {"train": {"a": 4, "b": 4}, "test": {"a": 4, "b": 4}}
+
+
+@FORMS
+def test_domains_of_unpaired_translation(tmp_path, form):
+    files = {
+        f"h2z/{part}{domain}/{i}.jpg": photo(part, domain, i, kind="JPEG")
+        for part in ("train", "test")
+        for domain in "AB"
+        for i in range(4)
+    }
+    ds, _ = opened(write(tmp_path, files, form))
+    assert counts(ds) == {"train": {"a": 4, "b": 4}, "test": {"a": 4, "b": 4}}
+
+
+@pytest.mark.parametrize("names", [("normal", "test_tube"), ("train_station", "bridge")])
+def test_a_class_that_speaks_of_a_split(tmp_path, names):
+    ds, [message] = opened(
+        write(tmp_path, {f"{n}/{i}.png": photo(n, i) for n in names for i in range(6)})
+    )
+    assert sorted(ds.classes) == sorted(names)
+    assert "is taken for a class, though its name speaks of t" in message
+
+
+def test_split_folders_in_some_classes_alone(tmp_path):
+    names = ("a/train/{i}.png", "a/test/{i}.png", "b/{i}.png")
+    ds, messages = opened(
+        write(tmp_path, {n.format(i=i): photo(n, i) for n in names for i in range(5)})
+    )
+    assert ds.classes == ["a", "b"] and "not taken for splits" in messages[0]
+
+
+# --- 3. labels that the source carries
+
+
+ROWS = [(f"{i:03}.png", "ab"[i % 2]) for i in range(8)]
+TABLES = {
+    "labels.csv": "file,label\n" + "".join(f"{f},{c}\n" for f, c in ROWS),
+    "metadata.csv": "file_name,label\n" + "".join(f"images/{f},{c}\n" for f, c in ROWS),
+    "metadata.jsonl": "".join(
+        json.dumps(dict(file_name=f"images/{f}", label=c)) + "\n" for f, c in ROWS
+    ),
+    "train.csv": "id_code,diagnosis\n" + "".join(f"{f[:3]},{c}\n" for f, c in ROWS),
+    "Tablo.csv": "dosya;sınıf\n" + "".join(f"{f};{c}\n" for f, c in ROWS),
+    "windows.csv": "path,class\n"
+    + "".join(f"C:\\data\\IMAGES\\{f.upper()},{c}\n" for f, c in ROWS),
+    "tabs.tsv": "image\tage\tdx\n" + "".join(f"{f}\t{i}\t{c}\n" for i, (f, c) in enumerate(ROWS)),
+    "bare.txt": "".join(f"images/{f} {c}\n" for f, c in ROWS),
+    "bare.csv": "".join(f"{f},{c}\n" for f, c in ROWS),
+    "hot.csv": "image,a,b\n" + "".join(f"{f[:3]},{c == 'a':.1f},{c == 'b':.1f}\n" for f, c in ROWS),
+    "labels.json": json.dumps(dict(ROWS)),
+    "list.json": json.dumps([dict(image=f, category=c) for f, c in ROWS]),
+    "coco.json": json.dumps(
+        dict(
+            images=[dict(id=i, file_name=f) for i, (f, _) in enumerate(ROWS)],
+            categories=[dict(id=1, name="a"), dict(id=2, name="b")],
+            annotations=[
+                dict(image_id=i, category_id=1 + (c == "b")) for i, (_, c) in enumerate(ROWS)
+            ],
+        )
+    ),
+}
+
+
+@FORMS
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("around", ["", "my set/"])
+def test_a_table_names_the_classes(tmp_path, name, around, form):
+    files = {f"{around}images/{f}": photo(f) for f, _ in ROWS}
+    ds, messages = opened(write(tmp_path, files | {around + name: TABLES[name].encode()}, form))
+    assert ds.classes == ["a", "b"] and not messages
+    assert [ds.classes[i] for i in ds.labels] == [c for _, c in ROWS]
+    assert f"classes from {around}{name}" in ds.describe()["about"]["read_as"]
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "cp1254", "utf-16"])
+def test_codings_of_tables(tmp_path, coding):
+    text = "dosya;tanı\r\n" + "".join(f"{f};{'iyi' if c == 'a' else 'kötü'}\r\n" for f, c in ROWS)
+    folder = write(tmp_path, {f: photo(f) for f, _ in ROWS} | {"t.csv": text.encode(coding)})
+    assert opened(folder)[0].classes == ["iyi", "kötü"]
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_numbers_of_dataset_json(tmp_path, form):
+    files = {f: photo(f) for f, _ in ROWS}
+    table = json.dumps(dict(labels=[[f, i % 3] for i, (f, _) in enumerate(ROWS)])).encode()
+    ds, _ = opened(write(tmp_path, files | {"dataset.json": table}, form))
+    assert ds.classes == ["0", "1", "2"] and ds.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_numbers_that_do_not_fit_are_refused(tmp_path):
+    table = json.dumps(dict(labels=[["000.png", 1]])).encode()
+    folder = write(tmp_path, {f: photo(f) for f, _ in ROWS} | {"dataset.json": table})
+    with pytest.raises(DataError, match=r"1 labels for 8 images, 001\.png has no label"):
+        open_dataset(folder)
+    (folder / "dataset.json").write_text('{"labels": [["000.png", 1],]}')
+    with pytest.raises(
+        DataError, match=r"dataset.json in .* is no valid JSON, line 1, column 2.: a com"
+    ):
+        open_dataset(folder)
+
+
+def test_train_has_a_table_and_test_has_none(tmp_path):
+    files = {f"train_images/{f}": photo(f) for f, _ in ROWS}
+    files |= {f"test_images/x{i}.png": photo("x", i) for i in range(3)}
+    files["train.csv"] = TABLES["train.csv"].encode()
+    files["sample_submission.csv"] = b"id_code,diagnosis\nx0,0\nx1,0\nx2,0\n"
+    ds, [message] = opened(write(tmp_path, files))
+    assert ds.classes == ["a", "b"] and len(ds) == 8
+    assert "skipped 3 of 11 images: test_images/x0.png (no row in train.csv)" in message
+
+
+@pytest.mark.parametrize(
+    "table, why",
+    [
+        ("file,label\n" + "".join(f"{f},{c}\n" for f, c in ROWS[:5]), "3 of 8 images have no row"),
+        (
+            "file,age,sex\n" + "".join(f"{f},{i},{'fm'[i % 2]}\n" for i, (f, _) in enumerate(ROWS)),
+            "no column of it must be the class",
+        ),
+        ("file,label\n" + "".join(f"{f},{c}\n{f},z\n" for f, c in ROWS), "two classes"),
+    ],
+)
+def test_a_table_that_is_not_used_is_named(tmp_path, table, why):
+    files = {f: photo(f) for f, _ in ROWS} | {"table.csv": table.encode()}
+    ds, [message] = opened(write(tmp_path, files))
+    assert len(ds.classes) == 1 and message.startswith("table.csv") and why in message
+
+
+def test_folders_are_believed_before_a_table(tmp_path):
+    files = {f"{c}/{f}": photo(f) for f, c in ROWS}
+    same = "file,label\n" + "".join(f"{f},{c * 2}\n" for f, c in ROWS)
+    ds, messages = opened(write(tmp_path / "a", files | {"t.csv": same.encode()}))
+    assert ds.classes == ["a", "b"] and not messages
+    other = "file,label\n" + "".join(f"{f},{'xy'[i // 4]}\n" for i, (f, _) in enumerate(ROWS))
+    ds, [message] = opened(write(tmp_path / "b", files | {"t.csv": other.encode()}))
+    assert ds.classes == ["a", "b"] and "t.csv has a row for 8 images and is not used" in message
+
+
+def test_patients_and_splits_of_a_table(tmp_path):
+    text = "file,label,patient_id,split\n" + "".join(
+        f"{f},{c},p{i // 2},{'train' if i < 6 else 'test'}\n" for i, (f, c) in enumerate(ROWS)
+    )
+    ds, _ = opened(write(tmp_path, {f: photo(f) for f, _ in ROWS} | {"t.csv": text.encode()}))
+    assert ds.split == ["train"] * 6 + ["test"] * 2 and ds.groups[:3] == ["p0", "p0", "p1"]
+
+
+@FORMS
+@pytest.mark.parametrize("kind", ["cls", "json"])
+def test_a_file_beside_each_image(tmp_path, kind, form):
+    content = (
+        (lambda c: c.encode()) if kind == "cls" else (lambda c: json.dumps(dict(label=c)).encode())
+    )
+    files = {f: photo(f) for f, _ in ROWS} | {f.replace("png", kind): content(c) for f, c in ROWS}
+    ds, _ = opened(write(tmp_path, files, form))
+    assert [ds.classes[i] for i in ds.labels] == [c for _, c in ROWS]
+
+
+def test_synsets_have_names(tmp_path):
+    ids = ("n01440764", "n01443537")
+    files = {
+        f"ILSVRC/train/{name}/{i}.JPEG": photo(name, i, kind="JPEG")
+        for name in ids
+        for i in range(4)
+    }
+    files["LOC_synset_mapping.txt"] = (
+        b"n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius\n"
+    )
+    assert opened(write(tmp_path, files))[0].classes == ["goldfish", "tench"]
+
+
+@pytest.mark.parametrize(
+    "names", [("x", "y"), ("images", "labels"), ("X", "Y"), ("data", "target")]
+)
+def test_arrays_by_other_names(tmp_path, names):
+    images, labels = np.stack([texture(i) for i in range(9)]), np.arange(9) % 3
+    np.savez(tmp_path / "a.npz", **{names[0]: images, names[1]: labels})
+    ds, _ = opened(tmp_path / "a.npz")
+    assert ds.classes == ["0", "1", "2"] and ds.labels.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("form", ["{split}_images {split}_labels", "x_{split} y_{split}"])
+def test_arrays_with_splits(tmp_path, form):
+    arrays = {}
+    for split, n in dict(train=9, val=3, test=6).items():
+        images, labels = form.format(split=split).split()
+        arrays |= {
+            images: np.stack([texture(split, i) for i in range(n)]),
+            labels: (np.arange(n) % 3)[:, None].astype(np.uint8),
+        }
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    ds, _ = opened(tmp_path / "a.npz")
+    assert counts(ds) == {
+        s: dict.fromkeys("012", n // 3) for s, n in dict(train=9, val=3, test=6).items()
+    }
+
+
+# --- 5. brightness range
+
+
+def deep(i, bits=12, dtype=np.uint16):
+    return (texture(i, channels=1).astype(np.int64) * 2 ** (bits - 8)).astype(dtype)
+
+
+@FORMS
+@pytest.mark.parametrize("bits, kind", [(10, "PNG"), (12, "PNG"), (12, "TIFF"), (14, "TIFF")])
+def test_bits_in_sixteen(tmp_path, bits, kind, form):
+    files = {f"{i}.{kind[:3].lower()}": encoded(deep(i, bits), kind) for i in range(8)}
+    ds, messages = opened(write(tmp_path, files, form), channels=1)
+    truth = np.stack([texture(i, channels=1) for i in range(8)])
+    assert abs(ds.images[:, 0].astype(int) - truth).max() <= 1 and not messages
+    assert f"0 … {2**bits - 1}" in ds.describe()["about"]["intensity"]
+    again = opened(write(tmp_path, files, form), channels=1, intensity="dtype")[0]
+    assert again.images.max() < 70 and again.fingerprint != ds.fingerprint
+
+
+def test_the_range_is_one_for_all(tmp_path):
+    files = {"dark.png": encoded(deep(0) // 8), "bright.png": encoded(deep(1))}
+    files |= {f"{i}.png": photo(i) for i in range(4)}  # of 8 bits: as they are
+    ds, _ = opened(write(tmp_path, files), channels=1)
+    largest = dict(zip(ds.keys, ds.images.max((1, 2, 3)), strict=True))
+    assert largest["dark.png"] < 32 < 150 < largest["bright.png"]
+    source = find_source(tmp_path / "set")
+    report = audit(with_split(source, ds))
+    assert "0 … 4095, stored values go from" in report.card()
+    assert report.table["mean_r"].max() > 100  # it looks at what is learnt from
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.int64, np.uint32])
+def test_bits_in_an_array(tmp_path, dtype):
+    np.save(tmp_path / "x.npy", np.stack([deep(i, 12, dtype) for i in range(10)]))
+    ds, _ = opened(tmp_path / "x.npy", channels=1)
+    assert abs(ds.images[0, 0].astype(int) - texture(0, channels=1)).max() <= 1
+    assert "0 … 4095" in ds.explain()
+
+
+def test_small_values_in_32_bits(tmp_path):
+    files = {f"{i}.tif": encoded(texture(i, channels=1).astype(np.int32), "TIFF") for i in range(6)}
+    ds, _ = opened(write(tmp_path, files), channels=1)
+    assert (ds.images[2, 0] == texture(2, channels=1)).all()
+
+
+def test_signed_values(tmp_path):
+    values = (np.stack([texture(i, channels=1) for i in range(9)]).astype(np.int16) - 128) * 8
+    np.save(tmp_path / "ct.npy", values)
+    ds, _ = opened(tmp_path / "ct.npy", channels=1)
+    assert (ds.images.min(), ds.images.max()) == (0, 255)
+    soft = opened(tmp_path / "ct.npy", channels=1, intensity="-100, 100")[0]
+    assert soft.images.std() > ds.images.std()
+
+
+def test_a_full_range_stays_as_it_is(tmp_path):
+    files = {f"{i}.png": encoded(deep(i, 16)) for i in range(6)}
+    ds, _ = opened(write(tmp_path, files), channels=1)
+    assert ds.limits is None and "about" not in ds.describe()
+    assert opened(tmp_path / "set", channels=1, intensity="dtype")[0].fingerprint == ds.fingerprint
+
+
+def test_pages_and_sections_of_twelve_bits(tmp_path):
+    first, *rest = (Image.fromarray(deep(i)) for i in range(10))
+    first.save(tmp_path / "x.tif", save_all=True, append_images=rest)
+    for path in (tmp_path / "x.tif", f"em:{tmp_path / 'x.tif'}"):
+        options = dict(chunk=24) if str(path).startswith("em:") else {}
+        ds, _ = opened(path, channels=1, **options)
+        assert abs(ds.images[0, 0].astype(int) - texture(0, channels=1)).max() <= 1
+
+
+def test_a_parameter_that_is_none(tmp_path):
+    folder = write(tmp_path, {"1.png": photo(1)})
+    with pytest.raises(
+        ParameterError, match="`intensity` must be auto, dtype, window, or two numb"
+    ):
+        open_dataset(folder, intensity="bright")
+    with pytest.raises(ParameterError, match="`demo` has no option `intensity`"):
+        open_dataset("demo", intensity="dtype")
+
+
+# --- 6. files that are not read
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "extension, kind",
+    [
+        ("jfif", "JPEG"),
+        ("jpe", "JPEG"),
+        ("JFIF", "JPEG"),
+        ("ppm", "PPM"),
+        ("jp2", "JPEG2000"),
+        ("avif", "AVIF"),
+    ],
+)
+def test_more_extensions(tmp_path, extension, kind, form):
+    files = {f"normal/{i}.png": photo(i) for i in range(4)}
+    files |= {f"tumour/{i}.{extension}": photo("t", i, kind=kind) for i in range(4)}
+    ds, messages = opened(write(tmp_path, files, form))
+    assert len(ds) == 8 and ds.classes == ["normal", "tumour"] and not messages
+
+
+@FORMS
+def test_what_is_not_read_is_counted(tmp_path, form):
+    files = {f"normal/{i}.png": photo(i) for i in range(4)} | {"normal/notes.txt": b"x"}
+    files |= {f"tumour/{i}.mha": b"x" for i in range(3)} | {"normal/9.xcf": b"x"}
+    ds, [message] = opened(write(tmp_path, files, form))
+    assert message.startswith(
+        "4 files are not read: 3 .mha, 1 .xcf; nothing is left of tumour; save"
+    )
+    assert len(ds) == 4
+
+
+def test_left_behind_by_file_servers(tmp_path):
+    files = {f"a/{i}.png": photo(i) for i in range(4)}
+    junk = (
+        "@eaDir/0.png/SYNOPHOTO_THUMB.jpg",
+        "#recycle/a/1.png",
+        "$RECYCLE.BIN/1.png",
+        ".AppleDouble/1.png",
+        "a/.AppleDouble/1.png",
+        "a/Thumbs.db",
+        "a/@eaDir/x.jpg",
+    )
+    ds, messages = opened(write(tmp_path, files | {name: photo("j") for name in junk}))
+    assert len(ds) == 4 and not messages
+
+
+# --- 7. one file as a set
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.tif"])
+def test_the_end_of_one_file_is_held_out(tmp_path, name):
+    pages = np.stack([texture(i) for i in range(40)])
+    if name == "x.tif":
+        first, *rest = map(Image.fromarray, pages)
+        first.save(tmp_path / name, save_all=True, append_images=rest)
+    else:
+        (np.save if name == "x.npy" else np.savez)(tmp_path / name, pages)
+    ds, [message] = opened(tmp_path / name)
+    assert ds.split == ["train"] * 31 + ["val"] * 8 and "#031 (gap between train" in message
+    assert set(opened(tmp_path / name, val_fraction=0)[0].split) == {"train"}
+
+
+def film(n=40):
+    steps = np.random.default_rng(0).normal(0, 6, (n, 24, 24, 3))
+    return np.clip(128 + np.cumsum(steps, 0), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["frame_{i}.png", "{i:04}.png", "vid/f {i}.png"])
+def test_the_end_of_a_film_is_held_out(tmp_path, name):
+    files = {name.format(i=i): encoded(page) for i, page in enumerate(film())}
+    ds, _ = opened(write(tmp_path, files))
+    held = sorted(
+        int("".join(filter(str.isdigit, ds.keys[i])))
+        for i, part in enumerate(ds.split)
+        if part == "val"
+    )
+    assert held == list(range(32, 40)) and len(ds) == 39 and "the end is held out" in ds.explain()
+
+
+def test_numbered_images_are_no_film(tmp_path):
+    ds, _ = opened(write(tmp_path, {f"{i}.png": photo(i) for i in range(40)}))
+    assert len(ds) == 40 and "about" not in ds.describe()
+
+
+# --- 9. classes without a training image
+
+
+@pytest.mark.parametrize(
+    "names, why",
+    [
+        (
+            ("NORMAL", "Normal"),
+            "Normal has no training image (Normal differs from NORMAL only in case",
+        ),
+        (("a b", "a  b"), "has no training image (a  b differs from a b only in case or spaces)"),
+        (("cats", "dogs"), "class dogs has no training image"),
+    ],
+)
+def test_a_class_without_training_images(tmp_path, names, why):
+    files = {f"train/{kind}/{i}.png": photo(kind, i) for kind in (names[0], "x") for i in range(3)}
+    files |= {
+        f"test/{kind}/{i}.png": photo(kind, i, 1) for kind in (names[1], "x") for i in range(3)
+    }
+    messages = opened(write(tmp_path, files))[1]
+    assert any(why in message for message in messages)
+
+
+# --- 10. the reason is the first cause
+
+
+def test_the_mask_and_not_the_gap_is_the_reason(tmp_path):
+    files = {f"raw/{i:02}.png": encoded(texture(i, channels=1)) for i in range(12)}
+    folder = write(tmp_path, files | {f"masks/{i:02}.png": mask(i, value=2) for i in range(12)})
+    with pytest.raises(DataError, match=r"the first is raw/s000.* \(mask values up to 2"):
+        opened(f"em:{folder / 'raw'}", masks=str(folder / "masks"), chunk=24)
+
+
+# --- 11. channels as pages
+
+
+@pytest.mark.parametrize("axes, kind", [("CYX", "imagej"), ("CYX", "ome"), ("YXS", "imagej")])
+def test_channels_as_pages(tmp_path, axes, kind):
+    from tifffile import imwrite
+
+    for i in range(8):
+        pixels = texture(i) if axes == "YXS" else texture(i).transpose(2, 0, 1)
+        imwrite(tmp_path / f"{i}.tif", pixels, metadata=dict(axes=axes), **{kind: True})
+    ds, _ = opened(tmp_path)
+    assert len(ds) == 8 and (ds.images[3] == texture(3).transpose(2, 0, 1)).all()
+
+
+# --- what was taken for what
+
+
+def test_explain_is_short(tmp_path):
+    files = {
+        f"x/{part}_images/{kind} test/{i}.png": photo(part, kind, i)
+        for part in ("train", "val")
+        for kind in "abcdefghijkl"
+        for i in range(2)
+    }
+    ds, _ = opened(write(tmp_path, files | {"x/1.mha": b"", "y.png": b""}))
+    text = ds.explain()
+    assert len(text.splitlines()) <= 10 and "train from train_images" in text
+    assert all(name in text for name in ("classes: a test 4", "read as: x/ wraps", "look: "))
