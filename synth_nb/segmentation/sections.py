@@ -81,23 +81,21 @@ def em_sections(
     "Whole sections. Warns of those that cannot be read. Raises `FileNotFoundError`, `DataError`."
     if not str(masks):
         raise ParameterError(f"parameter `masks` is empty: where are the masks of {images}?")
-    volumes = list_volumes(images)
+    volumes, source = list_volumes(images), display_path(images)
     truths = match_masks(volumes, masks)
-    check_readable(volumes, display_path(images))
+    check_readable(volumes, source)
     check_readable(truths, display_path(masks))
     read = [read_volume(v, m, downsample) for v, m in zip(volumes, truths, strict=True)]
     skipped = [one for part in read for one in part[3]]
     pictures, found = ([x for part in read for x in part[k]] for k in (0, 1))
     if not pictures:
-        raise DataError(
-            f"no section of {display_path(images)} can be read with its mask: {skipped[0]}"
-        )
+        raise DataError(f"no section of {source} can be read with its mask: {skipped[0]}")
     if skipped:
         warnings.warn(f"skipped {len(skipped)} sections, the first is {skipped[0]}", stacklevel=3)
-    check_sizes([x.shape[1:] for x in pictures], display_path(images))
+    check_sizes([x.shape[1:] for x in pictures], source)
     names = [v.name for v, part in zip(volumes, read, strict=True) for _ in part[0]]
     numbers = [i for part in read for i in part[2]]
-    return Sections(display_path(images), np.stack(pictures), np.stack(found), names, numbers,
+    return Sections(source, np.stack(pictures), np.stack(found), names, numbers,
                     dict(downsample=downsample))
 
 # %% ../../nbs/library/segmentation/sections.ipynb #de104203
