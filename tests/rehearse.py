@@ -180,6 +180,7 @@ class Watch:
 
     def patches(self):
         "Changes of the trainer that count and interrupt."
+        from synth_nb.emnist.classifier import compare_samplers
         from synth_nb.training.loop import Trainer
 
         watch, step, save = self, Trainer.training_step, Trainer.save_checkpoint
@@ -218,7 +219,11 @@ class Watch:
             trainer.counts = False
             return seconds
 
-        return (patch.object(Trainer, "training_step", training_step),
+        def two_samplers(letters, classifier, configs, n, seed):
+            return compare_samplers(letters, classifier, configs[:2], 10, seed)
+
+        return (patch("synth_nb.emnist.classifier.compare_samplers", two_samplers),
+                patch.object(Trainer, "training_step", training_step),
                 patch.object(Trainer, "backward", backward),
                 patch.object(Trainer, "step_seconds", step_seconds),
                 patch.object(Trainer, "save_checkpoint", save_checkpoint),

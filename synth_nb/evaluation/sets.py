@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import DataError, ImageDataset, find_source, open_dataset, parse_size, to_uint8
+from ..data import (
+    DataError, ImageDataset, data_options, find_source, open_dataset, parse_size, to_uint8)
 from ..data.readers.sources import open_image
 from ..embedders import image_keys
 from ..core.files import digest, resolve, display_path
@@ -111,10 +112,9 @@ def training_data(manifest: dict) -> dict:
     parameters = manifest.get("parameters", {})
     if not parameters.get("dataset"):
         return {}
-    always = ("dataset", "image_size", "channels", "seed", "val_fraction", "crop", "group_by")
-    optional = ("masks", "chunk", "tile", "mpp")
+    always = ("dataset", "image_size", "channels", "seed")
     known = {name: parameters[name] for name in always if name in parameters}
-    return known | {name: parameters[name] for name in optional if parameters.get(name)}
+    return known | data_options(parameters)
 
 # %% ../../nbs/library/evaluation/sets.ipynb #af4bec2c
 def sample_set(
@@ -257,6 +257,7 @@ def open_inputs(
     n: int = 256,  # images of each set at most
     seed: int = 0,
     device: str = "auto",
+    data: dict | None = None,  # more for `open_dataset`, of real images that are named
 ) -> EvaluationInputs:
     "Open everything. Raises what `open_dataset` and `load_model` raise, and `ParameterError`."
     words = parse_list(synthetic)
@@ -269,8 +270,9 @@ def open_inputs(
     own = {k: v for k, v in known.items() if k not in ("dataset", "image_size", "channels")}
     options = dict(image_size=size, channels=channels)
     learnt = known.get("dataset", "" if words else "demo")
-    held_out = open_part("held_out", real, learnt, options, own, seed)
-    train_set = open_part("train", train, learnt, options, own, seed)
+    more = [own if word == "" else data or {} for word in (real, train)]
+    held_out = open_part("held_out", real, learnt, options, more[0], seed)
+    train_set = open_part("train", train, learnt, options, more[1], seed)
     if not words:  # one crop in four: they overlap, and all of them would take minutes
         train_set = train_set.select(range(0, len(train_set), 4))
         fakes = degraded_sets(train_set, n, seed)
@@ -294,7 +296,7 @@ def open_part(
     "Real images: of the source that was named, or else of the model's data, opened as it was."
     title = "training" if part == "train" else "real"
     if word:
-        return open_set(word, title, part=part, **dict(seed=seed) | options)
+        return open_set(word, title, part=part, **dict(seed=seed) | own | options)
     if learnt:
         return open_set(learnt, title, part=part, cut=True, **dict(seed=seed) | own | options)
 
