@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 # %% ../../nbs/library/evaluation/report.ipynb #281b7fda
-from ..data.tables import markdown_table
+from ..data.tables import csv_text, markdown_table, plain_text
 from ..embedders import Embedder
 from .copies import CopyAudit, audit_copies, copy_summary
 from synth_nb.evaluation.scores import (
@@ -216,8 +216,9 @@ def report_sections(
     figures: list[str],  # file names in the same folder
 ) -> list[tuple[str, str]]:  # heading, text
     "The parts of the report."
-    compared = [f"- `{one.title}`: {len(one)} images, from {one.about.get('source', 'memory')}"
-                f" ({one.about.get('part', 'all')})" for one in [real, *fakes]]
+    compared = [plain_text(f"- `{one.title}`: {len(one)} images, from "
+                           f"{one.about.get('source', 'memory')} ({one.about.get('part', 'all')})")
+                for one in [real, *fakes]]
     tables = "\n".join(markdown(score_table(rows, e)) for e in rows.extractor.unique())
     note = "In brackets 95 % intervals; for real against real, the range of 95 % of the draws. " \
            "Only rows of one count may be compared with its baseline.\n\n"
@@ -255,7 +256,7 @@ def write_report(
         | context
     )
     tex = "\n".join(latex(score_table(rows, e.id), caption(real, e.id)) for e in embedders)
-    texts = {"evaluation.csv": rows.to_csv(index=False), "evaluation.tex": tex, "report.md": report,
+    texts = {"evaluation.csv": csv_text(rows), "evaluation.tex": tex, "report.md": report,
              "evaluation.json": json.dumps(everything, indent=2, default=json_default) + "\n"}
     for name, text in texts.items():
         with atomic_write(Path(folder) / name) as f:

@@ -30,6 +30,7 @@ from synth_nb.core.files import (
     digest,
     notebook_path,
     project_root,
+    read_json,
     resolve,
     display_path,
     atomic_write,
@@ -369,7 +370,7 @@ def read_mark(
 ) -> dict:  # run, state; empty where there is none
     "What an experiment of a report left."
     try:
-        return json.loads((folder / f"{notebook}.json").read_text(encoding="utf-8"))
+        return read_json(folder / f"{notebook}.json")
     except (OSError, ValueError):
         return {}
 

@@ -28,7 +28,7 @@ from .copies import (
     ORIENTATIONS, all_pairs, check_thresholds, copy_clusters, find_near, identical_groups,
     leaked_images, low_frequencies, perceptual_hashes, thumbnail)
 from ..dataset import ImageDataset, SPLIT_ORDER
-from ..tables import about_lines, count_table, markdown_table
+from ..tables import about_lines, count_table, csv_text, markdown_table, plain_text
 from ..readers.sources import (
     DataError, ImageError, Source, open_image, open_lazily, reason, to_mode)
 from ..readers.intensity import limits_of
@@ -405,8 +405,9 @@ def _data_card(
              for part in ("modes", "formats")]
     lines_found = [*_copy_findings(found), *_image_findings(found), found["method"]]
     copies = pairs.assign(likeness=pairs["likeness"].round(4))
-    lines = [f"# Data: {found['source']}", "", *about_lines(known | about), *kinds, "",
-             "## Findings", "", *(f"- {line}" for line in lines_found), "", "## Images", "",
+    lines = [f"# Data: {plain_text(found['source'])}", "", *about_lines(known | about), *kinds, "",
+             "## Findings", "", *(f"- {plain_text(line)}" for line in lines_found), "",
+             "## Images", "",
              count_table(good["class"].tolist(), good["split"].tolist()), "",
              *_number_tables(found), *_listing("Not used", bad[["key", "problem"]]),
              *_listing("Copies", copies[["key_a", "key_b", "kind", "likeness"]])]
@@ -490,7 +491,7 @@ def _write_audit(
     turned = found.pairs[columns].assign(view=[ORIENTATIONS[v] for v in found.pairs["view"]])
     for name, table in (("audit", found.table), ("duplicates", turned)):
         with atomic_write(folder / f"{name}.csv") as f:
-            table.to_csv(f, index=False)
+            f.write_text(csv_text(table), encoding="utf-8")
     with atomic_write(folder / "card.md") as f:
         f.write_text(found.card(), encoding="utf-8")
     return folder
