@@ -46,6 +46,7 @@ def line(size: int, args: argparse.Namespace) -> str:
     device = pick_device(args.device)
     half = pick_precision(args.precision, device) != "fp32"
     changes = {} if half else dict(clamp=None)
+    changes |= dict(channel_max=args.channel_max) if args.channel_max else {}
     settings = choose_settings("auto", size, args.batch, **changes)
     seed_everything(0)
     G, D = new_networks(settings)
@@ -84,6 +85,7 @@ def main():
     words.add_argument("--memory", type=float, default=24, help="GiB that may be used")
     words.add_argument("--steps", type=int, default=64, help="a multiple of 16 has all phases")
     words.add_argument("--warm", type=int, default=16, help="steps before the clock starts")
+    words.add_argument("--channel-max", type=int, default=0, help="0: the one of `auto`")
     words.add_argument("--device", default="auto")
     words.add_argument("--precision", default="auto")
     args = words.parse_args()

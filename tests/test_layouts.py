@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from synth_nb.core.parameters import ParameterError
-from synth_nb.data import DataError, open_dataset
+from synth_nb.data import DataError, check_trainable, held_out_of, open_dataset
 from synth_nb.data.dataset import with_split
 from synth_nb.data.quality.audit import audit
 from synth_nb.data.readers.find import find_source
@@ -658,6 +658,28 @@ def test_the_end_of_a_film_is_held_out(tmp_path, name):
 def test_numbered_images_are_no_film(tmp_path):
     ds, _ = opened(write(tmp_path, {f"{i}.png": photo(i) for i in range(40)}))
     assert len(ds) == 40 and "about" not in ds.describe()
+
+
+# --- 2. too few held-out images
+
+
+def test_too_few_held_out_images_are_refused_at_once(tmp_path):
+    files = {f"{part}/{i}.png": photo(part, i) for part, n in dict(train=20, val=8, test=14).items()
+             for i in range(n)}
+    ds, _ = opened(write(tmp_path, files))
+    with pytest.warns(UserWarning, match="8 images are held out in `val`, too few .* the 14 of"):
+        assert len(held_out_of(ds, 12)) == 14
+    assert set(ds.held_out.split) == {"val"}  # what does not judge is as it was
+    with pytest.raises(DataError, match="8 images are held out in `val`, and 20 are the least"):
+        held_out_of(ds, 20)
+
+
+def test_a_conditional_training_refuses_a_class_without_images(tmp_path):
+    files = {f"train/a/{i}.png": photo(i) for i in range(3)} | {"test/b/0.png": photo("b")}
+    ds, _ = opened(write(tmp_path, files))
+    with pytest.raises(DataError, match="class b has no training image"):
+        check_trainable(ds)
+    check_trainable(opened(write(tmp_path / "x", {f"a/{i}.png": photo(i) for i in range(9)}))[0])
 
 
 # --- 9. classes without a training image

@@ -1,11 +1,13 @@
 "Gradient checkpointing changes no gradient and keeps less, in every network that is trained."
 
 import copy
+import sys
 
 import pytest
 import torch
 from torch import nn
 
+from synth_nb.core.seeding import seed_everything
 from synth_nb.training.memory import enable_checkpointing
 
 
@@ -134,7 +136,7 @@ FAILURES = {
 }  # fmt: skip
 
 
-def training(folder, failing_step, error, **changes):
+def training(folder, failing_step, error, epochs=1, optimizer="adam", **changes):
     "A training of a segmenter whose loss fails to allocate in one step."
     from synth_nb.segmentation.networks import ResidualUNet
     from synth_nb.training.loop import Phase, Trainer, TrainingConfig
@@ -148,8 +150,8 @@ def training(folder, failing_step, error, **changes):
             raise error
         return nets["unet"](batch["image"]).square().mean()
 
-    config = TrainingConfig(1, 4, 32, device="cpu", **changes)
-    phase = Phase(loss, new_optimizer(net.parameters()))
+    config = TrainingConfig(epochs, 4, 32, device="cpu", **changes)
+    phase = Phase(loss, new_optimizer(net.parameters(), optimizer))
     return Trainer(folder, Numbers(), dict(unet=net), [phase], config)
 
 
@@ -203,3 +205,31 @@ def test_a_frozen_encoder_is_run_again():
         sum(x.square().mean() for x in features.values()).backward()
         results.append([*features.values(), own.grad])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_adam_in_8_bits_says_what_it_needs(monkeypatch):
+    from synth_nb.core.parameters import ParameterError
+    from synth_nb.training.memory import new_optimizer
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ParameterError, match="needs a GPU of Nvidia: take adam, or adafactor"):
+        new_optimizer([nn.Parameter(torch.ones(2))], "adam8bit")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ImportError, match=r"pip install 'synth_nb\[adam8bit\]'"):
+        new_optimizer([nn.Parameter(torch.ones(2))], "adam8bit")
+
+
+def test_adafactor_goes_on_from_a_checkpoint(tmp_path):
+    "Two epochs, and one and then another: the same weights, which are not those of the start."
+    found, start = [], None
+    for name, lengths in dict(one=[2], two=[1, 2]).items():
+        for epochs in lengths:
+            seed_everything(0)
+            options = dict(optimizer="adafactor", checkpointing=True, accumulate=2)
+            trainer = training(tmp_path / name, 99, None, epochs, **options)
+            start = start or [p.detach().clone() for p in trainer.modules["unet"].parameters()]
+            trainer.fit()
+        found.append(list(trainer.modules["unet"].parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(found[0], start, strict=True) if a.ndim > 1)

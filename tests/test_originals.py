@@ -7,6 +7,7 @@ it show that none is ignored.
 
 import json
 import random
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,15 @@ from safetensors.torch import load_file, save_file
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.data import Views, open_dataset
+from synth_nb.data.readers.microscopy import list_volumes
 from synth_nb.diffusion.sampling import SamplingConfig
 from synth_nb.embedders import Embedder
 from synth_nb.embedders.base import REGISTRY
 from synth_nb.emnist.model import NETWORKS, letter_scheduler, new_unet
 from synth_nb.emnist.states import continue_from, open_letters, write_state
 from synth_nb.emnist.training import denoising_phase
+from synth_nb.segmentation.sections import chunk_corners
+from synth_nb.training.log import read_metrics
 from synth_nb.training.loop import Trainer, TrainingConfig
 
 ROOT = Path(__file__).parent.parent
@@ -207,8 +211,8 @@ class Classes(Embedder):
 @pytest.fixture
 def small_letters(monkeypatch):
     "The documented network with few channels, and a stand-in for Inception."
-    few = dict(widths=(32,) * 6, layers=1, groups=8, attends=4)
-    monkeypatch.setitem(NETWORKS, "documented", few)
+    small = dict(widths=(32,) * 6, layers=1, groups=8, attends=4)
+    monkeypatch.setitem(NETWORKS, "documented", small)
     stand_in = Classes(Averages(), "inception", "0", 384, 224)
     monkeypatch.setitem(REGISTRY, "inception", lambda size: stand_in)
 
@@ -412,3 +416,90 @@ def test_states_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"pytorch_model.bin is no file of weights alone"):
         continue_from(trainer(), other)
     assert not (tmp_path / "run" / "checkpoints").exists()  # nothing was begun
+
+
+# --- 06: the whole volume of EPFL, in chunks of half-size sections
+
+
+def write_volume(path: Path, sections: int, height: int, width: int, pixels=None):
+    "A stack of equal sections; one is packed, and its bytes stand in the file for each."
+    tifffile = pytest.importorskip("tifffile")
+    page = np.zeros((height, width), np.uint8) if pixels is None else pixels
+    packed = zlib.compress(page.tobytes())
+    tifffile.imwrite(path, iter([packed] * sections), shape=(sections, height, width),
+                     dtype=np.uint8, compression="zlib", rowsperstrip=height,
+                     photometric="minisblack", metadata=None)
+
+
+def test_the_whole_volume_has_12780_chunks(tmp_path):
+    "By the files' headers alone: 1065 sections of 2048x1536, at half size, 12 chunks of each."
+    profile = yaml.safe_load((ROOT / "nbs/params/06_em_ddpm.reported.yaml").read_text())
+    write_volume(tmp_path / "volumedata.tif", 1065, 1536, 2048)
+    (volume,) = list_volumes(tmp_path / "volumedata.tif")
+    assert len(volume.pages) == 1065 and not volume.problems
+    half = [(h // profile["downsample"], w // profile["downsample"]) for h, w in volume.sizes]
+    assert set(half) == {(768, 1024)}
+    assert sum(len(chunk_corners(*size, profile["chunk"])) for size in half) == 12_780
+
+
+def test_06_em_ddpm(run_reported, tmp_path):
+    "Thirty sections in chunks of 64 pixels; networks as deep as there, with fewer channels."
+    rng = np.random.default_rng(0)
+    pixels = np.kron(rng.integers(60, 200, (32, 48), np.uint8), np.ones((8, 8), np.uint8))
+    folder = tmp_path / "epfl"
+    folder.mkdir()
+    write_volume(folder / "volumedata.tif", 30, 256, 384, pixels)
+    space = run_reported(
+        "06_em_ddpm", dataset=f"em:{folder / 'volumedata.tif'}", chunk=64, vae_steps=50,
+        vae_width=8, epochs=2, width=16, n_samples=12, sampling_steps=3, patience=1,
+        eval_embedders=EVAL_EMBEDDERS)
+    assert space["described"]["counts"] == dict(train=19 * 6, val=3 * 6, test=6 * 6)
+    assert space["data"].masks is None and space["data"].images.shape == (30, 1, 128, 192)
+    halves = pixels.reshape(128, 2, 192, 2).mean((1, 3)) + 0.5
+    assert (space["data"].images[7, 0] == halves.astype(np.uint8)).all()
+    training, config = space["training"], space["config"]
+    assert training.data.latents.shape == (1, 114, 32, 8, 8)  # one view, 8 times smaller
+    assert not training.data.conditions.any() and not training.spectrum.any()
+    trainer, loss = training.trainer, training.loss
+    assert trainer.config.accumulate == 10 and trainer.config.best == "loss_held_out"
+    assert loss.prediction_type == "epsilon" and loss.timesteps == "uniform"
+    assert torch.allclose(config.scheduler.betas, torch.linspace(1e-4, 0.02, 1000))
+    assert config.widths == (16, 32, 64, 64) and config.wide_time_embedding
+    assert trainer.averages["unet"].module.state_dict().keys() == (
+        trainer.modules["unet"].state_dict().keys())
+    assert trainer.config.patience == 1
+    losses = [row["loss_held_out"] for row in read_metrics(space["run"].folder)]
+    best = torch.load(space["run"].folder / "checkpoints/best.pt", weights_only=True)
+    returned = trainer.modules["unet"].state_dict()
+    assert all(torch.equal(v, returned[k]) for k, v in best["modules"]["unet"].items())
+    assert best["position"]["best"] == min(losses)
+    encoder = read_metrics(space["run"].folder / "autoencoder")
+    assert 2 <= len(encoder) <= 25 and encoder[0]["images"] == 100  # two steps of 50
+    model = space["generator"]
+    assert not model.masked and model.settings["sampler"] == "ddpm"
+    assert space["synthetic"].shape == (12, 1, 64, 64) and space["synthetic_masks"] is None
+    assert (space["run"].folder / "pairs.png").is_file()
+    with pytest.raises(ParameterError, match="`model` makes sections alone: give `mode` so"):
+        run_reported("06_em_ddpm", until="config = ", mode="joint", dataset="demo", chunk=64,
+                     model=str(space["run"].folder), run_name="other", sections=48)
+
+
+def test_06_em_segmentation(run_reported, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = np.kron(rng.integers(60, 200, (8, 12), np.uint8), np.ones((8, 8), np.uint8))
+    for name, page in (("training", pixels), ("training_groundtruth", (pixels > 130) * 255)):
+        write_volume(tmp_path / f"{name}.tif", 30, 64, 96, page.astype(np.uint8))
+    space = run_reported(
+        "06_em_segmentation", dataset=f"em:{tmp_path / 'training.tif'}", crop=32, width=8,
+        masks=str(tmp_path / "training_groundtruth.tif"), epochs=1, images_per_epoch=32)
+    trainer = space["trainer"]
+    assert trainer.phases[0].scheduler and type(trainer.phases[0].optimizer).__name__ == "Adam"
+    assert float(space["threshold"]) == 0.05 and space["loss_terms"] == "bce+iou"
+    assert trainer.data.views == 1 and not trainer.data.classical_augmentation
+
+
+def test_a_volume_that_is_not_there(run_reported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = r"download the TIFF of that name from https://www.epfl.ch/labs/cvlab/data/data-em/"
+    with pytest.raises(FileNotFoundError, match=rf"data/epfl/volumedata.tif: {page} and put it"):
+        run_reported("06_em_ddpm", until="data = open_sections(")

@@ -38,6 +38,27 @@ def test_what_nothing_is_downloaded_for_names_no_download():
             assert not any(f": {kind}:" in text for kind in ("hub", "hf", "kaggle", "em")), file
 
 
+DATA_STORIES = ["01_data_prep", "02_dcgan", "03_embedding_gan", "04_stylegan2", "05_t2i", "05_i2i",
+                "05_e2i", "07_emnist", "08_evaluation"]
+
+
+def declared(notebook: str) -> dict[str, str]:
+    "Name → line of every parameter of a story."
+    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    [cell] = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    return {line.split(":")[0]: line for line in "".join(cell["source"]).splitlines()}
+
+
+@pytest.mark.parametrize("notebook", DATA_STORIES)
+def test_every_story_opens_data_by_the_same_parameters(notebook):
+    shared = ["val_fraction", "crop", "group_by", "intensity", "tile", "mpp", "mpp_of_slide",
+              "tiles_per_slide"]
+    here, first = declared(notebook), declared(DATA_STORIES[0])
+    assert {name: here[name] for name in shared} == {name: first[name] for name in shared}
+    text = (NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8")
+    assert "data_options(parameters)" in text or "open_experiment(" in text
+
+
 def experiment(name: str) -> list[str]:
     "Code cells of a notebook from its experiment on."
     cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]

@@ -16,7 +16,8 @@ from synth_nb.core.parameters import ParameterError
 from synth_nb.core.testing import assert_near
 from synth_nb.diffusion.autoencoder import ReconstructionLoss, new_autoencoder
 from synth_nb.diffusion.model import UNET_LAYOUTS, new_unet
-from synth_nb.diffusion.objective import DiffusionLoss, new_scheduler
+from synth_nb.diffusion.objective import SAMPLERS, DiffusionLoss, new_scheduler
+from synth_nb.diffusion.sampling import SamplingConfig, denoise
 from synth_nb.em.autoencoder import SectionImages, SectionVAE, VAELoss
 from synth_nb.em.pairs import PairUNet
 from synth_nb.emnist.model import letter_scheduler
@@ -118,6 +119,7 @@ NETWORKS = dict(
     checkpointing=lambda folder, **options: denoising(
         folder, new_unet(8, 8, size="mini", checkpointing=True), Pairs(), **options),
     letters=letters, maps=maps,
+    config=lambda folder, **options: letters(folder, checkpointing=True, **options),
 )  # fmt: skip
 
 
@@ -168,6 +170,25 @@ def test_where_compiling_fails_auto_goes_on_without_it(tmp_path, monkeypatch, ca
     assert trainer.fit() == "complete"
     assert "not compiled, since torch.compile fails here with" in capsys.readouterr().out
     assert math.isfinite(trainer.log.rows[-1]["loss"])
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "flow_prediction"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_reads_nothing_from_the_device(sampler, prediction_type):
+    if (sampler, prediction_type) == ("ddpm", "flow_prediction"):
+        pytest.skip("there is no such sampler")
+
+    def unet(noisy, t, conditions, return_dict):
+        assert {noisy.device.type, t.device.type, conditions.device.type} == {"meta"}
+        return (noisy * t,)
+
+    with torch.inference_mode():
+        noise, tokens = (torch.randn(2, *shape, device="meta") for shape in ((4, 8, 8), (1, 8)))
+        config = SamplingConfig(sampler, 5, guidance_interval=(0.2, 0.8))
+        scheduler = config.scheduler(new_scheduler(prediction_type))
+        own = [torch.Generator().manual_seed(i) for i in range(2)]
+        latents = denoise(unet, scheduler, noise, tokens, tokens * 0, config, generators=own)
+    assert latents.shape == noise.shape and latents.device.type == "meta"
 
 
 class Shifted(Letters):

@@ -78,9 +78,7 @@ def quiet_logging(
             logging.enable_progress_bar()
 
 # %% ../../nbs/library/core/devices.ipynb #1bf92238
-def gpu_name(
-    num_processes: int = 1,  # that will be started later
-) -> str | None:
+def gpu_name(num_processes: int = 1) -> str | None:  # that will be started later
     "Name of the GPU; from its driver where several processes need it untouched."
     if num_processes == 1:
         return torch.cuda.get_device_name()

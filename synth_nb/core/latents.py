@@ -27,11 +27,8 @@ def gaussian_latents(
     return z
 
 # %% ../../nbs/library/core/latents.ipynb #142157d1
-def slerp(
-    a: Tensor,  # (..., D)
-    b: Tensor,  # (..., D)
-    t: float | Tensor,  # 0: a, 1: b; a tensor must broadcast against a
-) -> Tensor:  # (..., D)
+def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
+    # a and b (..., D); t is 0 at a, 1 at b, and broadcasts against a → (..., D)
     "Spherical interpolation; linear where a and b point the same or the opposite way."
     cosine = torch.cosine_similarity(a, b, dim=-1).clamp(-1, 1)[..., None]
     angle = torch.acos(cosine)

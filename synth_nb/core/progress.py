@@ -36,12 +36,8 @@ def duration(
 class Pace:
     "Seconds of a step: an exponential average over the last `window` seconds."
 
-    def __init__(
-        self,
-        done: int = 0,  # steps that an earlier start made
-        window: float = 30.0,  # seconds
-        clock: Callable[[], float] | None = None,  # seconds; None: the system's
-    ):
+    def __init__(self, done: int = 0, window: float = 30.0, clock: Callable | None = None):
+        # steps that an earlier start made; seconds; what tells the seconds, None: the system
         self.done, self.window, self.clock = done, window, clock or (lambda: time.monotonic())
         self.last, self.measured = self.clock(), 0
         self.step: float | None = None  # seconds; None: no step was made
@@ -71,19 +67,14 @@ class Pace:
             self.pause = self.clock() - began
             self.last += self.pause
 
-    def left(
-        self,
-        steps: int,  # still to do
-        pauses: int = 0,  # still to come
-    ) -> float | None:  # seconds; None: not known yet
+    def left(self, steps: int, pauses: int = 0) -> float | None:
+        # steps: still to do; pauses: still to come → seconds; None: not known yet
         "The expected time to the end."
         return None if self.step is None else max(steps, 0) * self.step + pauses * self.pause
 
 # %% ../../nbs/library/core/progress.ipynb #5054b1ab
-def fit_line(
-    parts: list[str],  # phrases, the most important first
-    width: int,  # columns
-) -> str:
+def fit_line(parts: list[str], width: int) -> str:
+    # parts: phrases, the most important first; width: columns
     "As many phrases as fit into a width, joined by commas."
     line = parts[0]
     for part in parts[1:]:

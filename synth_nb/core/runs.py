@@ -21,20 +21,9 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from .devices import environment, pick_device
-from synth_nb.core.files import (
-    atomic_write,
-    digest,
-    display_path,
-    project_root,
-    read_json,
-    resolve,
-)
-from synth_nb.core.fingerprint import (
-    FREE_PARAMETERS,
-    code_version,
-    library_hash,
-    notebook_sources,
-)
+from .files import (
+    atomic_write, digest, display_path, project_root, read_json, resolve)
+from .fingerprint import FREE_PARAMETERS, code_version, library_hash, notebook_sources
 from .parameters import RENAMED_PARAMETERS, ParameterError
 from .progress import board, in_kernel
 from .stops import end_in_order
@@ -113,10 +102,8 @@ def in_test() -> bool:
     return bool(os.environ.get("IN_TEST"))
 
 # %% ../../nbs/library/core/runs.ipynb #13182e84
-def differences(
-    old: dict,  # identity of the run that is there
-    new: dict,  # identity of the run that wants the folder
-) -> list[str]:  # one phrase each
+def differences(old: dict, new: dict) -> list[str]:
+    # old: identity of the run that is there; new: identity of the run that wants the folder
     "What tells two runs apart, in words."
     found = [f"other {part}" for part in ("notebook", "data", "code") if old.get(part) != new[part]]
     before, after = old.get("parameters", {}), new["parameters"]
@@ -299,9 +286,7 @@ def _missing(home: Path, model: Path) -> str:
     return f"{model} is missing: the run was not finished, or only its tables were kept"
 
 # %% ../../nbs/library/core/runs.ipynb #e07c94b2
-def _refuse_code(
-    model: Path,  # a model folder, perhaps a stranger's
-):
+def _refuse_code(model: Path):  # a model folder, perhaps a stranger's
     "Raise `ValueError` for a model folder that brings code, or names classes of other libraries."
     scripts = sorted(p.relative_to(model).as_posix() for p in model.rglob("*.py*"))
     if scripts:

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['open_dataset', 'find_source', 'ImageDataset', 'to_float', 'to_uint8', 'to_unit', 'parse_size', 'DataError',
            'ImageError', 'Source', 'decode_source', 'Views', 'view', 'largest_symmetry', 'with_split', 'export',
-           'write_tiles', 'audit']
+           'write_tiles', 'audit', 'check_trainable', 'data_options', 'held_out_of']
 
 # %% ../../nbs/library/data/index.ipynb #731bb164
 from .quality.audit import audit
 from .cache import decode_source
-from .dataset import (
-    ImageDataset, open_dataset, to_float, to_uint8, to_unit, with_split)
+from synth_nb.data.dataset import (
+    ImageDataset, check_trainable, data_options, held_out_of, open_dataset, to_float, to_uint8,
+    to_unit, with_split)
 from .quality.export import export
 from .readers.find import find_source
 from .loader import Views, largest_symmetry, view
@@ -21,4 +22,4 @@ from .readers.sources import DataError, ImageError, Source, parse_size
 # %% ../../nbs/library/data/index.ipynb #2efbd00c
 _all_ = [open_dataset, find_source, ImageDataset, to_float, to_uint8, to_unit, parse_size,
          DataError, ImageError, Source, decode_source, Views, view, largest_symmetry,
-         with_split, export, write_tiles, audit]
+         with_split, export, write_tiles, audit, check_trainable, data_options, held_out_of]

@@ -23,13 +23,14 @@ from torch import Tensor
 from ..core.devices import pick_device, pick_precision
 from ..core.files import atomic_folder
 from ..core.runs import Run, in_test, load_model, open_run
-from ..data import ImageDataset, largest_symmetry, open_dataset, to_float, to_uint8
+from ..data import (
+    ImageDataset, data_options, held_out_of, largest_symmetry, open_dataset, to_float, to_uint8)
 from .autoencoder import check_size, decode_all, encode_all
 from .blocks import unet_blocks
 from ..embedders import Embedder, load_embedder
 from ..evaluation.copies import CopyAudit, nearest_pairs, pair_titles
 from ..evaluation.pictures import set_map
-from ..evaluation.sets import ImageSet, to_image_set
+from ..evaluation.sets import MIN_IMAGES, ImageSet, to_image_set
 from ..figures.diagrams import architecture
 from synth_nb.figures.plots import (
     curves,
@@ -92,8 +93,9 @@ def split_data(
     n_samples: int,  # held-out images at most
 ) -> tuple[ImageDataset, ImageDataset, tuple[np.ndarray, np.ndarray]]:  # train, held out, halves
     "Training images, held-out images evenly over all, and their halves."
-    count = min(n_samples, len(data.held_out))
-    held_out = data.held_out.select(np.linspace(0, len(data.held_out) - 1, count).astype(int))
+    every = held_out_of(data, 2 * MIN_IMAGES)  # one half conditions, the other is the reference
+    count = min(n_samples, len(every))
+    held_out = every.select(np.linspace(0, len(every) - 1, count).astype(int))
     train, halves = data.train, split_halves(held_out)
     if in_test():  # copies are searched in every view of every training image
         train = train.select(slice(0, None, 8))
@@ -117,7 +119,7 @@ def open_experiment(
     p, processes = parameters, parameters["num_processes"] * parameters["num_nodes"]
     check_start(DiffusionConfig.of(p))
     data = open_dataset(p["dataset"], image_size=p["image_size"], channels=p["channels"],
-                        seed=p["seed"])
+                        seed=p["seed"], **data_options(p))
     largest = largest_symmetry(*check_size(data))
     split = split_data(data, p["n_samples"])
     device = pick_device(p["device"], processes)

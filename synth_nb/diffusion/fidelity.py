@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../../nbs/library/diffusion/fidelity.ipynb #cfb6e0ad
-from ..core.files import atomic_write
+from ..core.files import write_texts
 from ..data import ImageDataset
 from synth_nb.diffusion.experiment import (
     SAMPLING_OPTIONS,
@@ -112,11 +112,8 @@ def write_tables(
     "Write `fidelity.csv`, and `evaluation.md` with all tables to read."
     readable = [part for e in embedders for part in (readable_fidelity(table, e.id),
                                                      score_table(rows, e.id))]
-    texts = {"fidelity.csv": table.to_csv(index=False),
-             "evaluation.md": "\n".join(markdown(part) for part in readable)}
-    for name, text in texts.items():
-        with atomic_write(folder / name) as f:
-            f.write_text(text, encoding="utf-8")
+    write_texts(folder, {"fidelity.csv": table.to_csv(index=False),
+                         "evaluation.md": "\n".join(map(markdown, readable))})
 
 # %% ../../nbs/library/diffusion/fidelity.ipynb #0d95c1e7
 CONDITIONING_HALF = "real, conditioning half"  # title of the real images that gave the conditions

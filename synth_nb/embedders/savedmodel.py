@@ -19,16 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from .base import Embedder, register_embedder
-from synth_nb.embedders.hub import (
-    feature_width,
-    fetch_model,
-    is_folder,
-    model_id,
-    model_licence,
-    model_revision,
-    print_licence,
-)
-from ..core.files import resolve, display_path
+from .hub import (
+    feature_width, hub_folder, model_id, model_licence, model_revision, print_licence)
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #0f1ab0cd
 def _order_compilers():
@@ -65,9 +57,8 @@ def start_tensorflow(
     return tf
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #46f25780
-def to_tensorflow(
-    x: Tensor,  # on the CPU
-):  # TensorFlow's tensor, which shares its memory where that is safe
+def to_tensorflow(x: Tensor):
+    # on the CPU → TensorFlow's tensor, which shares its memory where that is safe
     "Hand an array to TensorFlow."
     import tensorflow as tf
 
@@ -76,9 +67,7 @@ def to_tensorflow(
     return tf.experimental.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(x))
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #4382b9fb
-def to_torch(
-    x,  # TensorFlow's tensor
-) -> Tensor:  # on the CPU, memory of its own
+def to_torch(x) -> Tensor:  # TensorFlow's tensor → on the CPU, memory of its own
     "Take an array from TensorFlow."
     import tensorflow as tf
 
@@ -86,10 +75,8 @@ def to_torch(
     return torch.utils.dlpack.from_dlpack(x).to("cpu", copy=True)
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #dd28426a
-def no_gradient(
-    name: str,  # of the model
-    reason: object,  # what TensorFlow says
-) -> ValueError:  # to be raised
+def no_gradient(name: str, reason: object) -> ValueError:
+    # name: of the model; reason: what TensorFlow says → to be raised
     "Say that a model's features have no derivative."
     text = " ".join(str(reason).split())[:200]
     cure = "use it without gradients, or export it with them (from JAX with `with_gradient=True`, "
@@ -161,10 +148,8 @@ def check_input(
     return key, getattr(torch, spec.dtype.name), size or sides.pop(), None in shape[1:3]
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #e9d8f621
-def check_output(
-    name: str,  # for messages
-    outputs: dict,  # name → TensorFlow's TensorSpec
-) -> tuple[str, int | None]:  # name, and width where it is known
+def check_output(name: str, outputs: dict) -> tuple[str, int | None]:
+    # outputs: name → TensorFlow's TensorSpec; returns name, and width where it is known
     "Read what comes out; raises `ValueError` where it is not one vector for an image."
     if len(outputs) != 1:
         gives = f"gives {len(outputs)} outputs ({', '.join(sorted(outputs))})"
@@ -248,28 +233,15 @@ class SavedModel(nn.Module):
         return y.to(x.device, x.dtype)
 
 # %% ../../nbs/library/embedders/savedmodel.ipynb #4fafec88
-SAVED_MODEL_FILES = (
-    "saved_model.pb",
-    "fingerprint.pb",
-    "keras_metadata.pb",
-    "variables/*",
-    "assets/*",
-)
+SAVED_MODEL_FILES = ("saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables/*",
+                     "assets/*")
 
 
-def saved_folder(
-    what: str,  # owner/model, owner/model@revision, or a path
-) -> Path:  # holds saved_model.pb
+def saved_folder(what: str) -> Path:
+    # owner/model, owner/model@revision, or a path → holds saved_model.pb
     "Where a SavedModel lies. Raises `ValueError` or `OSError` in one sentence."
-    if is_folder(what):
-        folder = resolve(what)
-    else:
-        name, _, revision = what.partition("@")
-        folder = fetch_model(name, revision or None, [SAVED_MODEL_FILES], "savedmodel:")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
+    folder, title = hub_folder(what, [SAVED_MODEL_FILES], "savedmodel:")
     if not (folder / "saved_model.pb").is_file():
-        title = display_path(folder) if is_folder(what) else what
         raise FileNotFoundError(f"{title} holds no SavedModel: saved_model.pb is missing")
     return folder
 
@@ -289,8 +261,7 @@ def load_savedmodel(
     start_tensorflow(f"`{name}`")  # before anything is downloaded
     folder = saved_folder(what)
     body, licence = SavedModel(folder, name, input_size), model_licence(folder) or licence
-    if not is_folder(what):
-        print_licence(name, licence, f"https://huggingface.co/{what.partition('@')[0]}")
+    print_licence(name, licence, what)
     alias = name != f"savedmodel:{what}"
     id = f"{name}@{body.size}" if alias else model_id("savedmodel:", what, body.size)
     options = dict(mean=0, std=1, licence=licence)

@@ -140,7 +140,7 @@ def open_letters(
     "A trained model, ours or the original's. Raises what `load_model` raises, and for states."
     folder = resolve(model)
     folder = folder / f"epoch_{epoch}" if epoch else folder
-    in_run = any((place / "manifest.json").is_file() for place in (folder, *folder.parents))
+    in_run = any((above / "manifest.json").is_file() for above in (folder, *folder.parents))
     if in_run or not is_state(folder):
         return load_model(model, device, epoch)
     return letters_from_state(folder, *args, device=pick_device(device))

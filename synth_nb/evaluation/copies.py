@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../../nbs/library/evaluation/copies.ipynb #f51b9977
 from ..data import view
 from ..embedders import Embedder, embed_images
 from .scores import set_features
@@ -116,10 +115,8 @@ class CopyAudit:
                     views=self.views, held_out=self.held_out)
 
 # %% ../../nbs/library/evaluation/copies.ipynb #457b05e8
-def flag_quota(
-    share: float,  # of images that are no copies, to be flagged on average
-    held_out: int,  # real images that set the threshold
-) -> float:  # share of these that may be flagged
+def flag_quota(share: float, held_out: int) -> float:
+    # share of images that are no copies, to be flagged on average; real images of the threshold
     "The share for `copy_scores`: with rank r of n as the threshold, r / (n + 1) are flagged."
     return max(share * (held_out + 1) - 1, 0) / held_out
 
@@ -196,9 +193,8 @@ def audit_copies(
     held_out, notes = drop_leaks(held_out, train)
     views = SymmetricViews(train.images)
     features = [set_features(embedder, x) for x in (fake, train, held_out)]
-    seen = embed_images(embedder, views)
-    spaces = {"features": (features[0], seen, features[2]), "pixels": tuple(
-        thumbnails(x) for x in (fake.images, views, held_out.images))}
+    pixels = [thumbnails(x) for x in (fake.images, views, held_out.images)]
+    spaces = dict(features=(features[0], embed_images(embedder, views), features[2]), pixels=pixels)
     try:
         with stage("looking for copies"):
             table, alarms, leaked = find_copies(spaces, len(train), share)
@@ -212,12 +208,8 @@ def audit_copies(
                      len(train), len(views.numbers), len(held_out), notes)
 
 # %% ../../nbs/library/evaluation/copies.ipynb #49f46490
-def _doubts(
-    leaks: int,  # held-out images that were learnt from
-    n: int,  # held-out images
-    alarms: float,  # share of others that are flagged
-    share: float,  # that was asked for
-) -> list[str]:  # one phrase each
+def _doubts(leaks: int, n: int, alarms: float, share: float) -> list[str]:
+    # held-out images that were learnt from, of n; share of others flagged, and the wanted one
     "What takes from the weight of a search for copies."
     notes = []
     if leaks:

@@ -15,7 +15,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-# %% ../../nbs/library/evaluation/pictures.ipynb #8e36fca3
 from ..embedders import Embedder
 from .scores import METRIC_TITLES, set_features
 from .sets import ImageSet, random_subset, sample_set
@@ -51,10 +50,8 @@ def neighbour_strips(
 ) -> dict[str, Tensor]:  # rows for `strips`: (n, C, H, W) uint8
     "Some images of a set, drawn with the seed, over their nearest in other sets."
     some = random_subset(fake, n, seed)
-    rows, queries = (
-        {fake.title: torch.as_tensor(np.array(some.images))},
-        set_features(embedder, some),
-    )
+    rows = {fake.title: torch.as_tensor(np.array(some.images))}
+    queries = set_features(embedder, some)
     for other in others:
         near = nearest_neighbour(queries, set_features(embedder, other))[1].numpy()
         rows[f"nearest {other.title}"] = torch.as_tensor(np.array(other.images[near]))
@@ -78,9 +75,7 @@ def score_panels(
     return interval_panels(panels, bands)
 
 # %% ../../nbs/library/evaluation/pictures.ipynb #3a1ce881
-def run_snapshots(
-    folder: str | Path,  # a run folder
-) -> dict[int, Path]:  # epoch → folder, in order
+def run_snapshots(folder: str | Path) -> dict[int, Path]:  # of a run → epoch → folder, in order
     "Loadable snapshots of a run."
     found = resolve(folder).glob("checkpoints/epoch_*")
     named = {int(re.sub(r"\D", "", p.name)): p for p in found if p.is_dir()}

@@ -12,20 +12,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-# %% ../../nbs/library/evaluation/report.ipynb #281b7fda
 from ..data.tables import csv_text, markdown_table, plain_text
 from ..embedders import Embedder
 from .copies import CopyAudit, audit_copies, copy_summary
-from synth_nb.evaluation.scores import (
-    METRIC_TITLES,
-    digits,
-    score_sets,
-    score_table,
-    set_features,
-    usable_groups,
-)
+from .scores import (
+    METRIC_TITLES, digits, score_sets, score_table, set_features, usable_groups)
 from .sets import DataError, ImageSet, pair_warnings, shared_images
-from ..core.files import json_default, atomic_write
+from ..core.files import json_default, write_texts
 
 # %% ../../nbs/library/evaluation/report.ipynb #e2c60e99
 LOWER_IS_BETTER = ("fid", "frechet", "kernel")
@@ -34,9 +27,7 @@ LOWER_IS_BETTER = ("fid", "frechet", "kernel")
 HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
 
 
-def versus_baseline(
-    row: dict,  # of `score_sets`
-) -> str:  # worse, better or within
+def versus_baseline(row: dict) -> str:  # of `score_sets` → worse, better or within
     "Where a number lies, at the baseline's own count of images."
     value, low, high = row["at_count"], row["floor_low"], row["floor_high"]
     up = row["metric"] in LOWER_IS_BETTER
@@ -45,9 +36,7 @@ def versus_baseline(
     return ("better" if up else "worse") if value < low else "within"
 
 # %% ../../nbs/library/evaluation/report.ipynb #0c7e424e
-def distance_summary(
-    rows: pd.DataFrame,  # from `score_sets`
-) -> list[str]:
+def distance_summary(rows: pd.DataFrame) -> list[str]:  # from `score_sets`
     "The distances, one sentence per set and extractor."
     messages = []
     for row in rows[rows.metric.isin(["fid", "frechet"])].to_dict("records"):
@@ -86,29 +75,22 @@ MEDICAL_ENCODERS = ("path", "uni", "phikon", "conch", "virchow", "biomed", "medi
                     "hibou")
 
 
-def extractor_notes(
-    embedder: Embedder,
-    training_embedder: str = "",  # that the model was conditioned on or trained with
-) -> list[str]:
+def extractor_notes(embedder: Embedder, training_embedder: str = "") -> list[str]:
+    # training_embedder: that the model was conditioned on or trained with
     "Why the features of an extractor are unfit or biased."
     name, messages = embedder.id.lower(), []
     medical, photographs = (any(word in name for word in known)
                             for known in (MEDICAL_ENCODERS, PHOTOGRAPH_ENCODERS))
     if photographs and not medical:
-        messages.append(
-            f"{embedder.id} learnt from photographs, not from medical images: its "
-            "features may miss what a specialist sees: compare sets, trust no absolute value"
-        )
+        messages.append(f"{embedder.id} learnt from photographs, not from medical images: its "
+                        "features may miss what a specialist sees: compare sets, trust no absolute "
+                        "value")
     if training_embedder and name.partition("@")[0] == training_embedder.lower().partition("@")[0]:
         messages.append(f"{embedder.id} conditioned or trained the model: it flatters it")
     return messages
 
 # %% ../../nbs/library/evaluation/report.ipynb #805f446a
-def count_notes(
-    real: ImageSet,
-    fake: ImageSet,
-    embedder: Embedder,
-) -> list[str]:
+def count_notes(real: ImageSet, fake: ImageSet, embedder: Embedder) -> list[str]:
     "What the number of images means for the scores."
     n = min(len(real), len(fake))
     if n < embedder.dim:
@@ -207,14 +189,9 @@ def caption(real: ImageSet, extractor: str) -> str:
 
 # %% ../../nbs/library/evaluation/report.ipynb #7cbd2d08
 def report_sections(
-    rows: pd.DataFrame,
-    real: ImageSet,
-    fakes: list[ImageSet],
-    messages: list[str],  # warnings
-    audits: list[CopyAudit],
-    use: list[str],  # about usefulness
-    figures: list[str],  # file names in the same folder
-) -> list[tuple[str, str]]:  # heading, text
+    rows: pd.DataFrame, real: ImageSet, fakes: list[ImageSet], messages: list[str],
+    audits: list[CopyAudit], use: list[str], figures: list[str],
+) -> list[tuple[str, str]]:  # as `write_report` gets them → heading, text
     "The parts of the report."
     compared = [plain_text(f"- `{one.title}`: {len(one)} images, from "
                            f"{one.about.get('source', 'memory')} ({one.about.get('part', 'all')})")
@@ -246,21 +223,15 @@ def write_report(
     **context,  # what else belongs into the JSON, plain values
 ) -> str:  # the report
     "Write `evaluation.csv`, `.tex`, `.json` and `report.md`."
-    parts = report_sections(
-        rows, real, fakes, list(messages), list(audits), list(use), list(figures)
-    )
+    parts = report_sections(rows, real, fakes, messages, audits, use, figures)
     report = "# Evaluation\n\n" + "\n\n".join(f"## {head}\n\n{text}" for head, text in parts) + "\n"
-    everything = (
-        _about(rows, [real, *fakes], embedders)
-        | dict(warnings=list(messages), copies=[a.numbers() for a in audits], usefulness=list(use))
-        | context
-    )
+    copies = [a.numbers() for a in audits]
+    found = dict(warnings=list(messages), copies=copies, usefulness=list(use))
+    everything = _about(rows, [real, *fakes], embedders) | found | context
     tex = "\n".join(latex(score_table(rows, e.id), caption(real, e.id)) for e in embedders)
-    texts = {"evaluation.csv": csv_text(rows), "evaluation.tex": tex, "report.md": report,
-             "evaluation.json": json.dumps(everything, indent=2, default=json_default) + "\n"}
-    for name, text in texts.items():
-        with atomic_write(Path(folder) / name) as f:
-            f.write_text(text, encoding="utf-8")
+    write_texts(folder, {
+        "evaluation.csv": csv_text(rows), "evaluation.tex": tex, "report.md": report,
+        "evaluation.json": json.dumps(everything, indent=2, default=json_default) + "\n"})
     return report
 
 # %% ../../nbs/library/evaluation/report.ipynb #3cc13f68
@@ -275,8 +246,7 @@ def _about(rows: pd.DataFrame, sets: list[ImageSet], embedders: list[Embedder]) 
 
 # %% ../../nbs/library/evaluation/report.ipynb #97e2d80b
 def drop_degenerate(
-    fakes: list[ImageSet],
-    embedders: list[Embedder],
+    fakes: list[ImageSet], embedders: list[Embedder]
 ) -> tuple[list[ImageSet], list[str]]:  # those with numbers to compute; what is wrong with others
     "Leave out sets of which nothing can be computed, as of one image over and over."
     usable, notes = [], []
@@ -300,9 +270,7 @@ def evaluate_run(
     training_embedder: str = "",  # the extractor that the model was trained with
     n_repeats: int = 20,  # draws of each interval
     device: str | torch.device = "cpu",  # where the numbers are computed
-) -> tuple[
-    pd.DataFrame, CopyAudit | None
-]:  # from `score_sets`; None where copies cannot be searched
+) -> tuple[pd.DataFrame, CopyAudit | None]:  # from `score_sets`; None: copies were not searched
     "Score a model's images, look for copies, write the report. Returns scores and audit."
     usable, notes = drop_degenerate(fakes, embedders)
     rows, audit = score_sets(real, usable, embedders, n_repeats, seed, device), None
@@ -311,8 +279,6 @@ def evaluate_run(
     except DataError as e:
         notes.append(str(e))
     audits = [audit] if audit else []
-    messages = all_warnings(real, usable, embedders, train, audits, training_embedder) + list(
-        dict.fromkeys(notes)
-    )
-    write_report(folder, rows, real, usable, embedders, messages, audits)
+    messages = all_warnings(real, usable, embedders, train, audits, training_embedder)
+    write_report(folder, rows, real, usable, embedders, [*messages, *dict.fromkeys(notes)], audits)
     return rows, audit

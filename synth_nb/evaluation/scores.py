@@ -14,22 +14,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-# %% ../../nbs/library/evaluation/scores.ipynb #35e35251
 from ..embedders import Embedder, embed_images
 from .sets import MIN_IMAGES, DataError, ImageSet
-from synth_nb.metrics import (
-    classifier_two_sample_test,
-    confidence_interval,
-    frechet_distance,
-    frechet_infinity,
-    inception_score,
-    kernel_distance,
-    kernel_distance_subsets,
-    mean_pairwise_distance,
-    prdc,
-    real_baseline,
-    vendi_score,
-)
+from ..metrics import (
+    classifier_two_sample_test, confidence_interval, frechet_distance, frechet_infinity,
+    inception_score, kernel_distance, kernel_distance_subsets, mean_pairwise_distance, prdc,
+    real_baseline, vendi_score)
 from ..metrics.uncertainty import wilson_interval
 from ..core.progress import Progress
 
@@ -52,9 +42,8 @@ def set_features(
 NEIGHBOURS = 5  # of precision, recall, density and coverage
 
 
-def measure_for(
-    embedder: Embedder,
-) -> Callable[[Tensor, Tensor], dict[str, float]]:  # of (real, fake) features
+def measure_for(embedder: Embedder) -> Callable[[Tensor, Tensor], dict[str, float]]:
+    # of (real, fake) features
     "All numbers that an extractor allows; kernel distance is in thousandths."
     name = "fid" if getattr(embedder, "standard_fid", False) else "frechet"
     probabilities = getattr(embedder, "probabilities", None)
@@ -90,13 +79,10 @@ def usable_groups(
 
 # %% ../../nbs/library/evaluation/scores.ipynb #955a15d0
 def set_baseline(
-    measure: Callable,  # from `measure_for`
-    real: Tensor,  # features (N, D)
-    most: int,  # images in a set at most
-    n_repeats: int = 20,
-    seed: int = 0,
+    measure: Callable, real: Tensor, most: int, n_repeats: int = 20, seed: int = 0,
     groups: list[str] | None = None,
 ) -> tuple[dict, int]:  # `mean`, `low`, `high` of every number; images in each set
+    # measure: from `measure_for`; real (N, D); most images in a set
     "Real against real, as large as the groups allow."
     size = min(most, len(real) // 2)
     while size >= MIN_IMAGES // 2 + NEIGHBOURS:
@@ -110,13 +96,8 @@ def set_baseline(
 
 # %% ../../nbs/library/evaluation/scores.ipynb #2d13226b
 def scores_at_count(
-    measure: Callable,  # from `measure_for`
-    real: Tensor,  # features (N, D)
-    fake: Tensor,  # features (M, D)
-    size: int,  # images of each, at most N and M
-    n_repeats: int = 20,
-    seed: int = 0,
-) -> dict[str, float]:  # mean over the draws
+    measure: Callable, real: Tensor, fake: Tensor, size: int, n_repeats: int = 20, seed: int = 0
+) -> dict[str, float]:  # real (N, D), fake (M, D), size at most N and M → mean over the draws
     "The numbers at a smaller number of images."
     rng = np.random.default_rng(seed)
     drawn = [[x[torch.from_numpy(rng.permutation(len(x))[:size])] for x in (real, fake)]
@@ -125,23 +106,18 @@ def scores_at_count(
     return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 # %% ../../nbs/library/evaluation/scores.ipynb #fb990ce9
-def two_sample_accuracy(
-    real: Tensor,  # features (N, D)
-    fake: Tensor,  # features (M, D)
-    seed: int = 0,
-    permutations: int = 99,
-) -> dict:  # `value`, `low`, `high`, `p_value`, `images` of each set
-    "Accuracy of a classifier between the sets."
-    done = classifier_two_sample_test(
-        real, fake, permutations=permutations, size=400, seed=seed)
+def two_sample_row(
+    real: Tensor, fake: Tensor, counts: dict, seed: int = 0, permutations: int = 99
+) -> dict:
+    # real (N, D), fake (M, D): features; counts: columns that every row begins with
+    "Accuracy of a classifier between the sets, as a row of the table."
+    done = classifier_two_sample_test(real, fake, permutations=permutations, size=400, seed=seed)
     low, high = wilson_interval(done["accuracy"], 2 * done["images"])
-    return dict(value=done["accuracy"], low=low, high=high) | {
-        name: done[name] for name in ("p_value", "images")}
+    return counts | dict(metric="accuracy", value=done["accuracy"], low=low, high=high, floor=0.5,
+                         p_value=done["p_value"], count=done["images"])
 
 # %% ../../nbs/library/evaluation/scores.ipynb #b00e733c
-def clip_intervals(
-    ends: dict[str, dict],  # number → value, low, high
-) -> dict[str, dict]:
+def clip_intervals(ends: dict[str, dict]) -> dict[str, dict]:  # number → value, low, high
     "Intervals that do not leave what a number can be."
     most = dict.fromkeys(("precision", "recall", "coverage"), 1.0)
     least = dict.fromkeys((*most, "density", "fid", "frechet", "spread"), 0.0) | dict(vendi=1.0)
@@ -151,14 +127,9 @@ def clip_intervals(
 
 # %% ../../nbs/library/evaluation/scores.ipynb #4c6a40e2
 def score_set(
-    embedder: Embedder,
-    real: ImageSet,
-    fake: ImageSet,
-    baselines: tuple[dict, int],  # from `set_baseline`
-    n_repeats: int = 40,  # draws of the interval, at least 20
-    seed: int = 0,
-    device: str | torch.device = "cpu",  # where the numbers are computed
-) -> list[dict]:  # a row per number
+    embedder: Embedder, real: ImageSet, fake: ImageSet, baselines: tuple[dict, int],
+    n_repeats: int = 40, seed: int = 0, device: str | torch.device = "cpu",
+) -> list[dict]:  # a row per number; baselines from `set_baseline`
     "All numbers of one set by one extractor."
     measure, (lowest, size) = measure_for(embedder), baselines
     a, b = (set_features(embedder, x).to(device) for x in (real, fake))
@@ -170,19 +141,11 @@ def score_set(
     rows = [counts | dict(metric=name, **ends[name], count=size, at_count=smaller[name],
                           floor=lowest[name]["mean"], floor_low=lowest[name]["low"],
                           floor_high=lowest[name]["high"]) for name in ends]
-    test_result = two_sample_accuracy(a, b, seed)
-    test = dict(
-        metric="accuracy", floor=0.5, p_value=test_result["p_value"], count=test_result["images"]
-    )
-    test |= {name: test_result[name] for name in ("value", "low", "high")}
-    return [*rows, counts | test, *kernel_subsets(a, b, counts)]
+    return [*rows, two_sample_row(a, b, counts, seed), *kernel_subsets(a, b, counts)]
 
 # %% ../../nbs/library/evaluation/scores.ipynb #eb9d45bd
-def kernel_subsets(
-    real: Tensor,  # features (N, D)
-    fake: Tensor,  # features (M, D)
-    counts: dict,  # columns that every row begins with
-) -> list[dict]:  # one row, or none for fewer than 100 images
+def kernel_subsets(real: Tensor, fake: Tensor, counts: dict) -> list[dict]:
+    # real (N, D), fake (M, D): features; counts: columns of every row → one, none below 100 images
     "Kernel distance in thousandths over subsets: the mean, and one deviation to either side."
     n = min(len(real), len(fake))
     if n < 100:
@@ -249,21 +212,18 @@ def score_table(
     part = rows[(rows.extractor == extractor) & rows.metric.isin(list(METRIC_TITLES))]
     names = [name for name in METRIC_TITLES if name in set(part.metric)]
     lines, lowest = {}, {}
-    def row(cells, value, low, high):
-        return [
-            f"{digits(v)} ({digits(a)} to {digits(b)})"
-            if np.isfinite(a)
-            else digits(v)
-            for v, a, b in zip(cells[value], cells[low], cells[high], strict=True)
-        ]
+
+    def row(cells, *columns):
+        return [f"{digits(v)} ({digits(a)} to {digits(b)})" if np.isfinite(a) else digits(v)
+                for v, a, b in cells[list(columns)].to_numpy()]
 
     for title, mine in part.groupby("set", sort=False):
         cells = mine.set_index("metric").loc[names]
         count, images = int(cells["count"].iloc[0]), int(cells.images.iloc[0])
         lines[title] = [images, *row(cells, "value", "low", "high")]
         lines[f"{title}, at {count}"] = [count, *map(digits, cells["at_count"])]
-        baselines = [count, *row(cells, "floor", "floor_low", "floor_high")]
-        lowest[f"real against real, at {count}"] = baselines
+        lowest[f"real against real, at {count}"] = [
+            count, *row(cells, "floor", "floor_low", "floor_high")]
     columns = ["images", *[METRIC_TITLES[name] for name in names]]
     table = pd.DataFrame.from_dict(lines | lowest, orient="index", columns=columns)
     return table.rename_axis(f"features of {extractor}")

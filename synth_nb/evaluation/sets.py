@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../../nbs/library/evaluation/sets.ipynb #791ce211
-from ..data import DataError, ImageDataset, find_source, open_dataset, parse_size, to_uint8
+from ..data import (
+    DataError, ImageDataset, data_options, find_source, open_dataset, parse_size, to_uint8)
 from ..data.readers.sources import open_image
 from ..embedders import image_keys
 from ..core.files import digest, resolve, display_path
@@ -79,10 +79,9 @@ def open_set(
 ) -> ImageSet:
     "An image set from any source. Raises what `open_dataset` raises."
     ds = open_dataset(word, image_size, channels, **options)
-    parts, used = {"held_out": "held_out", "train": "train"}, "all"
-    if part in parts and (cut or names_splits(word, image_size, options)):
-        ds, used = getattr(ds, parts[part]), part
-    return to_image_set(title, ds, part=used)
+    if part != "all" and not (cut or names_splits(word, image_size, options)):
+        part = "all"
+    return to_image_set(title, ds if part == "all" else getattr(ds, part), part=part)
 
 
 def names_splits(word: str | Path, image_size: int | str, options: dict) -> bool:
@@ -92,35 +91,30 @@ def names_splits(word: str | Path, image_size: int | str, options: dict) -> bool
     return split is not None and set(split) != {"train"}
 
 # %% ../../nbs/library/evaluation/sets.ipynb #2f7774cf
-def is_model(
-    word: str | Path,
-) -> bool:  # False for a folder of images
+def is_model(word: str | Path) -> bool:  # False for a folder of images
     "Whether a word names a run folder or a saved model."
     folder = resolve(word)
     marks = ("manifest.json", "model_index.json", "conditions.json", "config.json")
     return folder.is_dir() and any((folder / name).is_file() for name in marks)
 
 
-def run_manifest(
-    folder: str | Path,  # a run folder, or a folder inside one
-) -> dict:  # its manifest; empty where there is none
+def run_manifest(folder: str | Path) -> dict:
+    # a run folder, or a folder inside one → its manifest; empty where there is none
     "The manifest that a saved model belongs to."
     folder = resolve(folder)
     homes = (read_manifest(p) for p in (folder, *folder.parents) if (p / "manifest.json").is_file())
     return next(homes, {})
 
 # %% ../../nbs/library/evaluation/sets.ipynb #4b85d500
-def training_data(
-    manifest: dict,  # of a run
-) -> dict:  # `dataset`, and what else `open_dataset` was given; empty where it is not known
+def training_data(manifest: dict) -> dict:
+    # `dataset`, and what else `open_dataset` was given; empty where it is not known
     "The training data of a run, as it was opened."
     parameters = manifest.get("parameters", {})
     if not parameters.get("dataset"):
         return {}
-    always = ("dataset", "image_size", "channels", "seed", "val_fraction", "crop", "group_by")
-    optional = ("masks", "chunk", "tile", "mpp")
+    always = ("dataset", "image_size", "channels", "seed")
     known = {name: parameters[name] for name in always if name in parameters}
-    return known | {name: parameters[name] for name in optional if parameters.get(name)}
+    return known | data_options(parameters)
 
 # %% ../../nbs/library/evaluation/sets.ipynb #af4bec2c
 def sample_set(
@@ -141,9 +135,8 @@ def sample_set(
         got = f"{title} makes images of {images.shape[1]} channels, not {channels}"
         raise ParameterError(f"{got}: give `channels={images.shape[1]}`")
     labels = getattr(samples, "labels", None)
-    about = dict(
-        source=display_path(folder), part="samples", seed=seed, made_at=list(images.shape[2:])
-    )
+    about = dict(source=display_path(folder), part="samples", seed=seed,
+                 made_at=list(images.shape[2:]))
     images = to_size(images, parse_size(image_size))
     known = labels is not None and len(labels) == len(images)
     labels = torch.as_tensor(labels).long().cpu() if known else None
@@ -151,10 +144,8 @@ def sample_set(
     return ImageSet(title, images, labels, classes, about=about)
 
 # %% ../../nbs/library/evaluation/sets.ipynb #b13f05f1
-def to_size(
-    images: Tensor,  # (N, C, H, W) uint8
-    size: tuple[int, int],  # height, width, pixels
-) -> Tensor:  # (N, C, *size) uint8
+def to_size(images: Tensor, size: tuple[int, int]) -> Tensor:
+    # images (N, C, H, W) uint8; size: height, width, pixels → (N, C, *size) uint8
     "Images scaled with antialiasing; the same ones where they have that size."
     if tuple(images.shape[2:]) == tuple(size):
         return images
@@ -203,9 +194,7 @@ def degraded_sets(
     return sets
 
 # %% ../../nbs/library/evaluation/sets.ipynb #48616983
-def parse_list(
-    names: str | list,  # a word, a list, or the text of a list
-) -> list[str]:
+def parse_list(names: str | list) -> list[str]:  # a word, a list, or the text of a list
     "One or several sets. Raises `ParameterError` for text that is no list."
     if isinstance(names, list):
         return [str(word) for word in names]
@@ -218,9 +207,7 @@ def parse_list(
     return [word for word in words if word]
 
 # %% ../../nbs/library/evaluation/sets.ipynb #b7b52aa0
-def set_titles(
-    words: list[str],
-) -> list[str]:  # one each, no two alike, none of them `real`
+def set_titles(words: list[str]) -> list[str]:  # one each, no two alike, none of them `real`
     "Short names of sets."
     parts = [word.rstrip("/").split("/") for word in words]
     for depth in (2, 3, 4, 99):
@@ -230,11 +217,8 @@ def set_titles(
     raise ParameterError(f"parameter `synthetic` names a set twice: {', '.join(words)}")
 
 # %% ../../nbs/library/evaluation/sets.ipynb #fbafe5c5
-def comparison_size(
-    image_size: int | str,  # 0: find out
-    word: str | Path,  # the real images
-    known: dict,  # from `training_data`
-) -> int | str:  # what `open_dataset` takes
+def comparison_size(image_size: int | str, word: str | Path, known: dict) -> int | str:
+    # image_size 0: find it out; word: the real images; known: from `training_data`
     "The size at which sets are compared."
     if str(image_size) != "0":
         parse_size(image_size)
@@ -273,6 +257,7 @@ def open_inputs(
     n: int = 256,  # images of each set at most
     seed: int = 0,
     device: str = "auto",
+    data: dict | None = None,  # more for `open_dataset`, of real images that are named
 ) -> EvaluationInputs:
     "Open everything. Raises what `open_dataset` and `load_model` raise, and `ParameterError`."
     words = parse_list(synthetic)
@@ -284,8 +269,10 @@ def open_inputs(
     size = comparison_size(image_size, real or known.get("dataset", "demo"), known)
     own = {k: v for k, v in known.items() if k not in ("dataset", "image_size", "channels")}
     options = dict(image_size=size, channels=channels)
-    held_out = open_real(real, known.get("dataset", "demo"), options, own, seed)
-    train_set = open_train(train, known.get("dataset", "" if words else "demo"), options, own, seed)
+    learnt = known.get("dataset", "" if words else "demo")
+    more = [own if word == "" else data or {} for word in (real, train)]
+    held_out = open_part("held_out", real, learnt, options, more[0], seed)
+    train_set = open_part("train", train, learnt, options, more[1], seed)
     if not words:  # one crop in four: they overlap, and all of them would take minutes
         train_set = train_set.select(range(0, len(train_set), 4))
         fakes = degraded_sets(train_set, n, seed)
@@ -299,27 +286,19 @@ def open_inputs(
         train_set = select_classes(train_set, known_classes)
     used = manifest.get("parameters", {}).get("embedder", "")
     unseen = random_subset(held_out, 2000, seed)
-    return EvaluationInputs(
-        random_subset(held_out, n, seed), unseen, fakes, train_set, models, size, used
-    )
+    compared = random_subset(held_out, n, seed)
+    return EvaluationInputs(compared, unseen, fakes, train_set, models, size, used)
 
 # %% ../../nbs/library/evaluation/sets.ipynb #0e4c4f77
-def open_real(word: str, train_set: str, options: dict, own: dict, seed: int) -> ImageSet:
-    "Real images that the model was not trained on."
+def open_part(
+    part: str, word: str, learnt: str, options: dict, own: dict, seed: int
+) -> ImageSet | None:
+    "Real images: of the source that was named, or else of the model's data, opened as it was."
+    title = "training" if part == "train" else "real"
     if word:
-        return open_set(word, "real", part="held_out", **dict(seed=seed) | options)
-    return open_set(train_set, "real", part="held_out", cut=True, **dict(seed=seed) | own | options)
-
-# %% ../../nbs/library/evaluation/sets.ipynb #ccafac35
-def open_train(word: str, train_set: str, options: dict, own: dict, seed: int) -> ImageSet | None:
-    "The training images of the generator, where they are known."
-    if word:
-        return open_set(word, "training", part="train", **dict(seed=seed) | options)
-    if not train_set:
-        return None
-    return open_set(
-        train_set, "training", part="train", cut=True, **dict(seed=seed) | own | options
-    )
+        return open_set(word, title, part=part, **dict(seed=seed) | own | options)
+    if learnt:
+        return open_set(learnt, title, part=part, cut=True, **dict(seed=seed) | own | options)
 
 # %% ../../nbs/library/evaluation/sets.ipynb #a570164c
 def select_classes(images: ImageSet, classes: list[str]) -> ImageSet:
@@ -372,10 +351,8 @@ def check_pair(
         raise DataError(f"`{real.title}` and `{fake.title}` differ in size: {sizes}")
 
 # %% ../../nbs/library/evaluation/sets.ipynb #8d741e1d
-def grey_share(
-    images: np.ndarray | Tensor,  # (N, C, H, W) uint8
-    most: int = 256,  # images looked at
-) -> float:  # in [0, 1]
+def grey_share(images: np.ndarray | Tensor, most: int = 256) -> float:
+    # images (N, C, H, W) uint8; most: images looked at → in [0, 1]
     "Share of images without colour."
     if images.shape[1] == 1:
         return 1.0
@@ -402,14 +379,12 @@ def pair_warnings(
     messages, greys = [], [grey_share(x.images) for x in (real, fake)]
     if abs(greys[0] - greys[1]) > 0.5:
         which = real.title if greys[0] > greys[1] else fake.title
-        messages.append(
-            f"`{which}` is grey, the other is coloured: `channels=1` compares them fairly"
-        )
+        messages.append(f"`{which}` is grey, the other is coloured: `channels=1` compares them "
+                        "fairly")
     size, native_size = list(real.images.shape[2:]), fake.about.get("made_at")
     if native_size and native_size != size:
-        messages.append(
-            f"`{fake.title}` was made at {native_size[0]}x{native_size[1]} and scaled to compare"
-        )
+        pixels = "x".join(map(str, native_size))
+        messages.append(f"`{fake.title}` was made at {pixels} and scaled to compare")
     if same := shared_images(fake, real):
         messages.append(f"{len(same)} of {len(fake)} images of `{fake.title}` are real test images")
     if train is not None and (same := shared_images(fake, train)):

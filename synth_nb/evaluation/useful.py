@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../../nbs/library/evaluation/useful.ipynb #0a987e9c
 from ..data import to_float
 from ..embedders import Embedder
 from .scores import set_features
@@ -83,22 +82,15 @@ def balanced_rows(
     return torch.cat(parts)
 
 # %% ../../nbs/library/evaluation/useful.ipynb #a88ea7f4
-def class_counts(
-    labels: list[Tensor],  # of the sides, (N,) int64 each
-    classes: int,
-    share: float = 0.8,  # of the smaller side that is drawn, so that draws differ
-) -> list[int]:
+def class_counts(labels: list[Tensor], classes: int, share: float = 0.8) -> list[int]:
+    # labels (N,) int64 of each side; share of the smaller side that is drawn: draws differ
     "How many images of each class every arm is given."
     bins = [x[x >= 0].bincount(minlength=classes) for x in labels]
     return [max(1, int(share * min(int(b[i]) for b in bins))) for i in range(classes)]
 
 # %% ../../nbs/library/evaluation/useful.ipynb #00d14f87
-def linear_probe(
-    x: Tensor,  # features (N, D) to learn from
-    y: Tensor,  # (N,) labels
-    test: Tensor,  # features (M, D)
-    seed: int = 0,
-) -> np.ndarray:  # (M,) labels
+def linear_probe(x: Tensor, y: Tensor, test: Tensor, seed: int = 0) -> np.ndarray:
+    # x: features (N, D) to learn from; y (N,) labels; test: features (M, D) → (M,) labels
     "Logistic regression on standardised features."
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -111,11 +103,8 @@ def linear_probe(
         return fitted.predict(test.numpy())
 
 # %% ../../nbs/library/evaluation/useful.ipynb #568d2c7a
-def small_classifier(
-    channels: int,
-    classes: int,
-    width: int = 16,  # channels of the first layer; they double three times
-) -> nn.Sequential:
+def small_classifier(channels: int, classes: int, width: int = 16) -> nn.Sequential:
+    # width: channels of the first layer, which double three times
     "A small convolutional classifier for images of any size from 16 pixels."
     layers, before = [], channels
     for after in (width, 2 * width, 4 * width, 8 * width):
@@ -124,14 +113,10 @@ def small_classifier(
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 # %% ../../nbs/library/evaluation/useful.ipynb #a7dd6728
-def random_flip(
-    images: Tensor,  # (B, C, H, W)
-) -> Tensor:
+def random_flip(images: Tensor) -> Tensor:  # (B, C, H, W)
     "Every second image, on average, mirrored: right for tissue, wrong for letters."
     return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
-Augmentation = (
-    Callable[[Tensor], Tensor] | None
-)  # of images (B, C, H, W) in [-1, 1] as they are drawn
+Augmentation = Callable[[Tensor], Tensor] | None  # of images (B, C, H, W) in [-1, 1], as drawn
 
 # %% ../../nbs/library/evaluation/useful.ipynb #b87c053e
 class LabelledImages:
@@ -184,23 +169,16 @@ def predictions(network: nn.Module, images: Tensor, device: torch.device) -> np.
     return torch.cat(parts).numpy()
 
 # %% ../../nbs/library/evaluation/useful.ipynb #afd264d1
-def bootstrap_weights(
-    groups: list | None,  # M names of what comes together
-    count: int,  # M
-    draws: int,
-    seed: int = 0,
-) -> np.ndarray:  # (draws, M): how often each image is drawn
+def bootstrap_weights(groups: list | None, count: int, draws: int, seed: int = 0) -> np.ndarray:
+    # groups: M names of what comes together; count: M → (draws, M): how often each image is drawn
     "Test images drawn with replacement, by group."
     names = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
     units, rng = names.max() + 1, np.random.default_rng(seed)
     return rng.multinomial(units, np.full(units, 1 / units), draws)[:, names]
 
 
-def balanced_accuracy(
-    right: np.ndarray,  # (..., M) bool
-    labels: np.ndarray,  # (M,)
-    weights: np.ndarray,  # (draws, M)
-) -> np.ndarray:  # (draws,): mean over classes of the share that is right
+def balanced_accuracy(right: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    # right (..., M) bool, labels (M,), weights (draws, M) → (draws,), mean over the classes
     "Balanced accuracy on weighted test images; classes that were not drawn are left out."
     ones = (labels[None] == np.unique(labels)[:, None]).astype(float)
     counts = weights @ ones.T
@@ -235,10 +213,7 @@ def accuracy_intervals(
 
 # %% ../../nbs/library/evaluation/useful.ipynb #11c7f5f8
 def training_arms(
-    train: ImageSet,  # real
-    fake: ImageSet,
-    classes: list[str],
-    seed: int,
+    train: ImageSet, fake: ImageSet, classes: list[str], seed: int
 ) -> dict[str, list[tuple[ImageSet, Tensor]]]:  # arm → sets and the rows drawn from them
     "What each classifier learns from."
     sides = [align_labels(one, classes) for one in (train, fake)]
@@ -249,24 +224,19 @@ def training_arms(
 
 # %% ../../nbs/library/evaluation/useful.ipynb #78022269
 def run_arms(
-    train: ImageSet,
-    test: ImageSet,
-    fake: ImageSet,
-    learn: Callable,  # (sets and rows, labels, seed, word) → (M,) predicted labels
-    seeds: int = 3,
-    seed: int = 0,
+    train: ImageSet, test: ImageSet, fake: ImageSet, learn: Callable, seeds: int = 3, seed: int = 0
 ) -> list[dict]:  # from `accuracy_intervals`
+    # learn: sets and rows, labels, seed, word → (M,) predicted labels
     "One classifier on all arms and seeds."
     classes = present_classes(test)
     truth = align_labels(test, classes).numpy()
-    right = {"real": [], "synthetic": [], "both": []}
+    right, images = {"real": [], "synthetic": [], "both": []}, {}
     for number in range(seeds):
         for arm, parts in training_arms(train, fake, classes, seed + number).items():
             labels = torch.cat([align_labels(one, classes)[rows] for one, rows in parts])
             word = f"train on {arm}, draw {number + 1}"
             right[arm].append(learn(parts, labels, seed + number, word) == truth)
-    images = {arm: sum(len(rows) for _, rows in parts)
-              for arm, parts in training_arms(train, fake, classes, seed).items()}
+            images[arm] = len(labels)  # the same in every draw
     found = accuracy_intervals({arm: np.array(x) for arm, x in right.items()}, truth, test.groups)
     return [dict(one, images=images[one["trained_on"]]) for one in found]
 
@@ -292,9 +262,8 @@ def usefulness(
     def by_network(parts, labels, number, word):
         images = [torch.as_tensor(np.array(one.images[rows.numpy()])) for one, rows in parts]
         unseen = torch.as_tensor(np.array(test.images))
-        return train_and_classify(
-            torch.cat(images), labels, unseen, steps, number, device, word, augment
-        )
+        return train_and_classify(torch.cat(images), labels, unseen, steps, number, device, word,
+                                  augment)
 
     ways = {f"probe on {embedder.id}": by_probe} | ({"small network": by_network} if steps else {})
     rows = [dict(set=fake.title, classifier=name, **row) for name, learn in ways.items()

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from torch import Tensor, nn
 
-# %% ../../nbs/library/figures/diagrams.ipynb #b0c1e243
 from .plots import new_figure
 
 # %% ../../nbs/library/figures/diagrams.ipynb #9983a7c8
@@ -25,9 +24,7 @@ SHORT_NAMES = {
 }
 
 
-def layer_name(
-    layer: nn.Module,  # a leaf
-) -> str:  # empty for layers that are not drawn
+def layer_name(layer: nn.Module) -> str:  # empty for layers that are not drawn
     "A layer as a diagram names it."
     name = type(layer).__name__.removeprefix("Parametrized")
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -38,9 +35,7 @@ def layer_name(
     return SHORT_NAMES.get(name, name)
 
 # %% ../../nbs/library/figures/diagrams.ipynb #05d6b6c0
-def step_names(
-    block: nn.Module,
-) -> list[str]:  # one per layer
+def step_names(block: nn.Module) -> list[str]:  # one per layer
     "What a block of layers is made of; parametrisations, such as spectral norm, in brackets."
     if hasattr(block, "diagram_name"):
         return [block.diagram_name]
@@ -72,8 +67,7 @@ class Step(nn.Module):
 # %% ../../nbs/library/figures/diagrams.ipynb #90e3b9fa
 @torch.inference_mode()
 def steps_of(
-    blocks: Sequence[nn.Module],  # one after another
-    x: Tensor,  # what the first takes, at least two of it
+    blocks: Sequence[nn.Module], x: Tensor
 ) -> list[tuple[tuple[int, ...], list[str], int]]:  # shape without batch, layers, weights
     "Run blocks one after another and note the shapes that come out; the input comes first."
     found = [(tuple(x.shape[1:]), [], 0)]
@@ -116,6 +110,15 @@ def _block(axis, left: float, height: float, depth: float, colour: str):
         axis.add_patch(Polygon(corners, fc=colour, ec="white", lw=0.7, alpha=alpha))
 
 # %% ../../nbs/library/figures/diagrams.ipynb #690059f8
+def _arrow(axis, left: float, before: float, bottom: float, names: list[str]):
+    "An arrow to a block from the one before, and the layers that lead there."
+    tip, start = left - 0.12, left - GAP + 0.12 + 0.1 * before
+    style = dict(arrowstyle="-|>", lw=0.7, color="#404040")
+    axis.annotate("", (tip, 0), (min(start, tip - 0.3), 0), arrowprops=style)
+    axis.text(left - GAP / 2, bottom - 1.5, "\n".join(names), ha="center", va="top",
+              fontsize=5.5, color="#404040", linespacing=1.3)
+
+
 def architecture(
     blocks: Sequence[nn.Module],  # one after another
     x: Tensor,  # what the first takes, two of it
@@ -133,15 +136,11 @@ def architecture(
         _block(axis, left, tall, deep, colour if number else "#7a7a7a")
         axis.text(left + deep / 2, bottom - 0.2, _size(shape), ha="center", va="top", fontsize=7)
         if number:
-            tip, start = left - 0.12, left - GAP + 0.12 + 0.1 * extents[number - 1][0]
-            style = dict(arrowstyle="-|>", lw=0.7, color="#404040")
-            axis.annotate("", (tip, 0), (min(start, tip - 0.3), 0), arrowprops=style)
-            axis.text(left - GAP / 2, bottom - 1.5, "\n".join(names), ha="center", va="top",
-                      fontsize=5.5, color="#404040", linespacing=1.3)
+            _arrow(axis, left, extents[number - 1][0], bottom, names)
     axis.text(0, -bottom + 0.7, ends[0], ha="center", fontsize=8)
     axis.text(end, -bottom + 0.7, ends[1], ha="center", fontsize=8)
-    total = sum(weights for *_, weights in steps)
-    note = f"{total / 1e6:.2f} million weights to train"
+    millions = sum(weights for *_, weights in steps) / 1e6
+    note = f"{millions:.2f} million weights to train"
     axis.text(end, bottom - 3.1, note, ha="right", fontsize=7)
     axis.set(xlim=(-0.7, end + 0.9), ylim=(bottom - 3.3, -bottom + 1.2))
     axis.axis("off")

@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-# %% ../../nbs/library/figures/plots.ipynb #578e4121
 from ..core.files import atomic_write
 from ..core.progress import in_kernel
 from ..core.runs import sample_file
@@ -152,9 +151,8 @@ def strips(
     if len(counts) != 1:
         raise ValueError(f"every row needs the same number of images, got {sorted(counts)}")
     count = counts.pop()
-    figure, axes = new_figure(
-        len(rows), count, size * count + 1.2, size * len(rows) + 0.2, squeeze=False
-    )
+    width, height = size * count + 1.2, size * len(rows) + 0.2
+    figure, axes = new_figure(len(rows), count, width, height, squeeze=False)
     for line, (title, images) in zip(axes, rows, strict=True):
         for axis, image in zip(line, to_pixels(images), strict=True):
             axis.imshow(image, interpolation="nearest")
@@ -214,11 +212,22 @@ def curves(
     return figure
 
 # %% ../../nbs/library/figures/plots.ipynb #02c79ed0
+def new_reducer(method: str, count: int, seed: int):  # with scikit-learn's `fit_transform`
+    "t-SNE, or UMAP, for so many points."
+    if method != "UMAP":
+        from sklearn.manifold import TSNE
+
+        return TSNE(perplexity=min(30, (count - 1) / 3), init="pca", random_state=seed)
+    try:
+        from umap import UMAP
+    except ImportError:
+        raise ImportError("UMAP needs umap-learn: pip install 'synth_nb[umap]'") from None
+    return UMAP(n_neighbors=min(15, count - 1), random_state=seed, n_jobs=1)
+
+
 def project_features(
-    features: Sequence[Tensor],  # (N, D) each
-    method: str = "t-SNE",  # or UMAP
-    seed: int = 0,
-) -> list[np.ndarray]:  # (N, 2) each
+    features: Sequence[Tensor], method: str = "t-SNE", seed: int = 0
+) -> list[np.ndarray]:  # features (N, D) each → (N, 2) each; method t-SNE or UMAP
     """Features of several sets in one map of two dimensions.
 
     Raises `ValueError` for fewer than 5 points, `ImportError` for UMAP where it is not installed.
@@ -226,35 +235,25 @@ def project_features(
     together = torch.cat([f.float() for f in features]).numpy()
     if len(together) < 5:
         raise ValueError(f"{method} needs 5 images or more, got {len(together)}")
-    together = together - together.mean(0)
-    if method == "UMAP":
-        try:
-            from umap import UMAP
-        except ImportError:
-            raise ImportError("UMAP needs umap-learn: pip install 'synth_nb[umap]'") from None
-        n = min(15, len(together) - 1)
-        reducer = UMAP(n_neighbors=n, random_state=seed, n_jobs=1)
-    else:
-        from sklearn.manifold import TSNE
-
-        reducer = TSNE(perplexity=min(30, (len(together) - 1) / 3), init="pca", random_state=seed)
+    places = new_reducer(method, len(together), seed).fit_transform(together - together.mean(0))
     cuts = np.cumsum([len(f) for f in features])[:-1]
-    return np.split(np.asarray(reducer.fit_transform(together)), cuts)
+    return np.split(np.asarray(places), cuts)
 
 # %% ../../nbs/library/figures/plots.ipynb #1ed63f83
-def scatter(
-    axis,
-    groups: dict[str, np.ndarray],  # title → (N, 2)
-    styles: list[dict],  # colour and marker of each, from `appearance`
-    method: str,  # word for the axes
-):
+def label_map(axis, method: str, columns: int = 2):
+    "Names of a map's axes, and below them a legend that has each label once."
+    handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    axis.set(xticks=[], yticks=[], xlabel=f"{method} 1", ylabel=f"{method} 2")
+    axis.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(0, -0.08),
+                ncols=columns, handletextpad=0.1, columnspacing=0.8, fontsize=8, frameon=False)
+
+
+def scatter(axis, groups: dict[str, np.ndarray], method: str):  # title → (N, 2)
     "Points of several groups on one axis, the legend below."
-    for (title, points), style in zip(groups.items(), styles, strict=True):
+    for (title, points), style in zip(groups.items(), appearance(list(groups)), strict=True):
         label = f"{title} ({len(points)})"
         axis.scatter(*points.T, s=11, alpha=0.7, lw=0, label=label, **style)
-    axis.set(xticks=[], yticks=[], xlabel=f"{method} 1", ylabel=f"{method} 2")
-    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.08), ncols=2 if len(groups) < 7 else 3,
-                handletextpad=0.1, columnspacing=0.8, fontsize=8, frameon=False)
+    label_map(axis, method, 2 if len(groups) < 7 else 3)
 
 # %% ../../nbs/library/figures/plots.ipynb #abffdc23
 def feature_map(
@@ -269,7 +268,7 @@ def feature_map(
     kinds = sorted({name for classes in names.values() for name in classes})
     panels = 2 if len(kinds) > 1 else 1
     figure, axes = new_figure(1, panels, 4.2 * panels, 3.6, squeeze=False)
-    scatter(axes[0, 0], points, appearance(list(sets)), method)
+    scatter(axes[0, 0], points, method)
     if panels == 1:
         return figure
     real, axis, hues = next(iter(sets)), axes[0, 1], [COLOURS["real"], *PALETTE]
@@ -280,13 +279,17 @@ def feature_map(
                                                                      edgecolors=hue, lw=0.8)
             axis.scatter(*chosen.T, s=13, alpha=0.8, **style,
                          label=f"{kind} ({'real' if title == real else 'other'})")
-    handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    axis.set(xticks=[], yticks=[], xlabel=f"{method} 1", ylabel=f"{method} 2")
-    axis.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(0, -0.08),
-                ncols=2, handletextpad=0.1, columnspacing=0.8, fontsize=8, frameon=False)
+    label_map(axis, method)
     return figure
 
 # %% ../../nbs/library/figures/plots.ipynb #782bc922
+def _draw_interval(axis, line: int, one: dict, style: dict):
+    "An interval, its value, and hollow the value at the baseline's count of images."
+    axis.plot([one["low"], one["high"]], [line, line], lw=1.3, color=style["color"])
+    axis.plot(one["value"], line, ms=5, ls="", **style)
+    axis.plot(one.get("at_count", np.nan), line, ms=5, ls="", mfc="white", **style)
+
+
 def interval_panels(
     panels: dict[str, list[dict]],  # title → per set: set, value, low, high, and `at_count`
     bands: dict[str, tuple[float, float]] | None = None,  # title → low, high of real against real
@@ -305,9 +308,7 @@ def interval_panels(
         if title in bands and np.isfinite(bands[title]).all():
             axis.axvspan(*bands[title], color="#d9d9d9", lw=2, zorder=0)
         for line, (one, style) in enumerate(zip(ones, styles, strict=True)):
-            axis.plot([one["low"], one["high"]], [line, line], lw=1.3, color=style["color"])
-            axis.plot(one["value"], line, ms=5, ls="", **style)
-            axis.plot(one.get("at_count", np.nan), line, ms=5, ls="", mfc="white", **style)
+            _draw_interval(axis, line, one, style)
         axis.set_title(title, fontsize=9)
         axis.set_yticks(range(len(sets)), sets, fontsize=8)
         axis.tick_params(axis="x", labelsize=7)
@@ -339,19 +340,13 @@ def contact_sheet(
     return strips(rows)
 
 # %% ../../nbs/library/figures/plots.ipynb #468bc9f7
-LEGEND_ABOVE = dict(
-    ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), handlelength=1.2, fontsize=8,
-    frameon=False, columnspacing=1,
-)
+LEGEND_ABOVE = dict(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), handlelength=1.2,
+                    fontsize=8, frameon=False, columnspacing=1)
 SPLIT_COLOURS = {"train": "#1f4e79", "val": "#6fa8dc", "test": "#bdd7ee", "": "#3b6ea8"}
 
 
-def _draw_counts(
-    axis,
-    classes: Sequence[str],  # N names
-    splits: Sequence[str],  # N
-    most: int = 12,  # classes, the largest
-):
+def _draw_counts(axis, classes: Sequence[str], splits: Sequence[str], most: int = 12):
+    # classes: N names; splits: N; most: classes, the largest
     "Bars of images per class, cut by split."
     counts = Counter(zip(splits, classes, strict=True))
     names = sorted(Counter(classes).items(), key=lambda item: (-item[1], item[0]))
@@ -369,10 +364,7 @@ def _draw_counts(
         axis.legend(**LEGEND_ABOVE)
 
 # %% ../../nbs/library/figures/plots.ipynb #77841770
-def _draw_sizes(
-    axis,
-    sizes: Sequence[tuple[int, int]],  # N: height, width, pixels
-):
+def _draw_sizes(axis, sizes: Sequence[tuple[int, int]]):  # N of height, width, pixels
     "Bars for a few sizes, a dot for each of many."
     sizes = Counter(sizes)
     if len(sizes) <= 6:
@@ -390,10 +382,7 @@ def _draw_sizes(
     axis.set_ylim(0)
 
 # %% ../../nbs/library/figures/plots.ipynb #991de65c
-def _draw_values(
-    axis,
-    total: np.ndarray,  # (3, 256) pixels of each value
-):
+def _draw_values(axis, total: np.ndarray):  # total (3, 256) pixels of each value
     "Share of pixels of each value; one line where the channels hardly differ."
     share = 100 * total / total.sum(1, keepdims=True)
     if abs(share - share.mean(0)).sum(1).max() < 4:  # at most 2% of the pixels lie elsewhere

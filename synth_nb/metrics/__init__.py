@@ -11,21 +11,13 @@ __all__ = ['authenticity', 'copy_scores', 'membership_auc', 'train_test_gap', 'f
 
 # %% ../../nbs/library/metrics/index.ipynb #abc02158
 from .copies import authenticity, copy_scores, membership_auc, train_test_gap
-from synth_nb.metrics.distances import (
-    frechet_distance,
-    frechet_infinity,
-    kernel_distance,
-    kernel_distance_subsets,
-)
+from .distances import (
+    frechet_distance, frechet_infinity, kernel_distance, kernel_distance_subsets)
 from .images import ms_ssim, pairwise_ssim, perceptual_distance, ssim
 from .neighbours import nearest_neighbour, prdc
 from .retrieval import retrieval_accuracy, retrieval_hits
-from synth_nb.metrics.scores import (
-    classifier_two_sample_test,
-    inception_score,
-    mean_pairwise_distance,
-    vendi_score,
-)
+from .scores import (
+    classifier_two_sample_test, inception_score, mean_pairwise_distance, vendi_score)
 from .uncertainty import confidence_interval, real_baseline
 
 # %% ../../nbs/library/metrics/index.ipynb #3535113f

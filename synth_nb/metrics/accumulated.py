@@ -185,12 +185,8 @@ class PRDC(_FeatureLists):
         return {name: _scalar(self, value) for name, value in found.items()}
 
 # %% ../../nbs/library/metrics/accumulated.ipynb #af38e7b1
-def _copy_summary(
-    train: Tensor,  # features (N, D)
-    held_out: Tensor,  # features (L, D)
-    fake: Tensor,  # features (M, D)
-    share: float,  # of the held-out images that may be flagged
-) -> dict[str, float]:
+def _copy_summary(train: Tensor, held_out: Tensor, fake: Tensor, share: float) -> dict[str, float]:
+    # features (N, D) each; share of the held-out images that may be flagged
     "What the functions of `synth_nb.metrics.copies` find in a whole set."
     found = copy_scores(fake, train, held_out, share)
     return dict(copies=found["copy"].double().mean().item(), threshold=found["threshold"],

@@ -43,10 +43,8 @@ def feature_mean(
     return sum(part.double().sum(0) for part in x.split(chunk)) / len(x)
 
 # %% ../../nbs/library/metrics/distances.ipynb #11c137c5
-def covariance(
-    x: Tensor,  # features (N, D), N > 1
-    chunk: int = 4096,  # rows at a time
-) -> Tensor:  # (D, D) float64
+def covariance(x: Tensor, chunk: int = 4096) -> Tensor:
+    # x: features (N, D), N > 1; chunk: rows at a time → (D, D) float64
     "Unbiased covariance of features, summed in float64."
     mean, total = feature_mean(x, chunk), x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     for part in x.split(chunk):
@@ -55,9 +53,8 @@ def covariance(
     return total / (len(x) - 1)
 
 # %% ../../nbs/library/metrics/distances.ipynb #2631e4a4
-def covariance_root(
-    x: Tensor,  # features (N, D), N > 1
-) -> Tensor:  # A (at most D rows, D) float64 with AᵀA the covariance
+def covariance_root(x: Tensor) -> Tensor:
+    # features (N, D), N > 1 → A (at most D rows, D) float64 with AᵀA the covariance
     "Centred, scaled features, reduced to D rows by QR where there are more."
     mean, rows = feature_mean(x), None
     for part in x.split(max(4096, x.shape[1])):
@@ -68,18 +65,14 @@ def covariance_root(
     return rows / (len(x) - 1) ** 0.5
 
 # %% ../../nbs/library/metrics/distances.ipynb #4c76f049
-def cross_term_from_roots(
-    a: Tensor,  # (N, D) from `covariance_root`
-    b: Tensor,  # (M, D) from `covariance_root`
-) -> Tensor:  # scalar, tr (Σa Σb)^½
+def cross_term_from_roots(a: Tensor, b: Tensor) -> Tensor:
+    # a (N, D) from `covariance_root`; b (M, D) from `covariance_root` → scalar, tr (Σa Σb)^½
     "The cross term as a nuclear norm."
     return torch.linalg.svdvals(a @ b.T).sum()
 
 # %% ../../nbs/library/metrics/distances.ipynb #76672cae
-def cross_term_from_covariances(
-    first: Tensor,  # covariance (D, D) float64
-    second: Tensor,  # covariance (D, D) float64
-) -> Tensor:  # scalar, tr (first · second)^½
+def cross_term_from_covariances(first: Tensor, second: Tensor) -> Tensor:
+    # first and second: covariance (D, D) float64 → scalar, tr (first · second)^½
     "The cross term from eigenvalues of D × D covariances."
     alive = [c.diagonal() > 1e-20 * c.diagonal().max() for c in (first, second)]
     live = (alive[0] & alive[1]).nonzero()[:, 0]

@@ -25,12 +25,8 @@ def _smallest(known: Tensor, squares: Tensor) -> Tensor:
     return torch.cat([known, new], 1).topk(k, largest=False).values
 
 # %% ../../nbs/library/metrics/neighbours.ipynb #793b554d
-def kth_neighbour_squares(
-    x: Tensor,  # features (N, D), N > k
-    k: int,
-    shift: Tensor,  # (D,) float64, a point near the middle of the data
-    chunk: int = 1024,  # rows per block
-) -> Tensor:  # (N,) float64, squared distance to the k-th nearest other row
+def kth_neighbour_squares(x: Tensor, k: int, shift: Tensor, chunk: int = 1024) -> Tensor:
+    # x: features (N, D), N > k; shift (D,) float64, near the middle of the data → (N,) float64
     "Squared distance of each row's k-th neighbour; a block serves its rows and its columns."
     parts = x.split(chunk)
     near = [a.new_full((len(a), k), torch.inf, dtype=torch.float64) for a in parts]

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
-# %% ../../nbs/library/segmentation/networks.ipynb #b65aaf75
 from ..training.memory import checkpointed
 from ..training.processes import over_the_batch
 from ..core.parameters import ParameterError
@@ -105,9 +104,8 @@ def focal_loss(
     return (weight * (1 - torch.exp(-entropy)) ** gamma * entropy).mean()
 
 # %% ../../nbs/library/segmentation/networks.ipynb #ee564333
-def signed_distance(
-    masks: np.ndarray,  # (B, 1, H, W), 0 or 1
-) -> np.ndarray:  # float32, pixels; negative inside; 0 where a mask has no boundary
+def signed_distance(masks: np.ndarray) -> np.ndarray:
+    # (B, 1, H, W), 0 or 1 → float32, pixels; negative inside; 0 where a mask has no boundary
     "Distance to the boundary of each mask."
     out = np.zeros(masks.shape, np.float32)
     for index, mask in zip(out[:, 0], masks[:, 0] > 0.5, strict=True):

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from scipy.ndimage import binary_erosion
 from torch import Tensor
 
-# %% ../../nbs/library/segmentation/pictures.ipynb #1fda12ff
 from ..figures.plots import appearance, COLOURS, new_figure
 
 # %% ../../nbs/library/segmentation/pictures.ipynb #afa8e653

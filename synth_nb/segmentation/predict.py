@@ -19,7 +19,6 @@ from scipy.ndimage import label
 from skimage.measure import regionprops
 from torch import Tensor
 
-# %% ../../nbs/library/segmentation/predict.ipynb #f0834876
 from ..core.parameters import ParameterError
 
 # %% ../../nbs/library/segmentation/predict.ipynb #0716aabb
@@ -33,10 +32,8 @@ def window_starts(
     return [*places, side - window]
 
 # %% ../../nbs/library/segmentation/predict.ipynb #9014075c
-def window_weight(
-    window: int,
-    overlap: int,  # pixels
-) -> Tensor:  # (window, window), above 0 and at most 1
+def window_weight(window: int, overlap: int) -> Tensor:
+    # overlap: pixels → (window, window), above 0 and at most 1
     "A ramp at the edges, as wide as the overlap."
     index = torch.arange(window) + 1.0
     ramp = torch.minimum(index, index.flip(0)) / (overlap + 1)
@@ -86,11 +83,8 @@ def predict_blended(
     return (total / mass)[None]
 
 # %% ../../nbs/library/segmentation/predict.ipynb #7f10116f
-def _spans(
-    side: int,  # pixels
-    tile: int,  # pixels kept of one tile
-    reach: int,  # pixels of margin
-) -> list[tuple[int, int, int, int]]:  # first and last pixel kept, first and last pixel read
+def _spans(side: int, tile: int, reach: int) -> list[tuple[int, int, int, int]]:
+    # pixels kept of a tile, margin → first and last pixel kept, first and last pixel read
     "How a side is cut."
     cuts = [*range(0, side, tile), side]
     return [(a, b, max(a - reach, 0), min(b + reach, side))
@@ -186,11 +180,8 @@ def overlap_scores(
     return dict(iou=both / either, dice=2 * both / (both + either))
 
 # %% ../../nbs/library/segmentation/predict.ipynb #c5b6f3ae
-def block_scores(
-    found: np.ndarray,  # (N, 1, H, W), 0 or 1
-    masks: np.ndarray,  # (N, 1, H, W)
-    blocks: np.ndarray,  # (N, H, W) int, from `block_names`
-) -> pd.DataFrame:  # a row per block: block, iou, dice, foreground
+def block_scores(found: np.ndarray, masks: np.ndarray, blocks: np.ndarray) -> pd.DataFrame:
+    # found and masks (N, 1, H, W), 0 or 1; blocks (N, H, W) int, from `block_names`
     "Scores of each block."
     rows = [dict(block=int(b), **overlap_scores(found[:, 0][blocks == b], masks[:, 0][blocks == b]),
                  foreground=int((masks[:, 0] * (blocks == b)).sum())) for b in np.unique(blocks)]
@@ -198,10 +189,8 @@ def block_scores(
 
 # %% ../../nbs/library/segmentation/predict.ipynb #18d6487b
 def objects_in(
-    mask: np.ndarray,  # (H, W), 0 or 1
-    section: str = "",  # its name
-    probability: np.ndarray | None = None,  # (H, W)
-) -> list[dict]:  # pixels; y down, x right
+    mask: np.ndarray, section: str = "", probability: np.ndarray | None = None
+) -> list[dict]:  # mask (H, W), 0 or 1; probability (H, W) → pixels; y down, x right
     "Every connected object of a mask."
     rows = []
     for number, one in enumerate(regionprops(label(mask)[0], probability), 1):
@@ -229,10 +218,8 @@ def objects_table(
     return pd.DataFrame(rows, columns=columns[: None if rows and "probability" in rows[0] else -1])
 
 # %% ../../nbs/library/segmentation/predict.ipynb #993c15b4
-def object_matches(
-    found: np.ndarray,  # (H, W), 0 or 1
-    mask: np.ndarray,  # (H, W), the truth
-) -> pd.DataFrame:  # a row per true object: area, iou and dice with the best found one, 0: missed
+def object_matches(found: np.ndarray, mask: np.ndarray) -> pd.DataFrame:
+    # (H, W), 0 or 1 → a row per true object: area, iou and dice with the best found one, 0: missed
     "How well every true object was found."
     truth, n = label(mask)
     ours, m = label(found)

@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-# %% ../../nbs/library/segmentation/protocol.ipynb #fbbb5fe5
-from ..core.files import atomic_write, digest
+from ..core.files import atomic_write, digest, write_texts
 from ..core.parameters import ParameterError
 from ..core.progress import Progress, in_kernel
 from ..core.seeding import derive_seed
@@ -36,9 +35,8 @@ from .sections import Split, block_names, cut_chunks, labelled_part
 ARMS = ("R", "S", "R+S", "R+aug", "R over")
 
 
-def balanced_weights(
-    masks: np.ndarray,  # (N, 1, H, W), 0 or 1
-) -> np.ndarray:  # (N,) sampling weights, sum 1
+def balanced_weights(masks: np.ndarray) -> np.ndarray:
+    # (N, 1, H, W), 0 or 1 → (N,) sampling weights, sum 1
     "Weights that make chunks with no, with little and with much object equally likely."
     share = masks.mean((1, 2, 3))
     middle = np.median(share[share > 0]) if share.any() else 0
@@ -121,11 +119,8 @@ PROTOCOL_VERSION = 1  # to be raised when what a cell computes changes
 WHEREVER = ("device", "checkpointing", "compile", "tracker")  # they change no result
 
 
-def protocol_keys(
-    split: Split,
-    protocol: Protocol,
-    generator: str,  # its id
-) -> tuple[str, str]:  # of the synthetic pairs; of the cells
+def protocol_keys(split: Split, protocol: Protocol, generator: str) -> tuple[str, str]:
+    # generator: its id → of the synthetic pairs; of the cells
     "Digests of what pairs and cells depend on."
     sides = {name: getattr(split, name).fingerprint for name in ("train", "val", "test")}
     own = {k: v for k, v in asdict(protocol).items()
@@ -148,13 +143,8 @@ def held_out_blocks(split: Split, across: int) -> np.ndarray:  # (N, H, W) int
 class Cells:
     "The inputs of all cells, and where their results lie."
 
-    def __init__(
-        self,
-        folder: str | Path,  # of results
-        split: Split,
-        generate: Callable,  # (images, masks, labelled, n, seed, folder) → images, masks; has `id`
-        protocol: Protocol,
-    ):
+    def __init__(self, folder: str | Path, split: Split, generate: Callable, protocol: Protocol):
+        # generate: (images, masks, labelled, n, seed, folder) → images, masks; has `id`
         self.folder, self.split, self.generate = Path(folder), split, generate
         self.protocol = protocol
         self.images, self.masks, _ = cut_chunks(split.train, protocol.chunk)
@@ -196,13 +186,8 @@ def synthetic_pairs(
     return images, masks
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #16250825
-def train_cell(
-    cells: Cells,
-    arm: str,
-    fraction: float,
-    seed: int,
-    folder: Path,  # for checkpoints
-) -> Segmenter:
+def train_cell(cells: Cells, arm: str, fraction: float, seed: int, folder: Path) -> Segmenter:
+    # folder: for checkpoints
     "The segmentation network of a cell."
     rows, protocol, val = cells.labelled(fraction, seed), cells.protocol, cells.split.val
     real = cells.images[rows], cells.masks[rows]
@@ -264,11 +249,8 @@ def run_protocol(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #3a7e6a59
-def dice_matrix(
-    rows: pd.DataFrame,  # from `run_protocol`
-    arm: str,
-    fraction: float,
-) -> np.ndarray:  # (seeds, blocks)
+def dice_matrix(rows: pd.DataFrame, arm: str, fraction: float) -> np.ndarray:
+    # rows: from `run_protocol` → (seeds, blocks)
     "Dice of one arm."
     part = rows[(rows["arm"] == arm) & (rows["fraction"] == fraction)]
     return part.pivot(index="seed", columns="block", values="dice").to_numpy()
@@ -349,10 +331,8 @@ def write_protocol(
     text: str,  # the readable table in Markdown, with what it needs to be read alone
 ):
     "Write `scores.csv`, `protocol.csv` and `protocol.md`."
-    for name, content in {"scores.csv": rows.to_csv(index=False), "protocol.md": text,
-                          "protocol.csv": table.to_csv(index=False)}.items():
-        with atomic_write(Path(folder) / name) as f:
-            f.write_text(content, encoding="utf-8")
+    write_texts(folder, {"scores.csv": rows.to_csv(index=False), "protocol.md": text,
+                         "protocol.csv": table.to_csv(index=False)})
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #43dcb88d
 def protocol_summary(

@@ -22,16 +22,14 @@ from papermill.exceptions import PapermillException
 from papermill.log import logger
 from traitlets.config import Config
 
-# %% ../../nbs/library/tools/engine.ipynb #b9b99f7b
 from .grid import declared_parameters
 from ..core.progress import Drawing, Terminal, duration, read_feed
 from ..core.parameters import ParameterError, check_names
 from ..core.stops import on_stop
 
 # %% ../../nbs/library/tools/engine.ipynb #10a5f92b
-def running_heading(
-    cells: list,  # of a notebook that papermill runs
-) -> str:  # empty where no cell runs
+def running_heading(cells: list) -> str:
+    # of a notebook that papermill runs → empty where no cell runs
     "The heading above the running cell."
     heading = "starting"
     for cell in cells:
@@ -46,11 +44,8 @@ def running_heading(
 class NotebookProgress:
     "What a notebook is doing, as phrases, and its messages that stay."
 
-    def __init__(
-        self,
-        nb,  # the notebook, whose cells papermill marks as running
-        feed: Path,  # where the kernel writes its line
-    ):
+    def __init__(self, nb, feed: Path):
+        # a notebook, whose cells papermill marks as running; where the kernel writes its line
         self.nb, self.feed, self.written, self.drawing = nb, feed, 0, None
         self.heading, self.since = "starting", time.monotonic()
 
@@ -87,10 +82,7 @@ class Client(PapermillNotebookClient):
 
 # %% ../../nbs/library/tools/engine.ipynb #aa2f5286
 @contextmanager
-def forward_signals(
-    client: Client,
-    drawing: Drawing | None,
-):
+def forward_signals(client: Client, drawing: Drawing | None):
     "Let a stop interrupt the kernel; the second one ends at once."
     client.stopped, first = [], []
 
@@ -103,11 +95,8 @@ def forward_signals(
         yield
 
 # %% ../../nbs/library/tools/engine.ipynb #b367a136
-def stop_message(
-    nb,  # the notebook as far as it ran
-    state: dict,  # from `read_feed`
-    heading: str,  # under which it stopped
-) -> str:
+def stop_message(nb, state: dict, heading: str) -> str:
+    # nb: the notebook as far as it ran; state: from `read_feed`; heading: under which it stopped
     "One sentence after a stop: what is stored, and how to continue."
     errors = [out for cell in nb.cells for out in cell.get("outputs", [])
               if out.output_type == "error" and out.ename == "KeyboardInterrupt" and out.evalue]

@@ -26,15 +26,8 @@ from filelock import FileLock, Timeout
 
 # %% ../../nbs/library/tools/grid.ipynb #2b62383d
 from ..core.progress import Drawing, read_feed
-from synth_nb.core.files import (
-    digest,
-    notebook_path,
-    project_root,
-    read_json,
-    resolve,
-    display_path,
-    atomic_write,
-)
+from ..core.files import (
+    digest, notebook_path, project_root, read_json, resolve, display_path, atomic_write)
 from ..core.fingerprint import library_hash, notebook_sources
 from ..core.parameters import ParameterError, check_names, check_parameters
 from ..core.runs import read_manifest
@@ -42,9 +35,7 @@ from ..core.stops import on_stop, stop_signals
 from ..data.readers.sources import how_to_get
 
 # %% ../../nbs/library/tools/grid.ipynb #1d96bc4f
-def head_of(
-    cells: list[dict],  # of a notebook, as nbformat has them
-) -> list[str]:  # two sources
+def head_of(cells: list[dict]) -> list[str]:  # of a notebook, as nbformat has them → two sources
     "The cell tagged `parameters`, and the code cell after it, which checks the values."
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     tagged = [i for i, c in enumerate(code) if "parameters" in c["metadata"].get("tags", [])]
@@ -74,9 +65,7 @@ def check_values(
         exec(compile(head_of(cells)[1], "check", "exec"), space | values)
 
 # %% ../../nbs/library/tools/grid.ipynb #61f7f8c9
-def data_state(
-    source: str,  # a data set as `open_dataset` takes it, masks, captions, a model
-) -> str:  # empty for what is no file or folder here
+def data_state(source: str) -> str:  # empty for what is no file or folder here
     "Hash of names, sizes and times of files, without reading them."
     path = resolve(source.partition(":")[2] or source)
     if not source or not path.exists():
@@ -93,10 +82,8 @@ def data_states(values: dict) -> dict[str, str]:
 
 # %% ../../nbs/library/tools/grid.ipynb #098cb54e
 @cache
-def code_hash(
-    notebook: str,  # name without ending
-    training: bool,  # without what only evaluates
-) -> str:  # 40 hex digits
+def code_hash(notebook: str, training: bool) -> str:
+    # training: without what only evaluates → 40 hex digits
     "Hash of a notebook's code cells and the library behind them, as they are at the first call."
     sources = notebook_sources(notebook)
     return library_hash(sources) if training else library_hash(sources, without=())
@@ -212,11 +199,8 @@ def missing_data(parameters: dict) -> str:  # empty where all is here, or comes 
     return ""
 
 # %% ../../nbs/library/tools/grid.ipynb #baf67807
-def run_notebook(
-    experiment: Experiment,
-    copy: Path,  # the executed notebook goes there
-    extra: dict,  # parameters that are not in the file
-):
+def run_notebook(experiment: Experiment, copy: Path, extra: dict):
+    # copy: the executed notebook goes there; extra: parameters that are not in the file
     """Run a notebook by papermill. Raises `RuntimeError` with the last line of what went wrong,
     and `KeyboardInterrupt` after a stop.
     """
@@ -268,11 +252,8 @@ def run_experiment(
         f.write_text(json.dumps(dict(run=display_path(run), state=state), indent=2) + "\n")
 
 # %% ../../nbs/library/tools/grid.ipynb #f0055a99
-def write_page(
-    profile: str,
-    page: Path,  # `index.html`, in the folder of the marks
-    outputs: str = "outputs",
-):
+def write_page(profile: str, page: Path, outputs: str = "outputs"):
+    # page: `index.html`, in the folder of the marks
     "Run the report on the finished runs of a profile, and write its page, tables and figures."
     marks = [page.parent / f"{e.notebook}.json" for e in ready(profile)]
     parameters = dict(runs=", ".join(display_path(mark) for mark in marks), profile=profile)
@@ -285,9 +266,7 @@ def write_page(
     page.write_text(as_html(nbformat.read(notebook, 4)), encoding="utf-8")
 
 # %% ../../nbs/library/tools/grid.ipynb #239c89ac
-def as_html(
-    notebook: nbformat.NotebookNode,  # executed
-) -> str:
+def as_html(notebook: nbformat.NotebookNode) -> str:  # executed
     "A notebook's title and what follows its `## Experiment`, without code."
     from nbconvert import HTMLExporter
 
@@ -364,10 +343,7 @@ def make_report(profile: str, cores: int, executor: str = ""):
     print(f"{display_path(folder)}/index.html")
 
 # %% ../../nbs/library/tools/grid.ipynb #3d1f6a0b
-def read_mark(
-    folder: Path,  # of the marks
-    notebook: str,  # name without ending
-) -> dict:  # run, state; empty where there is none
+def read_mark(folder: Path, notebook: str) -> dict:  # run, state; empty where there is none
     "What an experiment of a report left."
     try:
         return read_json(folder / f"{notebook}.json")
@@ -383,11 +359,8 @@ def experiment_line(one: Experiment, folder: Path) -> str:
     return f"{one.notebook}: {mark['run']}"
 
 # %% ../../nbs/library/tools/grid.ipynb #edd1446b
-def report_line(
-    there: list[Experiment],
-    folder: Path,  # of the marks
-    states: dict[str, str],  # notebook → its state, which takes long to compute
-) -> list[str]:
+def report_line(there: list[Experiment], folder: Path, states: dict[str, str]) -> list[str]:
+    # folder of the marks; notebook → its state, which takes long to compute
     "What a report does, in phrases: how many are finished, and what each of the others does."
     done, running = 0, []
     for one in there:

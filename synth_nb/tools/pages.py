@@ -16,21 +16,17 @@ from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
-# %% ../../nbs/library/tools/pages.ipynb #b664cf60
 from execnb.nbio import mk_cell
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.process import Processor
 
 # %% ../../nbs/library/tools/pages.ipynb #35b75746
-def header(
-    node: ast.AST,  # a function or class
-    lines: list[str],  # of its module
-) -> list[str]:  # without the body, unless that stands in the same line
+def header(node: ast.AST, lines: list[str]) -> list[str]:
+    # node: a function or class → without the body, unless that stands in the same line
     "The lines of a definition before its body."
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    head = lines[first - 1 : max(node.lineno, node.body[0].lineno - 1)]
-    return [line for line in head if line.strip() != "@patch"]
+    return lines[first - 1 : max(node.lineno, node.body[0].lineno - 1)]
 
 # %% ../../nbs/library/tools/pages.ipynb #37a3e0f8
 def _called(node: ast.AST) -> bool:
@@ -40,10 +36,7 @@ def _called(node: ast.AST) -> bool:
     )
 
 
-def outline(
-    node: ast.ClassDef,
-    lines: list[str],  # of its module
-) -> list[str]:
+def outline(node: ast.ClassDef, lines: list[str]) -> list[str]:
     "A class without what is inside its methods."
     found = header(node, lines)
     for part in node.body:
@@ -60,7 +53,7 @@ def outline(
 class Definition:
     "A public function or class of a module, as its text has it."
 
-    name: str  # "Trainer", or "Trainer.indices" for a method that was added later
+    name: str
     line: int  # of the module, from 1
     code: str  # its header
     text: str  # its docstring
@@ -69,18 +62,14 @@ class Definition:
 # %% ../../nbs/library/tools/pages.ipynb #11d1555c
 def _defined(node: ast.AST, lines: list[str]) -> Definition:
     "A function or class at the top of a module."
-    patched = any(ast.unparse(d) == "patch" for d in node.decorator_list)
-    owner = f"{ast.unparse(node.args.args[0].annotation)}." if patched else ""
     is_class = isinstance(node, ast.ClassDef)
     code = outline(node, lines) if is_class else header(node, lines)
     parts = [part.name for part in node.body if is_class and _called(part)]
     text = inspect.cleandoc(ast.get_docstring(node) or "")
-    return Definition(owner + node.name, node.lineno, "\n".join(code), text, parts)
+    return Definition(node.name, node.lineno, "\n".join(code), text, parts)
 
 
-def definitions(
-    source: str,  # of a module
-) -> dict[str, Definition]:  # by name, in order
+def definitions(source: str) -> dict[str, Definition]:  # by name, in order
     "The public functions and classes of a module: those in its `__all__`, where it has one."
     body, kinds = ast.parse(source).body, (ast.FunctionDef, ast.ClassDef)
     lists = (n.value for n in body if isinstance(n, ast.Assign)
@@ -88,8 +77,7 @@ def definitions(
     public = next(map(ast.literal_eval, lists), None)
     nodes = [n for n in body if isinstance(n, kinds) and n.name[0] != "_"]
     found = [_defined(node, source.splitlines()) for node in nodes]
-    return {one.name: one for one in found
-            if public is None or one.name.partition(".")[0] in public}
+    return {one.name: one for one in found if public is None or one.name in public}
 
 # %% ../../nbs/library/tools/pages.ipynb #a1c1d7cc
 @dataclass
@@ -103,9 +91,8 @@ class Module:
     defined: dict[str, Definition] = field(default_factory=dict)
 
 # %% ../../nbs/library/tools/pages.ipynb #fe5bb4b2
-def title_parts(
-    source: str,  # of a notebook's first cell
-) -> tuple[str, str, str]:  # title, summary, what else it says
+def title_parts(source: str) -> tuple[str, str, str]:
+    # of a notebook's first cell → title, summary, what else it says
     "The parts of a title cell. Raises `ValueError` for a cell without a title."
     parts = re.match(r"# (.+)\n*(?:> (.+)\n*)?((?:.|\n)*)", source)
     if not parts:
@@ -146,11 +133,8 @@ def _anchors() -> dict[str, dict[str, str]]:
     found = {}
     for notebook, module in library().items():
         for name, one in module.defined.items():
-            owner = name.partition(".")[0]  # a method that is patched in leads there too
-            anchor = owner if owner in module.defined else name
-            found.setdefault(name, {})[notebook] = anchor.lower()
-            for part in one.parts:
-                found.setdefault(f"{name}.{part}", {})[notebook] = name.lower()
+            for word in (name, *(f"{name}.{part}" for part in one.parts)):
+                found.setdefault(word, {})[notebook] = name.lower()
     return found
 
 # %% ../../nbs/library/tools/pages.ipynb #7e0e2653
@@ -172,10 +156,7 @@ def address(
     return f"{link_to(notebook, here)}#{anchors[notebook]}" if notebook else ""
 
 # %% ../../nbs/library/tools/pages.ipynb #d9e0b798
-def link_names(
-    text: str,  # markdown
-    here: str = "",  # notebook that it is from
-) -> str:
+def link_names(text: str, here: str = "") -> str:  # here: notebook that it is from
     "Make links of the names in backticks, outside headings, code and other links."
     def linked(match):
         where = address(match[1].removesuffix("()"), here)
@@ -192,10 +173,8 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[*`$#>|]", "", text).split())
 
 # %% ../../nbs/library/tools/pages.ipynb #4fa7dc38
-def words_for(
-    before: list[str],  # markdown cells before a picture, from the page's begin
-    count: int = 1,  # which picture since the last of them
-) -> str:
+def words_for(before: list[str], count: int = 1) -> str:
+    # markdown cells before a picture, from the page's begin; which picture since the last of them
     "What stands beside a picture for those who do not see it."
     text = [line for cell in before for line in cell.splitlines()]
     heading = next((plain(line) for line in reversed(text) if line.startswith("#")), "")
@@ -215,12 +194,8 @@ def repository(
     return f"{config.git_url}/blob/{config.branch}/{file}" + (f"#L{line}" if line else "")
 
 # %% ../../nbs/library/tools/pages.ipynb #88c17f00
-def documented(
-    one: Definition,
-    module: Module,
-    level: int = 3,  # of the heading
-    code: bool = True,  # not where the whole source follows
-) -> str:  # markdown
+def documented(one: Definition, module: Module, level: int = 3, code: bool = True) -> str:
+    # level: of the heading; code: not where the whole source follows
     "A definition on its page: heading, link to its source, header and docstring."
     source = repository(module.file, one.line)
     parts = [f"{'#' * level} {one.name} {{#{one.name.lower()}}}", f"[source]({source})"]

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-# %% ../../nbs/library/tools/report.ipynb #48e24a93
-from ..core.files import atomic_write, display_path, read_json, resolve
+from ..core.files import display_path, read_json, resolve, write_texts
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
 from ..data.tables import csv_text, plain_text
@@ -148,9 +147,7 @@ def write_tables(
              "tables.tex": "\n".join(latex(table, title) for title, table in frames.items())}
     texts |= {f"{file_name(title)}.csv": csv_text(table, index=True)
               for title, table in frames.items()}
-    for name, text in texts.items():
-        with atomic_write(folder / name) as f:
-            f.write_text(text, encoding="utf-8")
+    write_texts(folder, texts)
     return [folder / name for name in texts]
 
 # %% ../../nbs/library/tools/report.ipynb #74003c85
@@ -177,22 +174,18 @@ _METRICS = dict(FID=("fid", "frechet"), IS=("is", "class_score"),
 def all_originals() -> list[Original]:
     "What the five original projects reported, in the order of the notebooks."
     none = (None, "its text gives no number", _METRICS["FID"])
-    gans = [Original("DCGAN on tissue", "02_dcgan", "", *none, _TISSUE),
-            Original("GAN on embeddings", "03_embedding_gan", "", *none, _TISSUE),
-            Original("StyleGAN2 on brain MR", "04_stylegan2", "", *none, _BRAIN)]
-    reported = {system: [(name, value, how) for s, name, value, how in REPORTED if s == system]
-                for system in _NOTEBOOKS}
-    diffusion, letters = [
-        [Original(system, _NOTEBOOKS[system][0], name, value, how, _METRICS[name],
-                  _NOTEBOOKS[system][1])
-         for system in part for name, value, how in reported[system]]
-        for part in (list(_NOTEBOOKS)[:3], list(_NOTEBOOKS)[3:])]
     how = "EPFL hippocampus, chunks of 256 px; what the loss is made of is not given"
     vae, masks = "autoencoder/metrics.csv:loss_held_out", "evaluation.json:dice"
-    sections = [Original("micrographs, autoencoder", "06_em_ddpm", "loss", 0.003076, how, (vae,)),
-                Original("micrographs, segmentation", "06_em_segmentation", "loss", 0.21,
-                         f"{how}; threshold near 0.05", (masks,))]
-    return [*gans, *diffusion, *sections, *letters]
+    found = [Original("DCGAN on tissue", "02_dcgan", "", *none, _TISSUE),
+             Original("GAN on embeddings", "03_embedding_gan", "", *none, _TISSUE),
+             Original("StyleGAN2 on brain MR", "04_stylegan2", "", *none, _BRAIN),
+             Original("micrographs, autoencoder", "06_em_ddpm", "loss", 0.003076, how, (vae,)),
+             Original("micrographs, segmentation", "06_em_segmentation", "loss", 0.21,
+                      f"{how}; threshold near 0.05", (masks,))]
+    for system, name, value, measured in REPORTED:
+        notebook, data = _NOTEBOOKS[system]
+        found.append(Original(system, notebook, name, value, measured, _METRICS[name], data))
+    return sorted(found, key=lambda one: one.notebook[:2])
 
 # %% ../../nbs/library/tools/report.ipynb #33e9cc78
 def _in_file(folder: Path, source: str) -> float | None:  # "file:key"
@@ -214,10 +207,8 @@ def _score_text(score: pd.Series) -> str:
     return f"{name} {digits(score.value)}{inside}{by}, {score.images} images"
 
 # %% ../../nbs/library/tools/report.ipynb #550372ea
-def our_number(
-    original: Original,
-    folder: Path,  # of our run
-) -> tuple[str, list[str]]:  # as a person reads it; why it is another quantity
+def our_number(original: Original, folder: Path) -> tuple[str, list[str]]:
+    # folder: of our run → as a person reads it; why it is another quantity
     "What ours measured in place of a reported number."
     rows = read_scores(folder)
     for source in original.ours:

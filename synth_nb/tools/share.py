@@ -15,15 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-# %% ../../nbs/library/tools/share.ipynb #f4d38f4c
-from synth_nb.core.files import (
-    atomic_folder,
-    atomic_write,
-    display_path,
-    notebook_path,
-    read_json,
-    resolve,
-)
+from ..core.files import (
+    atomic_folder, atomic_write, display_path, notebook_path, read_json, resolve)
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
 from ..data.tables import markdown_table, plain_text, safe_markdown
@@ -270,10 +263,7 @@ def usage_of(record: RunRecord) -> str:  # empty where the model brings no text 
     return f"With diffusers alone, in this folder:\n\n{safe_markdown(text)}\n" if text else ""
 
 # %% ../../nbs/library/tools/share.ipynb #cc96491e
-def model_card(
-    record: RunRecord,
-    licence: str = "",  # of the data
-) -> str:
+def model_card(record: RunRecord, licence: str = "") -> str:  # licence: of the data
     "A model card in the form of the Hub."
     from huggingface_hub import ModelCardData
 

@@ -27,9 +27,7 @@ from ..core.runs import read_manifest
 from .summary import run_summary
 
 # %% ../../nbs/library/tools/story.ipynb #c609cc47
-def open_story(
-    notebook: str,  # name without ending: "05_e2i"
-) -> list[dict]:  # its cells
+def open_story(notebook: str) -> list[dict]:  # name without ending: "05_e2i" → its cells
     "A notebook of this project. Raises `ParameterError` for one that is not there."
     path = notebook_path(notebook)
     if not path.is_file():
@@ -37,20 +35,15 @@ def open_story(
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
-def run_state(
-    notebook: str,  # name without ending
-    parameters: dict,  # those of the command
-) -> str:  # 40 hex digits
+def run_state(notebook: str, parameters: dict) -> str:
+    # parameters: those of the command → 40 hex digits
     "Hash of all that a notebook's tables and figures depend on. Raises `ParameterError`."
     cells = open_story(notebook)
     check_values(parameters, cells)
     return Experiment(notebook, "run", parameters).state
 
 # %% ../../nbs/library/tools/story.ipynb #3e65c888
-def is_done(
-    folder: Path,  # of the run
-    state: str,  # from `run_state`
-) -> bool:
+def is_done(folder: Path, state: str) -> bool:  # state: from `run_state`
     "Whether a run is complete, and belongs to this state."
     try:
         left = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -78,11 +71,7 @@ def _papermill():
     return execute_notebook
 
 # %% ../../nbs/library/tools/story.ipynb #5c6c255d
-def execute(
-    notebook: str,  # name without ending
-    folder: Path,  # of the run
-    parameters: dict,
-):
+def execute(notebook: str, folder: Path, parameters: dict):
     "Run a notebook by papermill. Raises `RuntimeError` that names the cell that failed."
     from papermill.exceptions import PapermillException, PapermillExecutionError
 
@@ -104,12 +93,8 @@ def execute(
         now.unlink(missing_ok=True)
 
 # %% ../../nbs/library/tools/story.ipynb #1b9ac7de
-def run_story(
-    notebook: str,  # name without ending
-    folder: str | Path,  # of the run
-    parameters: dict,
-    width: int = 80,  # columns of the screen
-) -> str:  # what to read
+def run_story(notebook: str, folder: str | Path, parameters: dict, width: int = 80) -> str:
+    # width: columns of the screen → what to read
     "Run a notebook, if anything it depends on has changed, and show what it found."
     state, folder = run_state(notebook, parameters), resolve(folder)
     if is_done(folder, state):
@@ -122,9 +107,7 @@ def run_story(
 # %% ../../nbs/library/tools/story.ipynb #a2101e58
 def main(words: list[str] | None = None):
     "`NOTEBOOK FOLDER [-p NAME VALUE] [-r NAME TEXT]`: papermill's options, of a run folder."
-    parser = argparse.ArgumentParser(
-        prog="python -m synth_nb.tools.story", description=main.__doc__
-    )
+    parser = argparse.ArgumentParser("python -m synth_nb.tools.story", description=main.__doc__)
     parser.add_argument("notebook")
     parser.add_argument("folder")
     pair = dict(nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))

@@ -12,14 +12,12 @@ import math
 import textwrap
 from pathlib import Path
 
-# %% ../../nbs/library/tools/summary.ipynb #02401ec4
 from ..core.files import resolve, display_path
 from ..core.runs import read_manifest
 
 # %% ../../nbs/library/tools/summary.ipynb #24672723
-def read_rows(
-    path: Path,  # a .csv file
-) -> list[dict]:  # numbers as float, empty cells as NaN; [] where there is no such file
+def read_rows(path: Path) -> list[dict]:
+    # a .csv file → numbers as float, empty cells as NaN; [] where there is no such file
     "The rows of a table of a run."
     def value(text):
         try:
@@ -42,11 +40,8 @@ def read_copies(folder: Path) -> dict:
         return {}
 
 # %% ../../nbs/library/tools/summary.ipynb #0df3f35e
-def evaluators(
-    rows: list[dict],  # of `evaluation.csv` or `fidelity.csv`
-    used: str,  # the encoder that conditions
-    most: int = 2,
-) -> list[str]:  # at least one, if there are rows
+def evaluators(rows: list[dict], used: str, most: int = 2) -> list[str]:
+    # rows of `evaluation.csv` or `fidelity.csv`; the encoder that conditions → at least one
     "The first encoders that only evaluate; the one that conditions flatters its own model."
     names = list(dict.fromkeys(row["extractor"] for row in rows))
     base = used.partition("@")[0]
@@ -54,9 +49,7 @@ def evaluators(
     return (others or names)[:most]
 
 # %% ../../nbs/library/tools/summary.ipynb #2747147b
-def number(
-    value: float,
-) -> str:  # three digits, none after the point from 100 on; "-" for none
+def number(value: float) -> str:  # three digits, none after the point from 100 on; "-" for none
     "A number for a sentence or a cell."
     if not isinstance(value, float) or not math.isfinite(value):
         return "-"
@@ -72,10 +65,7 @@ def short(name: str) -> str:
     return name.partition("@")[0]
 
 # %% ../../nbs/library/tools/summary.ipynb #2d9e384a
-def nearness_sentence(
-    rows: list[dict],  # of `evaluation.csv`
-    evaluator: str,
-) -> str:
+def nearness_sentence(rows: list[dict], evaluator: str) -> str:  # rows: of `evaluation.csv`
     "How near the synthetic images are to the real ones."
     mine = {r["set"]: r for r in rows if r["extractor"] == evaluator and r["metric"] == "kernel"}
     synthetic, first = mine.get("synthetic"), mine.get("untrained")
@@ -98,10 +88,8 @@ def nearness_sentence(
     return f"{untrained}: {100 * min(share, 1):.0f} % of the way."
 
 # %% ../../nbs/library/tools/summary.ipynb #677ee12e
-def condition_sentence(
-    rows: list[dict],  # of `fidelity.csv`
-    used: str,  # the encoder that conditions
-) -> str:
+def condition_sentence(rows: list[dict], used: str) -> str:
+    # rows: of `fidelity.csv`; used: the encoder that conditions
     "How often retrieval finds the condition of a synthetic image."
     found = {r["extractor"]: r for r in rows if r["set"] == "synthetic"}
     if not found:
@@ -124,11 +112,8 @@ def copies_sentence(copies: dict) -> str:
     return f"{text}: look at nearest_pairs.png." if copies["found"] else f"{text}, and no more."
 
 # %% ../../nbs/library/tools/summary.ipynb #473ce00f
-def summary_table(
-    rows: list[dict],  # of `evaluation.csv`
-    found: list[dict],  # of `fidelity.csv`
-    names: list[str],  # one or two evaluators
-) -> list[list[str]]:  # the head, then a row per set; empty without numbers
+def summary_table(rows: list[dict], found: list[dict], names: list[str]) -> list[list[str]]:
+    # rows of `evaluation.csv`, of `fidelity.csv`; evaluators → head, a row per set; or nothing
     "Kernel distance at equal counts, and retrieval in times of chance."
     kernel = {(r["set"], r["extractor"]): r for r in rows if r["metric"] == "kernel"}
     times = {(r["set"], r["extractor"]): r["times_chance"] for r in found}
@@ -147,10 +132,8 @@ def summary_table(
     return lines
 
 # %% ../../nbs/library/tools/summary.ipynb #7b60a2f2
-def drawn_table(
-    lines: list[list[str]],  # from `summary_table`
-    width: int,  # columns of the screen
-) -> str:
+def drawn_table(lines: list[list[str]], width: int) -> str:
+    # lines: from `summary_table`; width: columns of the screen
     "A table in columns where they fit, else a paragraph per row."
     if not lines:
         return ""

@@ -275,15 +275,7 @@ class Trainer:
                 continue
             loss = self.backward(phase, microbatches)
             self.losses.add(loss, position.step, phase)
-            if phase.clip is not None:
-                norm = engine.clip_grad_norm_(phase.parameters, phase.clip)
-                if engine.scaler is None:  # fp16 may overflow; its scaler skips a step
-                    self.losses.add(norm, position.step, phase, "gradient")
-            optimizer = self.optimizers[id(phase.optimizer)]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if phase.scheduler:
-                phase.scheduler.step()
+            self.step_optimizer(phase)
         for name, average in self.averages.items():
             average.update_parameters(self.modules[name])
         position.step += 1
@@ -330,7 +322,8 @@ class Trainer:
             # gradients are averaged in `backward`: networks stay plain, so that GANs may
             # differentiate twice and leave one of two networks out
             self.nets[name] = self.accelerator.prepare_model(module, evaluation_mode=True)
-        self.optimizers = {k: self.accelerator.prepare(o) for k, o in self.optimizers.items()}
+        if self.accelerator.scaler:  # without it accelerate only passes calls on
+            self.optimizers = {k: self.accelerator.prepare(o) for k, o in self.optimizers.items()}
         process = self.accelerator.process_index, self.accelerator.num_processes
         self.batches = Batches(self.data, self.order, self.device, self.config.accumulate, process,
                                self.config.seed)
@@ -418,7 +411,7 @@ class Trainer:
             with self.accelerator.autocast():
                 loss = phase.loss(self.nets, batch) * share
             value += loss.detach()
-            self.accelerator.backward(loss)
+            self.accelerator.backward(loss) if self.accelerator.scaler else loss.backward()
         if self.accelerator.num_processes > 1:
             gradients = [p.grad for p in phase.parameters if p.grad is not None]
             self.mean_over_processes([value, *gradients])
@@ -432,6 +425,19 @@ class Trainer:
             for parameter in other.parameters:
                 parameter.requires_grad_(other.optimizer is phase.optimizer)
         self.learning = phase.optimizer
+
+    def step_optimizer(self, phase: Phase):
+        "Clip the gradients, take a step with them, and forget them."
+        optimizer, engine = self.optimizers[id(phase.optimizer)], self.accelerator
+        if phase.clip is not None and engine.scaler:  # fp16 may overflow; then it skips the step
+            engine.clip_grad_norm_(phase.parameters, phase.clip)
+        elif phase.clip is not None:
+            norm = nn.utils.clip_grad_norm_(phase.parameters, phase.clip)
+            self.losses.add(norm, self.position.step, phase, "gradient")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if phase.scheduler:
+            phase.scheduler.step()
 
     def mean_over_processes(self, values: list[Tensor]):
         "Replace tensors by their mean over all processes, in one exchange."

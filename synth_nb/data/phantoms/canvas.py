@@ -44,13 +44,9 @@ def ellipse(
 
 # %% ../../../nbs/library/data/phantoms/canvas.ipynb #0fd4aa10
 def waves(
-    rng: np.random.Generator,
-    height: int,  # pixels
-    width: int,  # pixels
-    low: float,  # lowest frequency, cycles per image
-    high: int,  # highest frequency, cycles per image
-    slope: float = 0.0,  # amplitude falls with frequency to this power
+    rng: np.random.Generator, height: int, width: int, low: float, high: int, slope: float = 0.0
 ) -> np.ndarray:  # (height, width) float32, mean 0, standard deviation about 1
+    # frequencies from low to high, cycles per image; amplitude falls with frequency to the slope
     "Smooth noise with a band of frequencies, the same field at any size."
     rows, columns = np.arange(-high, high + 1), np.arange(high + 1)
     frequency = np.hypot(rows[:, None], columns[None])

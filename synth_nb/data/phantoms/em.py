@@ -35,10 +35,8 @@ class Neuropil:
     contrast: float
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #b7993898
-def spline_weights(
-    positions: np.ndarray,  # (N,), in knots; 0 is the second knot
-    knots: int,
-) -> np.ndarray:  # (N, knots) float32; rows sum to 1
+def spline_weights(positions: np.ndarray, knots: int) -> np.ndarray:
+    # (N,), in knots; 0 is the second knot → (N, knots) float32; rows sum to 1
     "Weights of uniform cubic B-splines."
     t = abs(positions[:, None] + 1 - np.arange(knots)[None])
     inner, outer = 2 / 3 - t * t + t**3 / 2, (2 - t).clip(0) ** 3 / 6
@@ -46,11 +44,8 @@ def spline_weights(
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #76135950
 def drifting_noise(
-    rng: np.random.Generator,
-    height: int,  # pixels
-    width: int,  # pixels
-    spacing: float,  # pixels between knots
-) -> Callable[[float], np.ndarray]:  # z → (H, W) float32, standard deviation about 1
+    rng: np.random.Generator, height: int, width: int, spacing: float
+) -> Callable[[float], np.ndarray]:  # pixels → z → (H, W) float32, standard deviation about 1
     "Smooth noise in three dimensions, to be cut anywhere in a volume."
     sides = [height, width, int(SECTIONS * SECTION_STEP)]
     knots = [int(side / spacing) + 4 for side in sides]
@@ -65,10 +60,8 @@ def drifting_noise(
     return cut
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #fc4a9def
-def new_cells(
-    rng: np.random.Generator,
-    box: np.ndarray,  # (3,), pixels, with the margin
-) -> tuple[np.ndarray, np.ndarray]:  # (N, 3) x, y, z; (N,) radii, pixels
+def new_cells(rng: np.random.Generator, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # box (3,), pixels, with the margin → (N, 3) x, y, z; (N,) radii, pixels
     "A few large cells and many small ones between them."
     big = rng.uniform(0, 1, (max(1, int(box.prod() / 68**3)), 3)) * box - MARGIN
     radii = rng.uniform(18, 46, len(big))
@@ -83,12 +76,8 @@ def new_cells(
     return np.concatenate([big, small]), np.append(radii, rng.uniform(6, 16, len(small)))
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #747afd96
-def new_mitochondrion(
-    rng: np.random.Generator,
-    host: int,  # its cell
-    centre: np.ndarray,  # (3,), of the cell
-    room: float,  # radius of the cell, pixels
-) -> dict:  # host, centre, axis, radius, half length and looks
+def new_mitochondrion(rng: np.random.Generator, host: int, centre: np.ndarray, room: float) -> dict:
+    # host: its cell; centre (3,) and radius of the cell, pixels → where it lies and how it looks
     "A rod somewhere in a cell."
     direction, axis, across = rng.normal(0, 1, (3, 3))
     axis /= np.linalg.norm(axis)
@@ -101,11 +90,8 @@ def new_mitochondrion(
                 period=rng.uniform(4, 6), tone=rng.uniform(0.36, 0.5), phase=rng.uniform(0, 6.3))
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #cc61ad0e
-def new_mitochondria(
-    rng: np.random.Generator,
-    points: np.ndarray,  # (N, 3), of the cells
-    radii: np.ndarray,  # (N,)
-) -> list[dict]:
+def new_mitochondria(rng: np.random.Generator, points: np.ndarray, radii: np.ndarray) -> list[dict]:
+    # points (N, 3), of the cells; radii (N,)
     "Some rods in every larger cell, as many as fit without touching."
     rods = []
     for cell in np.flatnonzero(radii > 15.5):
@@ -121,11 +107,8 @@ def new_mitochondria(
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #16e05633
 @lru_cache(maxsize=4)
-def new_neuropil(
-    height: int,  # pixels
-    width: int,  # pixels
-    seed: int,  # of this volume
-) -> Neuropil:
+def new_neuropil(height: int, width: int, seed: int) -> Neuropil:
+    # height and width: pixels; seed: of this volume
     "A volume of tissue; the last four are cached, as sections are drawn one by one."
     rng = np.random.default_rng(seed)
     box = np.array([width, height, SECTIONS * SECTION_STEP]) + 2 * MARGIN
@@ -154,12 +137,8 @@ class Cut:
     upright: np.ndarray  # 0.25 … 1 of the wall: 1 at a right angle to the section
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #13901105
-def cut_neuropil(
-    tissue: Neuropil,
-    z: float,  # pixels
-    height: int,  # pixels
-    width: int,  # pixels
-) -> Cut:
+def cut_neuropil(tissue: Neuropil, z: float, height: int, width: int) -> Cut:
+    # z, height and width: pixels
     "Cut a volume of tissue at a height."
     bend = [field(z) for field in tissue.fields[:6]]
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -179,10 +158,7 @@ def cut_neuropil(
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #ccc87040
 def rod_depth(
-    rod: dict,  # from `new_mitochondrion`
-    cut: Cut,
-    z: float,  # pixels
-    window: tuple[slice, slice],  # rows and columns around it
+    rod: dict, cut: Cut, z: float, window: tuple[slice, slice]
 ) -> tuple[np.ndarray, np.ndarray]:  # depth below the surface; position across the cristae, pixels
     "How deep every pixel of a window lies in a mitochondrion; negative outside."
     position = np.stack([cut.x[window], cut.y[window], np.full_like(cut.x[window], z)], -1)
@@ -195,10 +171,8 @@ def rod_depth(
     return depth, position @ rod["side"] + 1.2 * np.sin(along / 5 + rod["phase"])
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #b4e0c11d
-def window_around(
-    rod: dict,
-    shape: tuple[int, int],  # pixels
-) -> tuple[slice, slice]:  # rows, columns; empty where it lies outside
+def window_around(rod: dict, shape: tuple[int, int]) -> tuple[slice, slice]:
+    # shape: pixels → rows, columns; empty where it lies outside
     "The part of the image that a mitochondrion can touch; 30 for the bending."
     reach = rod["core"] + rod["radius"] + 30
     return tuple(slice(max(int(c - reach), 0), max(min(int(c + reach), side), 0))
@@ -206,12 +180,8 @@ def window_around(
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #4ce0c654
 def add_mitochondria(
-    tissue: Neuropil,
-    cut: Cut,
-    z: float,  # pixels
-    image: np.ndarray,  # (H, W); painted over
-    fine_noise: np.ndarray,  # (H, W), fine noise
-) -> np.ndarray:  # (H, W) bool: exactly where mitochondria are
+    tissue: Neuropil, cut: Cut, z: float, image: np.ndarray, fine_noise: np.ndarray
+) -> np.ndarray:  # image (H, W) is painted over → (H, W) bool: exactly where mitochondria are
     "Paint the mitochondria of a section."
     mask = np.zeros(image.shape, bool)
     for rod in tissue.mitochondria:
@@ -230,12 +200,8 @@ def add_mitochondria(
     return mask
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #db0ca536
-def add_vesicles(
-    tissue: Neuropil,
-    cut: Cut,
-    z: float,  # pixels
-    image: np.ndarray,  # (H, W); painted over
-):
+def add_vesicles(tissue: Neuropil, cut: Cut, z: float, image: np.ndarray):
+    # image (H, W) is painted over
     "Paint the vesicles of a section."
     height, width = image.shape
     x, y = tissue.vesicles[:, :2].round().astype(int).T
@@ -252,12 +218,8 @@ def add_vesicles(
         part += (0.08 - 0.45 * core) * (r - away).clip(0, 1)
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #9fa7313f
-def add_membranes(
-    tissue: Neuropil,
-    cut: Cut,
-    z: float,  # pixels
-    image: np.ndarray,  # (H, W); painted over
-):
+def add_membranes(tissue: Neuropil, cut: Cut, z: float, image: np.ndarray):
+    # image (H, W) is painted over
     "Paint the cells' walls: thin and dark where upright, wide and grey where they lean."
     uneven = (1 + 0.35 * tissue.fields[7](z)).clip(0.6, 2)
     synapse = (tissue.fields[8](z) - 1.7).clip(0, 1)

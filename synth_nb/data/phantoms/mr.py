@@ -17,11 +17,8 @@ from .canvas import Canvas, check_phantom, ellipse, tube
 from ..readers.sources import Source
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #7516b263
-def posed_canvas(
-    rng: np.random.Generator,
-    height: int,  # pixels
-    width: int,  # pixels
-) -> Canvas:
+def posed_canvas(rng: np.random.Generator, height: int, width: int) -> Canvas:
+    # height and width: pixels
     "A canvas with the head turned, shifted and scaled a little."
     half = min(height, width) / 2
     y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
@@ -43,9 +40,7 @@ class Head:
     half_width: float
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #de4e6f44
-def new_head(
-    canvas: Canvas,
-) -> Head:
+def new_head(canvas: Canvas) -> Head:
     "A head of random shape and thickness."
     rng, half_width = canvas.rng, canvas.rng.uniform(0.76, 0.86)
     angle = np.arctan2(canvas.y, canvas.x / half_width)
@@ -59,9 +54,8 @@ def new_head(
     return Head(angle, skin, scalp, bone, brain, half_width)
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #a7995124
-def fold_noise(
-    rng: np.random.Generator,
-) -> np.ndarray:  # (97, 24): angle, whose last row is the first, and depth 0 … 0.5
+def fold_noise(rng: np.random.Generator) -> np.ndarray:
+    # (97, 24): angle, whose last row is the first, and depth 0 … 0.5
     "Noise around the head, about a dozen waves to a turn, stretched along depth."
     turns = np.arange(49)
     gain = np.exp(-(((turns - 12.5) / 4.5) ** 2) / 2)[:, None]
@@ -70,10 +64,8 @@ def fold_noise(
     return np.concatenate([wave, wave[:1]]).astype(np.float32) / wave.std()
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #2f8c3fb8
-def fold_distance(
-    canvas: Canvas,
-    head: Head,
-) -> np.ndarray:  # (H, W), distance to the wall of the nearest fold
+def fold_distance(canvas: Canvas, head: Head) -> np.ndarray:
+    # (H, W), distance to the wall of the nearest fold
     "Distance to the folds of the cortex."
     bend, twist = canvas.noise(3, 11, 0.5), canvas.noise(3, 11, 0.5)
     depth = head.brain.clip(0)
@@ -90,10 +82,9 @@ def fold_distance(
     return line - width * (1 + 0.7 * twist).clip(0.1, 2)
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #0af3e5cb
-def midline(
-    canvas: Canvas,
-    level: float,  # of the slice: 0 at the basal ganglia, 1 above the ventricles
-) -> tuple[np.ndarray, np.ndarray]:  # (H, W): distance to the midplane; how deep in the bridge
+def midline(canvas: Canvas, level: float) -> tuple[np.ndarray, np.ndarray]:
+    # level: 0 at the basal ganglia, 1 above the ventricles → (H, W): distance to the midplane;
+    # how deep in the bridge
     "Where the hemispheres part."
     aside = canvas.x - 0.012 * np.sin(3 * canvas.y + canvas.rng.uniform(0, 6.3))
     bridge = 0.36 if level < 0.6 else 0.31 if level < 0.75 else 0.0
@@ -101,10 +92,7 @@ def midline(
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #88f373c9
 def surface_distance(
-    canvas: Canvas,
-    head: Head,
-    level: float,  # 0 … 1
-    fissure: tuple[np.ndarray, np.ndarray],  # from `midline`
+    canvas: Canvas, head: Head, level: float, fissure: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:  # (H, W), negative in the fluid of folds and fissures
     "Distance to the surface of the cortex, folds and fissures included."
     rng, rim = canvas.rng, head.half_width - 0.1
@@ -135,10 +123,8 @@ NUCLEUS_ELLIPSES = {  # centre, half axes, angle
 }
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #41d2fe0d
-def deep_distances(
-    canvas: Canvas,
-    level: float,  # 0 … 1
-) -> tuple[np.ndarray, np.ndarray]:  # (H, W): distance to the ventricles, to the nuclei
+def deep_distances(canvas: Canvas, level: float) -> tuple[np.ndarray, np.ndarray]:
+    # level: 0 … 1 → (H, W): distance to the ventricles, to the nuclei
     "Distance to the structures in the middle of the brain; far from any where there are none."
     rng, far = canvas.rng, np.full(canvas.x.shape, 9.0, np.float32)
     kind = "ganglia" if level < 0.45 else "bodies" if level < 0.78 else "none"
@@ -164,10 +150,7 @@ class Lesion:
     distance: np.ndarray  # (H, W), negative inside: the mask
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #52339a37
-def new_lesion(
-    canvas: Canvas,  # its coordinates are pushed aside
-    head: Head,
-) -> Lesion:
+def new_lesion(canvas: Canvas, head: Head) -> Lesion:  # canvas: its coordinates are pushed aside
     "A lesion somewhere in the brain."
     rng = canvas.rng
     kind = str(rng.choice(["solid", "ring", "dark"], p=[0.35, 0.4, 0.25]))
@@ -185,10 +168,7 @@ def new_lesion(
     return Lesion(kind, size, np.maximum(distance, -head.brain))
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #9790a085
-def lesion_tone(
-    canvas: Canvas,
-    lesion: Lesion,
-) -> np.ndarray:  # (H, W), brightness inside of it
+def lesion_tone(canvas: Canvas, lesion: Lesion) -> np.ndarray:  # (H, W), brightness inside of it
     "How a lesion looks: solid, a ring around a core, or dark."
     rng, texture = canvas.rng, canvas.noise(3, 22, 0.5)
     if lesion.kind == "solid":
@@ -201,12 +181,8 @@ def lesion_tone(
     return dark + (rng.uniform(0.85, 1.15) + 0.08 * texture - dark) * share
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #00cbcd4e
-def add_lesion(
-    canvas: Canvas,
-    image: np.ndarray,  # (H, W), 0 … about 1
-    white: np.ndarray,  # (H, W), 0 … 1: where oedema spreads easily
-    lesion: Lesion,
-) -> np.ndarray:  # (H, W)
+def add_lesion(canvas: Canvas, image: np.ndarray, white: np.ndarray, lesion: Lesion) -> np.ndarray:
+    # image (H, W), 0 … about 1; white (H, W), 0 … 1: where oedema spreads easily
     "Paint a lesion and the oedema around it."
     rng = canvas.rng
     reach = (0.6 + 0.6 * canvas.noise(2, 9)).clip(0, 1.8) * rng.uniform(0.25, 0.7) * lesion.size
@@ -217,11 +193,8 @@ def add_lesion(
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #f441f5ec
 def brain_tissue(
-    canvas: Canvas,
-    head: Head,
-    lesion: Lesion | None,
-    level: float,  # 0 … 1
-    fissure: tuple[np.ndarray, np.ndarray],  # from `midline`
+    canvas: Canvas, head: Head, lesion: Lesion | None, level: float,
+    fissure: tuple[np.ndarray, np.ndarray],
 ) -> tuple[np.ndarray, float, float]:  # (H, W) brightness; that of white matter; of fluid
     "The brain and the fluid around it."
     rng = canvas.rng
@@ -239,11 +212,7 @@ def brain_tissue(
     return 0.9 * fluid + (image - 0.9 * fluid) * share, white, fluid
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #5d8775f8
-def add_skull(
-    canvas: Canvas,
-    head: Head,
-    image: np.ndarray,  # (H, W)
-) -> np.ndarray:  # (H, W)
+def add_skull(canvas: Canvas, head: Head, image: np.ndarray) -> np.ndarray:  # image (H, W) → (H, W)
     "Bone with marrow, scalp, and air around the head."
     rng, below = canvas.rng, head.skin - head.scalp
     marrow = np.exp(-(((below / head.bone - 0.5) / 0.2) ** 2))
@@ -257,12 +226,9 @@ def add_skull(
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #24c19d4f
 def add_dura(
-    canvas: Canvas,
-    head: Head,
-    image: np.ndarray,  # (H, W)
-    fissure: tuple[np.ndarray, np.ndarray],  # from `midline`
-    tones: tuple[float, float],  # of enhancing dura, of fluid
-) -> np.ndarray:  # (H, W)
+    canvas: Canvas, head: Head, image: np.ndarray, fissure: tuple[np.ndarray, np.ndarray],
+    tones: tuple[float, float],
+) -> np.ndarray:  # image (H, W); tones of enhancing dura, of fluid → (H, W)
     "The sinus at both ends of the fissure, bright with the falx where contrast agent was given."
     aside, bridge = fissure
     enhanced = canvas.rng.uniform() < 0.6
@@ -272,10 +238,8 @@ def add_dura(
     return image + (0.8 * tones[0] - image) * canvas.inside(falx) * 0.6 * enhanced
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #d0589ecf
-def simulate_scanner(
-    canvas: Canvas,
-    image: np.ndarray,  # (H, W), 0 … about 1
-) -> np.ndarray:  # (H, W) uint8
+def simulate_scanner(canvas: Canvas, image: np.ndarray) -> np.ndarray:
+    # image (H, W), 0 … about 1 → (H, W) uint8
     "What a scanner makes of it: blur, receive field, Rician noise, a window."
     rng, shape = canvas.rng, image.shape
     image = gaussian_filter(image, rng.uniform(0.45, 0.75) * min(shape) / 128)
@@ -286,10 +250,7 @@ def simulate_scanner(
 
 # %% ../../../nbs/library/data/phantoms/mr.ipynb #2cbbb84f
 def mr_phantom(
-    height: int,  # pixels
-    width: int,  # pixels
-    seed: int,  # of this one image
-    lesion: bool = False,  # paint one
+    height: int, width: int, seed: int, lesion: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:  # (H, W) uint8 image; (H, W) uint8 mask of the lesion, 0 or 255
     "An axial slice of a head as T1-weighted MR shows it, and the exact mask of its lesion."
     canvas = posed_canvas(np.random.default_rng(seed), height, width)

@@ -32,14 +32,13 @@ from ..tables import about_lines, count_table, csv_text, markdown_table, plain_t
 from ..readers.sources import (
     DataError, ImageError, Source, open_image, open_lazily, reason, to_mode)
 from ..readers.intensity import limits_of
-from ...core.files import digest, resolve, atomic_write
+from ...core.files import digest, resolve, write_texts
 from ...core.parameters import ParameterError
 from ...core.progress import with_progress
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #151a6505
-def _moments(
-    counts: np.ndarray,  # (C, 256) pixels of each value
-) -> tuple[np.ndarray, np.ndarray]:  # mean, standard deviation, (C,) in 0 … 255
+def _moments(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # (C, 256) pixels of each value → mean, standard deviation, (C,) in 0 … 255
     "Mean and standard deviation per channel."
     values = np.arange(256)
     share = counts / counts.sum(1, keepdims=True)
@@ -73,9 +72,7 @@ def _examine(
     return row, thumbnail(image), counts
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #1e24f216
-def _has_two_values(
-    counts: np.ndarray,  # (256,) pixels of each value
-) -> bool:
+def _has_two_values(counts: np.ndarray) -> bool:  # (256,) pixels of each value
     "Whether a grey image is black and white but for soft borders, or 0 and another value."
     high = int(np.flatnonzero(counts).max())
     if high < 2:  # 0 and 1, or blank
@@ -85,9 +82,8 @@ def _has_two_values(
                 and counts[: 25].max() > 0.9 * low)
 
 
-def _stored_as(
-    content: bytes | np.ndarray,
-) -> tuple[str, str]:  # mode and format in Pillow's words: "L", "PNG"
+def _stored_as(content: bytes | np.ndarray) -> tuple[str, str]:
+    # mode and format in Pillow's words: "L", "PNG"
     "How an image is stored, from its header."
     if isinstance(content, np.ndarray):
         return "L" if content.ndim == 2 else "RGB", "array"
@@ -95,9 +91,7 @@ def _stored_as(
     return image.mode, image.format
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #4a2f8ab4
-def _as_source(
-    data: Source | ImageDataset,
-) -> Source:
+def _as_source(data: Source | ImageDataset) -> Source:
     "A source of the images of a data set, decoded as they are. Raises `ParameterError`."
     if isinstance(data, Source):
         return data
@@ -115,9 +109,8 @@ def _as_source(
                   data.positions, tuple(data.skipped), about=about)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #c774cb47
-def _examine_all(
-    source: Source,
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # table; (M, 32, 32) of those read; (3, 256)
+def _examine_all(source: Source) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    # table; (M, 32, 32) of those read; (3, 256)
     "Measure every image, some at a time in memory. Raises `DataError` when none can be read."
     import pandas as pd
 
@@ -145,9 +138,7 @@ def _examine_all(
     return _in_order(pd.DataFrame(rows)), np.stack(thumbs), total
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #86a77c98
-def _in_order(
-    table: pd.DataFrame,
-) -> pd.DataFrame:
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     "Columns in reading order; sizes are integers."
     integers = {name: "Int64" for name in ("height", "width", "bytes")}
     table = table.astype(integers)
@@ -155,18 +146,13 @@ def _in_order(
     return table[[name for name in table if name not in last] + last]
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #ff433da6
-def _count(
-    values,  # anything that can be counted
-) -> dict:  # value → how often, most frequent first
+def _count(values) -> dict:  # value → how often, most frequent first
     "How often each value occurs."
     return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], str(item[0]))))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #7e79831c
-def _find_copies(
-    table: pd.DataFrame,  # of readable images
-    pairs: pd.DataFrame,
-    leaked: list[int],  # indices of images that leaked
-) -> dict:  # plain values
+def _find_copies(table: pd.DataFrame, pairs: pd.DataFrame, leaked: list[int]) -> dict:
+    # leaked: indices of images that leaked
     "Findings about copies."
     def named(rows):
         return rows[["key_a", "key_b"]].values.tolist()
@@ -178,10 +164,8 @@ def _find_copies(
                 across_classes=named(pairs[pairs["across_classes"]]))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #33b80f70
-def _find_numbers(
-    good: pd.DataFrame,  # the readable images
-    total: np.ndarray,  # (3, 256) pixels of each value
-) -> dict:  # plain values
+def _find_numbers(good: pd.DataFrame, total: np.ndarray) -> dict:
+    # total (3, 256) pixels of each value
     "Sizes, modes, formats; mean and standard deviation per channel, one for a grey set."
     grey = good["grey"].eq(True)
     mean, std = _moments(total[:1] if grey.all() else total)
@@ -191,10 +175,7 @@ def _find_numbers(
                 grey_stored_as_colour=int((~good["mode"].isin(_grey_modes) & grey).sum()))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #d01c8771
-def _class_facts(
-    source: Source,
-    good: pd.DataFrame,  # the readable images
-) -> dict:  # plain values
+def _class_facts(source: Source, good: pd.DataFrame) -> dict:
     "How many images each class has, in all and in each split."
     per_class = {name: int((good["class"] == name).sum()) for name in source.classes}
     counts = Counter(zip(good["split"], good["class"], strict=True))
@@ -204,11 +185,8 @@ def _class_facts(
                 if s in set(good["split"])})
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #11237bd5
-def _find_facts(
-    source: Source,
-    table: pd.DataFrame,
-    total: np.ndarray,  # (3, 256) pixels of each value
-) -> dict:  # plain values
+def _find_facts(source: Source, table: pd.DataFrame, total: np.ndarray) -> dict:
+    # total (3, 256) pixels of each value
     "Findings about single images and about the set."
     good, bad = table[table["problem"] == ""], table[table["problem"] != ""]
     largest_std = good[["std_r", "std_g", "std_b"]].max(axis=1)
@@ -225,35 +203,24 @@ def _find_facts(
 _grey_modes = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
 
 
-def _groups_in_two_splits(
-    table: pd.DataFrame,
-) -> list[str]:  # names
+def _groups_in_two_splits(table: pd.DataFrame) -> list[str]:
     "Groups, patients for instance, that have images in more than one split."
     named = table[table["group"] != ""]
     return sorted(named.groupby("group")["split"].nunique().loc[lambda n: n > 1].index)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #cd788bac
-def _plural(
-    n: int,
-    one: str,  # "image"
-    many: str = "",  # "images"; one + "s" without
-) -> str:  # "1 image", "3 images"
+def _plural(n: int, one: str, many: str = "") -> str:  # "1 image", "3 images"
     "A number with its noun."
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
-def _some(
-    names: list,
-    most: int = 3,
-) -> str:  # "a, b, c and 4 more"
+def _some(names: list, most: int = 3) -> str:  # "a, b, c and 4 more"
     "The first of many names."
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(str(name) for name in names[:most]) + rest
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #5ceda0c2
-def _split_findings(
-    found: dict,  # findings
-) -> str:  # a sentence
+def _split_findings(found: dict) -> str:
     "Whether copies lie in two splits."
     if not found["identical"] + found["near"]:
         return "No copies were found."
@@ -268,9 +235,7 @@ def _split_findings(
             f"{_plural(len(pairs), 'pair')} of copies lie in two splits: {_some(pairs, 2)}.")
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #d8fa6680
-def _copy_findings(
-    found: dict,  # findings
-) -> list[str]:  # sentences
+def _copy_findings(found: dict) -> list[str]:
     "The findings that decide whether a score can be believed."
     lines = [_split_findings(found)]
     if found["groups_across_splits"]:
@@ -286,9 +251,7 @@ def _copy_findings(
     return lines
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #f9e3ca48
-def _mask_findings(
-    found: dict,  # findings
-) -> list[str]:  # sentences
+def _mask_findings(found: dict) -> list[str]:
     "Whether images have masks, images that may be masks, and what opening them was unsure of."
     lines = ["Every image has a mask."] if found["masks"] else []
     some = found["two_valued"]
@@ -298,9 +261,7 @@ def _mask_findings(
     return lines + [f"Look: {doubt}." for doubt in found["doubts"]]
 
 
-def _image_findings(
-    found: dict,  # findings
-) -> list[str]:  # sentences
+def _image_findings(found: dict) -> list[str]:
     "The findings about single images and the set."
     lines, bad = [], [f"{key} ({why})" for key, why in found["problems"]]
     if bad:
@@ -338,10 +299,7 @@ def _framed_image(
     return np.array(canvas).transpose(2, 0, 1)
 
 
-def _framed(
-    source: Source,
-    i: int,
-) -> np.ndarray:  # (3, 128, 128) uint8
+def _framed(source: Source, i: int) -> np.ndarray:  # (3, 128, 128) uint8
     "An image of a source as a figure shows it."
     content = source.content(i)
     return _framed_image(content, limits=limits_of(source, content))
@@ -365,9 +323,7 @@ def _class_pictures(
     return pictures
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #7ae24527
-def _pair_caption(
-    pair: pd.Series,
-) -> str:
+def _pair_caption(pair: pd.Series) -> str:
     "How two images are alike, with the split and class of each."
     from synth_nb.figures.plots import shorten
 
@@ -378,10 +334,7 @@ def _pair_caption(
     return f"{how}\n{sides[0]} | {sides[1]}"
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #d44f73ce
-def _number_tables(
-    found: dict,  # findings
-    most: int = 12,  # sizes
-) -> list[str]:  # lines of Markdown
+def _number_tables(found: dict, most: int = 12) -> list[str]:  # most: sizes → lines of Markdown
     "Sizes, and mean and standard deviation per channel."
     names = ["grey"] if len(found["mean"]) == 1 else ["red", "green", "blue"]
     channels = [{"channel": name, "mean": f"{m:.1f}", "standard deviation": f"{s:.1f}"}
@@ -392,12 +345,8 @@ def _number_tables(
             "Pixel values 0 … 255, over all pixels.", ""]
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #0070d82c
-def _data_card(
-    found: dict,  # findings
-    table: pd.DataFrame,
-    pairs: pd.DataFrame,
-    about: dict,  # licence and whatever the source says
-) -> str:  # Markdown
+def _data_card(found: dict, table: pd.DataFrame, pairs: pd.DataFrame, about: dict) -> str:
+    # about: licence and whatever the source says
     "A data card."
     good, bad = table[table["problem"] == ""], table[table["problem"] != ""]
     known = {"fingerprint": found["fingerprint"]} if found["fingerprint"] else {}
@@ -414,11 +363,8 @@ def _data_card(
     return "\n".join(lines)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #9df5d722
-def _listing(
-    title: str,
-    rows: pd.DataFrame,
-    most: int = 20,  # rows
-) -> list[str]:  # lines of Markdown; none without rows
+def _listing(title: str, rows: pd.DataFrame, most: int = 20) -> list[str]:
+    # most: rows → lines of Markdown; none without rows
     "A part of a card that lists things."
     if rows.empty:
         return []
@@ -475,10 +421,7 @@ class Audit:
         return _write_audit(self, resolve(folder))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #8435a73b
-def _write_audit(
-    found: Audit,
-    folder: Path,  # absolute; created if it is not there
-) -> Path:
+def _write_audit(found: Audit, folder: Path) -> Path:  # absolute; made if it is not there
     "Write the files of an audit, each atomically."
     from synth_nb.figures.plots import save_figure
 
@@ -489,11 +432,8 @@ def _write_audit(
         (folder / "duplicates.png").unlink(missing_ok=True)
     columns = [name for name in found.pairs if name not in ("a", "b")]
     turned = found.pairs[columns].assign(view=[ORIENTATIONS[v] for v in found.pairs["view"]])
-    for name, table in (("audit", found.table), ("duplicates", turned)):
-        with atomic_write(folder / f"{name}.csv") as f:
-            f.write_text(csv_text(table), encoding="utf-8")
-    with atomic_write(folder / "card.md") as f:
-        f.write_text(found.card(), encoding="utf-8")
+    write_texts(folder, {"audit.csv": csv_text(found.table), "card.md": found.card(),
+                         "duplicates.csv": csv_text(turned)})
     return folder
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #b81d3566
@@ -530,11 +470,8 @@ def audit(
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #6548f9c4
 def _with_hashes(
-    table: pd.DataFrame,
-    readable: np.ndarray,  # of readable images
-    thumbs: np.ndarray,  # (M, 32, 32), of these
-    pairs: pd.DataFrame,
-) -> pd.DataFrame:
+    table: pd.DataFrame, readable: np.ndarray, thumbs: np.ndarray, pairs: pd.DataFrame
+) -> pd.DataFrame:  # readable: indices; their thumbs (M, 32, 32)
     "The table with each image's perceptual hash and the first key of its cluster."
     table = table.assign(phash="", cluster=table["key"]).drop(columns=["grey", "two_valued"])
     hashes = perceptual_hashes(low_frequencies(thumbs))

@@ -57,18 +57,14 @@ ORIENTATIONS = ("", "mirrored", "upside down", "turned by 180°", "transposed", 
          "turned by 270°", "transposed, turned by 180°")
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #9ddf6cfa
-def oriented(
-    images: np.ndarray,  # (N, H, W)
-    view: int,  # 0 … 7, an index into `ORIENTATIONS`
-) -> np.ndarray:  # (N, H, W) or (N, W, H)
+def oriented(images: np.ndarray, view: int) -> np.ndarray:
+    # images (N, H, W); view: 0 … 7, an index into `ORIENTATIONS` → (N, H, W) or (N, W, H)
     "One of the eight views of an image; 90° are clockwise."
     images = images.transpose(0, 2, 1) if view & 4 else images
     return images[:, :: -1 if view & 2 else 1, :: -1 if view & 1 else 1]
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #d68cda7e
-def oriented_hashes(
-    frequencies: np.ndarray,  # (N, 8, 8)
-) -> np.ndarray:  # (8, N) uint64
+def oriented_hashes(frequencies: np.ndarray) -> np.ndarray:  # (N, 8, 8) → (8, N) uint64
     "Perceptual hashes of the eight views."
     sign = np.where(np.arange(8) % 2, -1, 1)
     hashes = []
@@ -79,11 +75,8 @@ def oriented_hashes(
     return np.stack(hashes)
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #2c53736b
-def hash_matches(
-    hashes: np.ndarray,  # (8, N) uint64, of the eight views
-    bits: int,  # that may differ, 0 … 63
-    block: int = 2**20,  # pairs in memory
-) -> Iterator[pd.DataFrame]:  # i < j, view of i, bits that differ; blockwise
+def hash_matches(hashes: np.ndarray, bits: int, block: int = 2**20) -> Iterator[pd.DataFrame]:
+    # (8, N) uint64; bits that may differ, 0 … 63; pairs in memory → i < j, view of i, bits
     "Pairs whose hashes nearly agree in one of the views."
     import pandas as pd
 
@@ -99,10 +92,8 @@ def hash_matches(
             yield hits.sort_values("bits", kind="stable").groupby("i").head(200)
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #ad011201
-def correlations(
-    thumbs: np.ndarray,  # (N, 32, 32) uint8
-    pairs: pd.DataFrame,  # i, j, view of i
-) -> np.ndarray:  # -1 … 1
+def correlations(thumbs: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
+    # thumbs (N, 32, 32) uint8; pairs: i, j, view of i → -1 … 1
     "Correlation of the pixels of each pair, the first image seen as the pair says."
     found = np.zeros(len(pairs), np.float32)
     for view in range(8):
@@ -118,11 +109,9 @@ def correlations(
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #c28146e8
 def near_by_hash(
-    thumbs: np.ndarray,  # (N, 32, 32) uint8
-    bits: int = 8,  # of 64 that may differ
-    correlation: float = 0.95,  # of the thumbnails, at least
-    most: int = 20,  # pairs per image, the closest
+    thumbs: np.ndarray, bits: int = 8, correlation: float = 0.95, most: int = 20
 ) -> pd.DataFrame:  # i < j, view of i, bits, likeness (the correlation)
+    # thumbs (N, 32, 32) uint8; bits that may differ; least correlation; most pairs per image
     "Images that look nearly the same, also mirrored or turned by quarters."
     import pandas as pd
 
@@ -146,11 +135,9 @@ def empty_pairs() -> pd.DataFrame:  # i, j, view, bits, likeness
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #1fe13ee3
 def near_by_features(
-    features: np.ndarray,  # (N, D)
-    cosine: float,  # at least
-    most: int = 20,  # pairs per image, the closest
-    block: int = 2**22,  # pairs in memory
+    features: np.ndarray, cosine: float, most: int = 20, block: int = 2**22
 ) -> pd.DataFrame:  # i < j, view 0, no bits, likeness (the cosine)
+    # features (N, D); least cosine; most pairs per image; pairs in memory
     "Images whose features point in nearly the same direction."
     import pandas as pd
 
@@ -237,11 +224,7 @@ def identical_groups(
     return list(groups.values())
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #1dce9b41
-def representative_pair(
-    first: list[int],  # indices of images that are the same
-    second: list[int],  # indices of images that look like them
-    split: list[str],  # of every image
-) -> tuple[int, int]:
+def representative_pair(first: list[int], second: list[int], split: list[str]) -> tuple[int, int]:
     "One image of each group, in different splits if there are such."
     across = ((a, b) for a in first for b in second if split[a] != split[b])
     return next(across, (first[0], second[0]))
@@ -250,10 +233,8 @@ def representative_pair(
 INVERSE_ORIENTATION = (0, 1, 2, 3, 4, 6, 5, 7)  # view of b that is a, where b is this view of a
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #f3dd1f2d
-def _sides(
-    pairs: pd.DataFrame,  # a, b: indices into the table
-    table: pd.DataFrame,
-) -> pd.DataFrame:  # with key, split and class of both, and whether they differ
+def _sides(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    # a, b: indices into the table → with key, split and class of both, and whether they differ
     "What is known of both images of every pair."
     known = {f"{name}_{s}": table[name].to_numpy()[pairs[s].astype(int)]
              for name in ("key", "split", "class") for s in "ab"}

@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors.numpy import save
 from torch import Tensor
 
-# %% ../../../nbs/library/data/quality/export.ipynb #bb92a498
 from ..dataset import ImageDataset, to_uint8
 from ..readers.layout import SPLIT_NAMES
 from ..tables import about_lines, count_table, plain_text
@@ -46,10 +45,8 @@ class _ExportData:
         return len(self.keys)
 
 # %% ../../../nbs/library/data/quality/export.ipynb #d54e22cf
-def _pixels_of(
-    images: ImageDataset | np.ndarray | Tensor,
-    rows: slice,
-) -> np.ndarray:  # uint8 (n, H, W) or (n, H, W, 3)
+def _pixels_of(images: ImageDataset | np.ndarray | Tensor, rows: slice) -> np.ndarray:
+    # uint8 (n, H, W) or (n, H, W, 3)
     "Some images as a file holds them."
     part = images[rows]["image"] if isinstance(images, ImageDataset) else images[rows]
     part = torch.as_tensor(np.array(part) if isinstance(part, np.ndarray) else part).detach().cpu()
@@ -60,18 +57,14 @@ def _pixels_of(
     return (part[:, 0] if part.shape[1] == 1 else part.permute(0, 2, 3, 1)).contiguous().numpy()
 
 # %% ../../../nbs/library/data/quality/export.ipynb #310c73fb
-def _each(
-    data: _ExportData,
-    batch: int = 32,  # images in memory
-) -> Iterator[tuple[int, np.ndarray]]:  # index, uint8 (H, W) or (H, W, 3)
+def _each(data: _ExportData, batch: int = 32) -> Iterator[tuple[int, np.ndarray]]:
+    # batch: images in memory → index, uint8 (H, W) or (H, W, 3)
     "The images one after another."
     for start in range(0, len(data), batch):
         yield from enumerate(_pixels_of(data.images, slice(start, start + batch)), start)
 
 # %% ../../../nbs/library/data/quality/export.ipynb #05040cea
-def _check_images(
-    images: np.ndarray | Tensor,  # what should be (N, 1 or 3, H, W)
-):
+def _check_images(images: np.ndarray | Tensor):  # what should be (N, 1 or 3, H, W)
     "Raise `ParameterError` for an array that holds no images."
     shape, kind = tuple(getattr(images, "shape", ())), str(getattr(images, "dtype", "nothing"))
     if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
@@ -84,11 +77,8 @@ def _check_images(
 
 # %% ../../../nbs/library/data/quality/export.ipynb #70dc96ed
 def _check_labels(
-    labels: Sequence[int] | None,
-    classes: Sequence[str] | None,
-    keys: Sequence[str],
-    n: int,  # images
-):
+    labels: Sequence[int] | None, classes: Sequence[str] | None, keys: Sequence[str], n: int
+):  # n images
     "Raise `ParameterError` where labels, class names and keys do not belong to these images."
     for name, values in (("labels", labels), ("keys", keys)):
         if values is not None and len(values) != n:
@@ -104,11 +94,8 @@ def _check_labels(
         raise ParameterError(f"parameter `labels` must be 0 … {last}, indices into `classes`")
 
 # %% ../../../nbs/library/data/quality/export.ipynb #3e986db5
-def _check_masks(
-    masks: np.ndarray | Tensor,  # what should be (N, H, W) or (N, 1, H, W)
-    n: int,  # images
-    size: tuple[int, int],  # of an image: height, width, pixels
-):
+def _check_masks(masks: np.ndarray | Tensor, n: int, size: tuple[int, int]):
+    # what should be (N, H, W) or (N, 1, H, W); images; height and width of an image, pixels
     "Raise `ParameterError` for masks of another shape, or that would come out black."
     shape, kind = tuple(masks.shape), str(masks.dtype).removeprefix("torch.")
     if shape not in ((n, *size), (n, 1, *size)):
@@ -124,10 +111,8 @@ def _check_masks(
 _taken = "file_name mask_file_name label class key images labels classes keys split masks".split()
 
 
-def _check_also(
-    also: dict,  # name → what should be N values, or an array (N, …)
-    n: int,  # images
-) -> dict[str, np.ndarray]:
+def _check_also(also: dict, n: int) -> dict[str, np.ndarray]:
+    # name → what should be N values, or an array (N, …)
     "Raise `ParameterError` for names that mean something else, or values that are not one each."
     arrays = {name: np.asarray(values) for name, values in also.items()}
     for name, values in arrays.items():
@@ -140,8 +125,7 @@ def _check_also(
 
 # %% ../../../nbs/library/data/quality/export.ipynb #1c3fa42c
 def _labels_and_classes(
-    labels: Sequence[int] | None,
-    classes: Sequence[str] | None,
+    labels: Sequence[int] | None, classes: Sequence[str] | None
 ) -> tuple[list[int] | None, list[str] | None]:  # plain values; classes are numbered without names
     "Labels as ints and class names as text."
     labels = None if labels is None else [int(k) for k in labels]
@@ -151,13 +135,9 @@ def _labels_and_classes(
 
 # %% ../../../nbs/library/data/quality/export.ipynb #4f025c7e
 def _export_data(
-    images: ImageDataset | np.ndarray | Tensor,
-    labels: Sequence[int] | None = None,
-    classes: Sequence[str] | None = None,
-    keys: Sequence[str] | None = None,
-    masks: np.ndarray | Tensor | None = None,
-    about: dict | None = None,
-    also: dict | None = None,
+    images: ImageDataset | np.ndarray | Tensor, labels: Sequence[int] | None = None,
+    classes: Sequence[str] | None = None, keys: Sequence[str] | None = None,
+    masks: np.ndarray | Tensor | None = None, about: dict | None = None, also: dict | None = None,
 ) -> _ExportData:
     "Put together what is exported. Raises `ParameterError` where the parts do not fit."
     split = None
@@ -178,9 +158,7 @@ def _export_data(
                        _check_also(also or {}, n))
 
 # %% ../../../nbs/library/data/quality/export.ipynb #aa01919f
-def _audit_lines(
-    findings: dict,  # of an `Audit`
-) -> list[str]:  # one sentence each
+def _audit_lines(findings: dict) -> list[str]:  # of an `Audit`
     "What an audit found, in a card."
     def number(name):
         value = findings.get(name, 0)
@@ -194,12 +172,8 @@ def _audit_lines(
     return [f"- audited: {plain_text(findings.get('source', 'unknown'))}", *lines]
 
 # %% ../../../nbs/library/data/quality/export.ipynb #2ddd3f10
-def _card(
-    data: _ExportData,
-    form: str,  # "imagefolder", "stylegan" or "npz"
-    files: int,  # written beside the card
-    synthetic: bool,
-) -> str:  # Markdown
+def _card(data: _ExportData, form: str, files: int, synthetic: bool) -> str:
+    # form: "imagefolder", "stylegan" or "npz"; files: written beside the card
     "What is in an export, for people."
     about = dict(data.about)
     audit, name = about.pop("audit", None), about.pop("name", getattr(data.images, "source", ""))
@@ -223,20 +197,15 @@ def _card(
 _signature = "Written by synth_nb.data.export"
 
 
-def _class_names(
-    data: _ExportData,
-) -> list[str]:  # N; "all" where there are no classes
+def _class_names(data: _ExportData) -> list[str]:  # N; "all" where there are no classes
     "Class of every image."
     if data.labels is None:
         return ["all"] * len(data)
     return [data.classes[k] for k in data.labels]
 
 # %% ../../../nbs/library/data/quality/export.ipynb #df9ec8e1
-def _form_notes(
-    form: str,  # "imagefolder", "stylegan" or "npz"
-    size: tuple[int, int],  # height, width, pixels
-    masks: bool,
-) -> str:  # a paragraph
+def _form_notes(form: str, size: tuple[int, int], masks: bool) -> str:
+    # form: "imagefolder", "stylegan" or "npz"; size: height, width, pixels
     "How to read an export, and what its readers want."
     notes = _form_text[form]
     if form == "stylegan" and size[0] & (size[0] - 1):
@@ -245,10 +214,8 @@ def _form_notes(
     return notes + _mask_text[form] * masks
 
 # %% ../../../nbs/library/data/quality/export.ipynb #d8bc4ec1
-def _also_notes(
-    data: _ExportData,
-    form: str,  # "imagefolder" or "npz"
-) -> str:  # a sentence, or nothing
+def _also_notes(data: _ExportData, form: str) -> str:
+    # form: "imagefolder" or "npz" → a sentence, or nothing
     "Where the rest lies that is known of each image."
     columns = [name for name, values in data.also.items() if values.ndim == 1]
     arrays = [name for name, values in data.also.items() if values.ndim > 1]
@@ -272,9 +239,7 @@ _mask_text = dict(
     imagefolder=" Images lie in `images/`, masks (0 or 255) under the same names in `masks/`.")
 
 # %% ../../../nbs/library/data/quality/export.ipynb #4fba2a42
-def _entry(
-    name: str,  # with `/`
-) -> zipfile.ZipInfo:
+def _entry(name: str) -> zipfile.ZipInfo:  # with `/`
     "The entry of a file in an archive: uncompressed, no date, readable when it is unpacked."
     info = zipfile.ZipInfo(name)
     info.create_system, info.external_attr = 3, 0o100644 << 16  # the same on every system
@@ -282,9 +247,8 @@ def _entry(
 
 # %% ../../../nbs/library/data/quality/export.ipynb #928ee51a
 @contextmanager
-def _writing(
-    target: Path,  # a folder, or a file that ends in .zip
-):  # yields a function that takes a name and a content
+def _writing(target: Path):
+    # a folder, or a file that ends in .zip → yields a function that takes a name and a content
     "Open a folder or archive for writing; an old one is replaced when all went well."
     def put(name, content):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -298,9 +262,7 @@ def _writing(
             yield put
 
 # %% ../../../nbs/library/data/quality/export.ipynb #3c230812
-def _written_before(
-    target: Path,  # exists
-) -> bool:
+def _written_before(target: Path) -> bool:  # exists
     "Whether a path holds an export and nothing else."
     try:
         if target.is_dir():
@@ -332,9 +294,7 @@ def check_target(
         raise FileExistsError(f"{display_path(target)} {message}")
 
 # %% ../../../nbs/library/data/quality/export.ipynb #eb9c5273
-def folder_names(
-    classes: Sequence[str],
-) -> list[str]:  # all different, safe on every system
+def folder_names(classes: Sequence[str]) -> list[str]:  # all different, safe on every system
     "Names of class folders."
     names, reserved = [], {*SPLIT_NAMES, "dev", "eval", "evaluation", "checkpoints", "images",
                           "masks", "__macosx"}
@@ -349,29 +309,23 @@ def folder_names(
     return names
 
 # %% ../../../nbs/library/data/quality/export.ipynb #9fc66db7
-def _png(
-    pixels: np.ndarray,  # uint8 (H, W) or (H, W, 3)
-) -> bytes:
+def _png(pixels: np.ndarray) -> bytes:  # uint8 (H, W) or (H, W, 3)
     "An image as the content of a PNG file."
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 # %% ../../../nbs/library/data/quality/export.ipynb #0b9bc1e5
-def _mask_pixels(
-    mask: np.ndarray | Tensor,  # (H, W) or (1, H, W): bool, or 0 and 255
-) -> np.ndarray:  # uint8 (H, W)
+def _mask_pixels(mask: np.ndarray | Tensor) -> np.ndarray:
+    # (H, W) or (1, H, W): bool, or 0 and 255 → uint8 (H, W)
     "A mask as a file holds it."
     values = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
     values = values.reshape(values.shape[-2:])
     return values.astype(np.uint8) * 255 if values.dtype == bool else np.array(values)
 
 # %% ../../../nbs/library/data/quality/export.ipynb #c1100dcd
-def _table_row(
-    data: _ExportData,
-    i: int,
-    folders: list[str],  # one for each class
-) -> dict:  # a line of `metadata.jsonl`
+def _table_row(data: _ExportData, i: int, folders: list[str]) -> dict:
+    # folders: one for each class → a line of `metadata.jsonl`
     "Where an image lies, seen from its split's folder, and what it shows."
     name = f"{i:08}.png" if data.labels is None else f"{folders[data.labels[i]]}/{i:08}.png"
     row = {"file_name": name if data.masks is None else f"images/{name}"}
@@ -382,10 +336,8 @@ def _table_row(
     return row if data.masks is None else row | {"mask_file_name": f"masks/{name}"}
 
 # %% ../../../nbs/library/data/quality/export.ipynb #d0b87682
-def _write_imagefolder(
-    data: _ExportData,
-    put: Callable[[str, bytes], None],  # writes one file
-) -> int:  # how many files
+def _write_imagefolder(data: _ExportData, put: Callable[[str, bytes], None]) -> int:
+    # put: writes one file → how many files
     "PNG files in folders, and their tables."
     folders = folder_names(data.classes or [])
     tables = {}
@@ -404,9 +356,7 @@ def _write_imagefolder(
     return len(data) * (1 if data.masks is None else 2) + len(tables) + len(arrays)
 
 # %% ../../../nbs/library/data/quality/export.ipynb #c718e899
-def _check_square(
-    data: _ExportData,
-):
+def _check_square(data: _ExportData):
     "Raise `ParameterError` for images that StyleGAN's readers refuse."
     if data.also:
         raise ParameterError("form 'stylegan' holds nothing but labels: leave `also` out")
@@ -417,10 +367,8 @@ def _check_square(
         raise ParameterError("form 'stylegan' holds no masks: leave `masks` out, or choose another")
 
 # %% ../../../nbs/library/data/quality/export.ipynb #2643a54d
-def _write_stylegan(
-    data: _ExportData,
-    put: Callable[[str, bytes], None],  # writes one file
-) -> int:  # how many files
+def _write_stylegan(data: _ExportData, put: Callable[[str, bytes], None]) -> int:
+    # put: writes one file → how many files
     "PNG files under running numbers, and `dataset.json`."
     names = [f"{i // 1000:05}/img{i:08}.png" for i in range(len(data))]
     for i, pixels in _each(data):
@@ -447,10 +395,7 @@ def _put_array(
             f.write(np.ascontiguousarray(part, dtype).tobytes())
 
 # %% ../../../nbs/library/data/quality/export.ipynb #bc517920
-def _write_npz(
-    data: _ExportData,
-    archive: zipfile.ZipFile,
-) -> int:  # how many arrays
+def _write_npz(data: _ExportData, archive: zipfile.ZipFile) -> int:  # how many arrays
     "One array each of images and what is known of them."
     shape = _pixels_of(data.images, slice(0, 1)).shape[1:]
     images = (pixels for _, pixels in _each(data))

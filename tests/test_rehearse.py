@@ -1,0 +1,72 @@
+"""One profile of each notebook rehearsed in small; all of them at true size: `make rehearse`.
+
+The published configurations are what their weights are for, to the last parameter.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import rehearse
+import stand_ins
+import torch
+
+CHOSEN = [f"{notebook}.reported" for notebook in rehearse.SHORT if notebook != "05_e2i"]
+CHOSEN += ["05_e2i.recommended"]
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory) -> dict[str, dict]:
+    "What each took, in one process that imports once."
+    for name in ("tensorflow", "datasets", "openslide", "torch_fidelity"):
+        pytest.importorskip(name)
+    home = tmp_path_factory.mktemp("rehearsal")
+    command = [sys.executable, rehearse.__file__, *CHOSEN, "--here", "--small", "--home", str(home)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {row["name"]: row for row in rows}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_profile_runs_through(rehearsed, name):
+    found = rehearsed[name]
+    assert rehearse.problems(found) == []
+    trained = found["weights"]
+    assert sum(trained.values()) > 0 and min(found["steps"].values()) >= 2
+    assert found["gpu"]["thousand"] > 0
+    assert rehearse.line(found).count("|") == rehearse.HEAD.split("\n")[0].count("|")
+
+
+def parameters(make) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in make().parameters())
+
+
+def test_published_configurations_have_their_weights():
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPConfig, CLIPModel
+
+    networks = {"sd-vae-ft-mse": AutoencoderKL.from_config,
+                "sd15-unet": UNet2DConditionModel.from_config,
+                "clip-vit-large-patch14": lambda config: CLIPModel(CLIPConfig(**config))}
+    for name, make in networks.items():
+        file = stand_ins.PUBLISHED / f"{name}.json"
+        config = stand_ins.published(name)
+        expected = json.loads(file.read_text(encoding="utf-8"))["_weights"]
+        assert parameters(lambda make=make, config=config: make(config)) == expected, name
+
+
+def test_our_layouts_are_the_published_ones():
+    from synth_nb.diffusion.model import UNET_LAYOUTS, unet_from_layout
+    from synth_nb.emnist.model import new_unet
+
+    published = stand_ins.published("sd15-unet")
+    with torch.device("meta"):
+        ours = unet_from_layout(UNET_LAYOUTS["sd15"], 768, 64)
+    for name in ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block",
+                 "cross_attention_dim", "attention_head_dim", "norm_num_groups"):
+        own = ours.config[name]
+        assert (list(own) if isinstance(own, tuple) else own) == published[name], name
+    assert round(parameters(lambda: new_unet(52, network="documented")) / 1e6, 1) == 113.7
