@@ -205,9 +205,11 @@ class Trainer:
         evaluate: Callable[[int], dict[str, float]] | None = None,
         save: Callable[[Path], None] | None = None,
         what: str = "training",  # word for the progress line
+        remedy: str = "",  # for too little memory; empty: what the configuration offers
     ):
         self.folder, self.data, self.modules, self.phases = Path(folder), data, modules, phases
         self.config, self.evaluate, self.save, self.what = config, evaluate, save, what
+        self.remedy = remedy
         self.compiled, self.graphs = [], False
         self.averages = {k: moving_average(modules[k], beta) for k, beta in (ema or {}).items()}
         self.optimizers = {id(p.optimizer): p.optimizer for p in phases}
@@ -346,9 +348,9 @@ class Trainer:
         self.graphs = self.device.type == "cuda" and one_shape
         losses = (phase.loss for phase in self.phases)
         for name in {name for loss in losses for name in getattr(loss, "compilable", ())}:
-            mode = "reduce-overhead" if self.graphs else None
-            self.nets[name].compile(mode=mode, dynamic=False)
-            self.compiled.append(self.nets[name])
+            mode, (net, _, part) = "reduce-overhead" if self.graphs else None, name.partition(".")
+            self.compiled.append(self.nets[net].get_submodule(part))
+            self.compiled[-1].compile(mode=mode, dynamic=False)
 
     def gpu_can_compile(self) -> bool:
         return self.device.type == "cuda" and has_triton()
@@ -625,6 +627,8 @@ class Trainer:
 
     def advice(self) -> str:
         "What makes this training smaller."
+        if self.remedy:
+            return self.remedy
         trained, config = self.trained_modules(), self.config
         on = config.checkpointing if all(map(can_checkpoint, trained)) else None
         return less_memory(config.batch_size, config.accumulate, config.processes, on)
