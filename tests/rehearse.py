@@ -22,6 +22,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,8 @@ def parameters(notebook: str, profile: str, small: bool, home: Path, defaults: d
     short |= SHORT[notebook] | (NARROW[notebook] if small else {})
     if values.get("unet_size") == "sd15" or values.get("pretrained"):
         short |= LARGE
+    if values.get("autoencoder") or values.get("pretrained"):
+        short.pop("vae_steps", None)  # none is trained
     if "batch" in values:  # the original's words
         short |= dict(batch=short.pop("batch_size"), seeds="1-2")
         short.pop("snapshot_every")
@@ -270,6 +273,7 @@ def rehearse(name: str, home: Path, small: bool) -> dict:
     defaults = declared(cells)
     values = parameters(notebook, profile, small, home, defaults)
     networks(values, defaults, home, small)
+    shutil.rmtree(home / "outputs" / notebook / values["run_name"], ignore_errors=True)
     gc.collect()
     reset_peak(torch.device("cpu"))
     watch, start, text = Watch(), time.monotonic(), io.StringIO()
