@@ -326,7 +326,10 @@ class StyledConv(nn.Module):
             return None
         if noise_mode == "const":
             return self.noise_const * self.noise_strength
-        drawn = torch.randn(count, 1, *self.noise_const.shape).to(self.noise_const)
+        # a trained model draws on the CPU: the same numbers on every device
+        like = self.noise_const
+        drawn = torch.randn(count, 1, *like.shape, device=like.device if self.training else "cpu")
+        drawn = drawn.to(like)
         return drawn * self.noise_strength
 
     def forward(

@@ -111,7 +111,8 @@ def resample(
     if kernel.ndim == 1:
         x = resample(x, kernel[None], (1, up[1]), (1, down[1]), (*borders[:2], 0, 0), gain)
         return resample(x, kernel[:, None], (up[0], 1), (down[0], 1), (0, 0, *borders[2:]))
-    return _Resampled.apply(x, kernel * gain, up, down, borders)
+    apply = _resample if torch.compiler.is_compiling() else _Resampled.apply
+    return apply(x, kernel * gain, up, down, borders)
 
 # %% ../../nbs/library/stylegan2/ops.ipynb #dddab290
 def smooth(
@@ -161,16 +162,22 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if pixels else torch.contiguous_format
 
 # %% ../../nbs/library/stylegan2/ops.ipynb #597ec9b7
-class _Conv(torch.autograd.Function):
+def _convolution(x: Tensor, w: Tensor, bias: Tensor | None, plan: tuple) -> Tensor:
     "Convolution; `plan` is stride, padding, transposed."
+    stride, padding, transposed = plan
+    with torch.autocast(x.device.type, enabled=False):
+        options = [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1
+        return torch.convolution(x, w, bias, *options)
+
+
+class _Conv(torch.autograd.Function):
+    "The same, with derivatives of its own."
 
     @staticmethod
     def forward(ctx, x, w, bias, plan):
         ctx.save_for_backward(x, w)
-        ctx.plan, (stride, padding, transposed) = plan, plan
-        with torch.autocast(x.device.type, enabled=False):
-            options = [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1
-            return torch.convolution(x, w, bias, *options)
+        ctx.plan = plan
+        return _convolution(x, w, bias, plan)
 
     @staticmethod
     def backward(ctx, grad):
@@ -232,7 +239,10 @@ def convolve(
     transposed: bool = False,
 ) -> Tensor:  # (B, O, …)
     "Convolution whose derivatives of all orders are convolutions."
-    return _Conv.apply(x, weight, bias, (stride, padding, transposed))
+    plan = (stride, padding, transposed)
+    if torch.compiler.is_compiling():  # which differentiates by itself, and once
+        return _convolution(x, weight, bias, plan)
+    return _Conv.apply(x, weight, bias, plan)
 
 # %% ../../nbs/library/stylegan2/ops.ipynb #7468dc65
 def _scaled(x: Tensor, weight: Tensor, gain: float) -> tuple[Tensor, Tensor]:

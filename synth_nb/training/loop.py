@@ -343,9 +343,9 @@ class Trainer:
         self.graphs = self.device.type == "cuda" and one_shape
         losses = (phase.loss for phase in self.phases)
         for name in {name for loss in losses for name in getattr(loss, "compilable", ())}:
-            mode = "reduce-overhead" if self.graphs else None
-            self.nets[name].compile(mode=mode, dynamic=False)
-            self.compiled.append(self.nets[name])
+            mode, (net, _, part) = "reduce-overhead" if self.graphs else None, name.partition(".")
+            self.compiled.append(self.nets[net].get_submodule(part))
+            self.compiled[-1].compile(mode=mode, dynamic=False)
 
     def gpu_can_compile(self) -> bool:
         return self.device.type == "cuda" and has_triton()
