@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['list_files', 'Listing', 'listed_source']
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #ca8118ba
+# %% ../../../nbs/library/data/readers/listing.ipynb #ec1e0e13
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,12 +25,14 @@ from .sources import (
     ADVICE, EXTENSIONS, DataError, ImageError, Source, complete_groups, extension_of, mask_values,
     open_image, open_mask, reason, to_mode)
 from .stacks import npy_stack, npz_stack, tiff_stack
+from .volumes import Slices, h5_stack, nifti_stack
 from .stylegan import SameSizeReader, stylegan_labels
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #838a290a
+# %% ../../../nbs/library/data/readers/listing.ipynb #185b95d0
 READERS = {".tif": tiff_stack, ".tiff": tiff_stack, ".ome.tif": tiff_stack,
            ".ome.tiff": tiff_stack, ".npy": npy_stack, ".npz": npz_stack, ".dcm": dicom_stack,
-           ".dicom": dicom_stack, ".ima": dicom_stack}
+           ".dicom": dicom_stack, ".ima": dicom_stack, ".h5": h5_stack, ".hdf5": h5_stack,
+           ".nii": nifti_stack, ".nii.gz": nifti_stack}
 
 
 @dataclass(slots=True)
@@ -42,11 +45,12 @@ class ListedImage:
     group: str | None = None  # what it belongs to; None: nothing
     split: str | None = None  # from the file
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #7281f7df
+# %% ../../../nbs/library/data/readers/listing.ipynb #15387a30
 def _list_file(
     folder: Path,
     file: str,  # relative, with `/`
     intensity: Intensity | None,
+    slices: Slices,
 ) -> tuple[list[ListedImage], tuple[str, ...]]:  # and what was taken for what
     "The images of one file. Raises `ImageError` or `OSError`."
     path, kind = folder / file, extension_of(file)
@@ -55,7 +59,8 @@ def _list_file(
         raise ImageError("not a file, or a broken link")
     if reader and path.stat().st_size == 0:
         raise ImageError("empty file")
-    stack = reader(path, intensity) if reader else None
+    more = dict(slices=slices) if reader is nifti_stack else {}
+    stack = reader(path, intensity, **more) if reader else None
     if stack is None:
         return [ListedImage(file, file)], ()
     if intensity is not None and stack.scan:
@@ -67,12 +72,13 @@ def _list_file(
     return [ListedImage(keys[i], file, partial(stack.page, i), labels[i], groups[i], split[i])
             for i in range(n)], stack.notes
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #d6d6165b
+# %% ../../../nbs/library/data/readers/listing.ipynb #32abb753
 def list_files(
     folder: Path,
     files: list[str],  # relative, with `/`
     intensity: Intensity | None = None,  # how more than 8 bits become 8; None: by their type
     notes: list[str] | None = None,  # what was taken for what is added here
+    slices: Slices | None = None,  # how volumes are cut
 ) -> tuple[list[ListedImage], list[tuple[str, str]]]:  # images; files without one, and why
     "The images of many files, in their order."
     images, bad = [], []
@@ -81,7 +87,7 @@ def list_files(
             images.append(ListedImage(file, file))
             continue
         try:
-            found, noted = _list_file(folder, file, intensity)
+            found, noted = _list_file(folder, file, intensity, slices or Slices())
             images += found
             if notes is not None:
                 notes += [note for note in noted if note not in notes]
@@ -89,7 +95,16 @@ def list_files(
             bad.append((file, str(e) if isinstance(e, DataError) else reason(e)))
     return images, bad
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #64db21df
+# %% ../../../nbs/library/data/readers/listing.ipynb #24968701
+def labels_beside(
+    names: list[str],
+) -> set[str]:  # files that only hold what another one needs
+    "Labels in HDF5 beside their images, as PCam has them; they are read with these."
+    kinds = [name for name in names if name.lower().endswith((".h5", ".hdf5"))]
+    stems = {re.sub(r"(?i)x\.\w+$", "", name) for name in kinds if re.search(r"(?i)x\.\w+$", name)}
+    return {name for name in kinds if re.sub(r"(?i)(y|mask|meta)\.\w+$", "", name) in stems}
+
+# %% ../../../nbs/library/data/readers/listing.ipynb #444a2566
 @dataclass
 class Listing:
     "What lies in a folder or an archive, by name; nothing is decoded."
@@ -100,24 +115,27 @@ class Listing:
     read: Callable[[str], bytes]  # content of a file; raises `ImageError` or `OSError`
     skipped: list[tuple[str, str]] = field(default_factory=list)  # and why
     path: Path | None = None  # of a folder
+    slices: Slices | None = None  # how volumes are cut
 
     @classmethod
-    def of(cls, name, title, names, read, skipped=(), path=None) -> "Listing":
+    def of(cls, name, title, names, read, skipped=(), path=None, slices=None) -> "Listing":
         "Sort names by their extensions; in a folder, what has none may be DICOM."
         known = {*EXTENSIONS["image"], *EXTENSIONS["stack"]}
-        images, others = [], []
+        images, others, beside = [], [], labels_beside(names)
         for file in names:
+            if file in beside:
+                continue
             kind = extension_of(file)
             image = kind in known or (kind in (".ome.tif", ".ome.tiff"))
             if not image and path and (not kind or kind[1:].isdecimal()):
                 image = is_dicom(path / file)
             (images if image else others).append(file)
-        return cls(name, title, images, others, read, [*skipped], path)
+        return cls(name, title, images, others, read, [*skipped], path, slices)
 
     def pages(self, files, intensity=None, notes=None):
         "The images of some of its files; files without one, and why."
         if self.path:
-            return list_files(self.path, files, intensity, notes)
+            return list_files(self.path, files, intensity, notes, self.slices)
         return [ListedImage(file, file) for file in files], []
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #d46f8a58

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MaskPairs', 'find_masks']
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #40e01568
+# %% ../../../nbs/library/data/readers/masks.ipynb #9da46922
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from .layout import IMAGE_WORDS, some_names, words_of
+from .sources import extension_of
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #e8c84cdb
 RANKS = {  # of several kinds of masks, the first is taken
@@ -62,7 +63,7 @@ def read_stem(
     part = match["who"] or (match.groupdict().get("part") if word in OBSERVERS else "")
     return match["base"].strip(" _.-"), f"{word} {part}" if part else word
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #c3b6cbf2
+# %% ../../../nbs/library/data/readers/masks.ipynb #62a92a9b
 IMAGE_END = re.compile(
     r"(?i)(?:[\s_.\-]+(?:images?|img|input|orig|original|raw|photo|training|train"
     r"|test|sat|rgb))$|^(?:images?|img|input|im)[\s_.\-]+(?=.)"
@@ -95,7 +96,7 @@ def form_of(
 ) -> Form:
     "Read one name."
     folder, _, name = file.rpartition("/")
-    stem = name.rpartition(".")[0] or name
+    stem = name[: len(name) - len(extension_of(name))] or name
     common, kind = read_folders_of(folder)
     words = {*words_of(stem)}
     if words <= RANKS.keys():  # mask.png beside image.png
