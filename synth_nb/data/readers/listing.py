@@ -309,7 +309,7 @@ def class_order(
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #12f16be5
+# %% ../../../nbs/library/data/readers/listing.ipynb #b674399f
 @dataclass
 class Reading:
     "What is known of a listing's images, file by file."
@@ -346,13 +346,15 @@ def read_listing(
         left |= {f: tables.unlabelled for f in files if f not in tables.label and f not in own}
     split = dict(zip(files, found.split, strict=True))
     if not any(split.values()):
-        split = _other_splits(files, images, tables)
+        split = _other_splits(files, tables)
+        if split and not tables.split:
+            tables.notes.append("splits from names of files")
     notes = [*found.notes, *tables.notes]
     doubts = [d for d in found.doubts if not tables.label] + tables.doubts
     return Reading(split, label | tables.label, tables.group, left,
                    found.one_class or listing.title, False, notes, doubts)
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #6aec799d
+# %% ../../../nbs/library/data/readers/listing.ipynb #319e6359
 def _without_image_folder(file):
     "A file's path without the folders that only tell images from masks."
     *folders, name = file.split("/")
@@ -375,6 +377,9 @@ def _tables(listing, files, folder_class):
         if beside:
             found.label = beside
             found.notes.append("classes from a file beside each image")
+    sheets = [name for name in listing.others if extension_of(name) in (".xlsx", ".xls", ".ods")]
+    if sheets and not found.label and not by_folder:
+        found.doubts.append(f"{sheets[0]} is not read: save it as .csv if it names the classes")
     lists = [read[name] for name in names if extension_of(name) == ".txt"]
     classes = {*folder_class.values(), *found.label.values()} - {None}
     words = synset_names(classes, lists)
@@ -385,16 +390,17 @@ def _tables(listing, files, folder_class):
     return found
 
 
-def _other_splits(files, images, tables):
-    "Splits by tables, by arrays, or by the names of files of many images."
+def _other_splits(files, tables):
+    "Splits by tables, or by the names of files where each has one."
     if tables.split and {*tables.split} >= {*files}:
         return tables.split
-    several = Counter(image.file for image in images)
-    words = {file: split_word(file.rpartition("/")[2].rpartition(".")[0])[0] for file in files}
-    if min(several.values(), default=1) > 1 and all(words.values()) and (
-            len({*words.values()}) > 1 and "train" in words.values()):
-        return words
-    return {}
+    stems = (file.rpartition("/")[2].rpartition(".")[0] for file in files)
+    words = {}
+    for file, stem in zip(files, stems, strict=True):
+        words[file] = split_word(stem)[0]
+        if words[file] is None:
+            return {}
+    return words if len({*words.values()}) > 1 and "train" in words.values() else {}
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #570be970
 def listed_source(
