@@ -834,3 +834,79 @@ def test_sixteen_bits_of_dicom_without_a_window(tmp_path):
     assert opened(tmp_path, channels=1, intensity="dtype")[0].images.max() < 20
     with pytest.raises(DataError, match="no window in it"):
         open_dataset(tmp_path, 24, intensity="window")
+
+
+# --- the shapes of public sets, with drawn pixels
+
+
+def of_kaggle(part, word="_set"):
+    return {
+        f"{part}{word}/{part}{word}/{c}/{i}.jpg": photo(part, c, i, kind="JPEG")
+        for c in ("cats", "dogs")
+        for i in range(4)
+    }
+
+
+def two_kinds_of_masks():
+    names = ("images", "infection masks", "lung masks")
+    return {
+        f"{c}/{name}/{i}.png": photo(c, i) if name == "images" else mask(i)
+        for c in ("COVID", "Normal")
+        for name in names
+        for i in range(4)
+    }
+
+
+def in_numbered_parts():
+    files = {f"images_part_{1 + i % 2}/ISIC_{i:04}.jpg": photo(i, kind="JPEG") for i in range(8)}
+    rows = [f"L{i},ISIC_{i:04},{'nv' if i % 4 else 'mel'},histo,{'fm'[i % 2]}\n" for i in range(8)]
+    table = "lesion_id,image_id,dx,dx_type,sex\n" + "".join(rows)
+    return files | {"metadata.csv": table.encode()}
+
+
+def of_tiny_imagenet():
+    ids = ("n01440764", "n01443537")
+    files = {f"t/train/{n}/images/{n}_{i}.JPEG": photo(n, i, kind="JPEG")
+             for n in ids for i in range(4)}  # fmt: skip
+    files |= {f"t/val/images/val_{i}.JPEG": photo(i, kind="JPEG") for i in range(4)}
+    rows = [f"val_{i}.JPEG\t{ids[i % 2]}\t0\t0\t62\t62\n" for i in range(4)]
+    words = "n01440764\ttench, Tinca tinca\nn01443537\tgoldfish, Carassius\n"
+    tables = {"t/val/val_annotations.txt": "".join(rows), "t/words.txt": words}
+    return files | {name: text.encode() for name, text in tables.items()}
+
+
+def of_patients():
+    return {f"train/patient{p:03}/study1/view{v}.jpg": photo(p, v, kind="JPEG")
+            for p in range(6) for v in (1, 2)}  # fmt: skip
+
+
+def with_flat_names():
+    return {
+        f"{part}_{i}{end}.bmp": encoded(disc(i) if end else texture(part, i), "BMP")
+        for part in ("train", "testA")
+        for i in range(1, 5)
+        for end in ("", "_anno")
+    }
+
+
+PUBLIC = {
+    "cats and dogs": (of_kaggle("training") | of_kaggle("test"), ["cats", "dogs"], 16, False),
+    "intel": (of_kaggle("seg_train", "") | of_kaggle("seg_test", ""), ["cats", "dogs"], 16, False),
+    "covid": (two_kinds_of_masks(), ["COVID", "Normal"], 8, True),
+    "ham": (in_numbered_parts(), ["mel", "nv"], 8, False),
+    "tiny imagenet": (of_tiny_imagenet(), ["goldfish", "tench"], 12, False),
+    "chexpert": (of_patients(), ["set"], 12, False),
+    "glas": (with_flat_names(), ["set"], 8, True),
+}
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_shapes_of_public_sets(tmp_path, name, form):
+    files, classes, n, masked = PUBLIC[name]
+    ds, _ = opened(write(tmp_path, files, form))
+    assert (ds.classes, len(ds), ds.masked) == (classes, n, masked)
+    assert len(set(ds.split)) == 2 and ds.describe()["about"]["read_as"]
+    if name == "chexpert":
+        assert len(set(ds.groups)) == 6
+        assert len(set(zip(ds.groups, ds.split, strict=True))) == 6

@@ -24,17 +24,66 @@ def words_of(
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
                "validation": "val", "test": "test", "testing": "test"}
 
-# %% ../../../nbs/library/data/readers/layout.ipynb #1c1a4681
+# %% ../../../nbs/library/data/readers/layout.ipynb #f9e6d070
 SPLIT_WORDS = SPLIT_NAMES | {
-    "trn": "train", "trainval": "train", "dev": "val", "eval": "val", "evaluation": "val",
-    "holdout": "test", "heldout": "test", "tst": "test"}
+    "trn": "train",
+    "trainval": "train",
+    "dev": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "validate": "val",
+    "holdout": "test",
+    "heldout": "test",
+    "tst": "test",
+}
 IMAGE_WORDS = {
-    "image", "images", "img", "imgs", "im", "ims", "input", "inputs", "original", "originals",
-    "orig", "raw", "photo", "photos", "picture", "pictures", "pics", "jpeg", "jpg", "png", "tif",
-    "tiff", "bmp", "frames", "slices", "scans"}
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "im",
+    "ims",
+    "input",
+    "inputs",
+    "original",
+    "originals",
+    "orig",
+    "raw",
+    "photo",
+    "photos",
+    "picture",
+    "pictures",
+    "pics",
+    "jpeg",
+    "jpg",
+    "png",
+    "tif",
+    "tiff",
+    "bmp",
+    "frames",
+    "slices",
+    "scans",
+}
 NEUTRAL_WORDS = IMAGE_WORDS | {
-    "data", "dataset", "datasets", "set", "sets", "split", "splits", "folder", "dir", "files",
-    "samples", "part", "subset", "cropped", "resized", "final", "new", "v"}
+    "data",
+    "dataset",
+    "datasets",
+    "set",
+    "sets",
+    "split",
+    "splits",
+    "folder",
+    "dir",
+    "files",
+    "samples",
+    "part",
+    "subset",
+    "cropped",
+    "resized",
+    "final",
+    "new",
+    "v",
+}
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #a18c2a56
 @lru_cache(2**14)

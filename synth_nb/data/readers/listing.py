@@ -309,7 +309,7 @@ def class_order(
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #b674399f
+# %% ../../../nbs/library/data/readers/listing.ipynb #507b6363
 @dataclass
 class Reading:
     "What is known of a listing's images, file by file."
@@ -340,6 +340,11 @@ def read_listing(
     found = read_folders(places, {i for i, file in enumerate(files) if file in own})
     label = dict(zip(files, found.label, strict=True))
     tables = _tables(listing, files, label) if len(own) < len(files) else TableLabels()
+    patients = {} if tables.label else _patient_folders(label)
+    if patients:
+        label = dict.fromkeys(label)
+        tables.group = tables.group or patients
+        tables.notes.append("folders name patients: groups, not classes")
     left = {file: "outside the class or split folders" for file, out
             in zip(files, found.outside, strict=True) if out and file not in tables.label}
     if tables.unlabelled:
@@ -354,7 +359,7 @@ def read_listing(
     return Reading(split, label | tables.label, tables.group, left,
                    found.one_class or listing.title, False, notes, doubts)
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #319e6359
+# %% ../../../nbs/library/data/readers/listing.ipynb #4c01758e
 def _without_image_folder(file):
     "A file's path without the folders that only tell images from masks."
     *folders, name = file.split("/")
@@ -381,13 +386,21 @@ def _tables(listing, files, folder_class):
     if sheets and not found.label and not by_folder:
         found.doubts.append(f"{sheets[0]} is not read: save it as .csv if it names the classes")
     lists = [read[name] for name in names if extension_of(name) == ".txt"]
-    classes = {*folder_class.values(), *found.label.values()} - {None}
-    words = synset_names(classes, lists)
+    named = {**folder_class, **found.label}
+    words = synset_names({*named.values()} - {None}, lists)
     if words:
-        named = {**folder_class, **found.label}
         found.label = {file: words[name] for file, name in named.items() if name}
         found.notes.append("names of classes from a list of synsets")
     return found
+
+
+def _patient_folders(label):
+    "Folders that number patients, slides or cases; empty where they are classes."
+    names = {*label.values()} - {None}
+    form = r"(?i)(patient|subject|subj|sub|pat|hasta|case|slide)s?[\s_-]*\d+"
+    if len(names) > 1 and all(re.fullmatch(form, name) for name in names):
+        return {file: name for file, name in label.items() if name}
+    return {}
 
 
 def _other_splits(files, tables):

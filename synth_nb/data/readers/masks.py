@@ -155,16 +155,16 @@ class ImageIndex:
                 return table[key]
         return self.lone.get(mask.folder) if mask.in_folder and mask.folder else None
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #9ad58f0b
+# %% ../../../nbs/library/data/readers/masks.ipynb #39cce606
 def pairs_by_stem(
     forms: dict[str, Form],
     lone: list[str],  # masks whose folders are called otherwise than those of any image
 ) -> dict[str, str]:  # mask → image; all of a folder or none of it
     "Masks and images of one name, or of one name and an ending that all masks of a folder have."
-    stems = {}
+    stems = defaultdict(list)
     for file, form in forms.items():
         if not form.kind:
-            stems[form.bare] = None if form.bare in stems else file
+            stems[form.bare].append(file)
     folders, found = defaultdict(list), {}
     for file in lone:
         if "/" in file:
@@ -173,13 +173,28 @@ def pairs_by_stem(
         own = {file: (forms[file].bare, forms[file].stem) for file in files}
         last = common_ending([bare for bare, _ in own.values()]) if len(files) > 1 else ""
         for ending in ("", last):
-            named = {file: next((stems[s] for name in names
-                                 if stems.get(s := name.removesuffix(ending))), None)
+            named = {file: next(filter(None, (nearest(file, stems.get(name.removesuffix(ending)))
+                                              for name in names)), None)
                      for file, names in own.items()}
             if all(named.values()):
                 found |= named
                 break
     return found
+
+
+def nearest(
+    file: str,
+    others: list[str] | None,  # of one name
+) -> str | None:  # None where two are as near
+    "The file that shares most folders with another."
+    def shared(other):
+        pairs = zip(file.split("/"), other.split("/"), strict=False)
+        return next((k for k, (a, b) in enumerate(pairs) if a != b), 0)
+
+    if not others or len(others) == 1:
+        return others[0] if others else None
+    depths = sorted(((shared(other), other) for other in others), reverse=True)
+    return depths[0][1] if depths[0][0] > depths[1][0] else None
 
 
 def common_ending(
