@@ -26,7 +26,7 @@ from synth_nb.training.schedules import warmup
 def ours(latents, conditions, batch_size, device):
     "One step of the project's trainer."
     unet = new_unet(conditions.shape[-1], latents.shape[-1])
-    optimizer = torch.optim.AdamW(unet.parameters(), 1e-4)
+    optimizer = torch.optim.AdamW(unet.parameters(), 1e-4, fused=True)
     phase = Phase(DiffusionLoss(new_scheduler()), optimizer, scheduler=warmup(optimizer, 60))
     data = LatentSet(latents, conditions, [str(i) for i in range(latents.shape[1])])
     plan = TrainingConfig(1, batch_size, device=device, precision="fp32")
@@ -38,7 +38,7 @@ def plain(latents, conditions, batch_size, device):
     "The same step, written as in diffusers' examples."
     target = pick_device(device)
     unet = new_unet(conditions.shape[-1], latents.shape[-1]).to(target).train()
-    optimizer = torch.optim.AdamW(unet.parameters(), 1e-4)
+    optimizer = torch.optim.AdamW(unet.parameters(), 1e-4, fused=True)
     noising = DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -44,8 +44,8 @@ def ready(device: torch.device):
 def line(size: int, args: argparse.Namespace) -> str:
     "Train some steps at one size, and say what they cost."
     device = pick_device(args.device)
-    half = pick_precision(args.precision, device) != "fp32"
-    changes = {} if half else dict(clamp=None)
+    kind = pick_precision(args.precision, device)
+    half, changes = kind != "fp32", {} if kind == "fp16" else dict(clamp=None)
     changes |= dict(channel_max=args.channel_max) if args.channel_max else {}
     settings = choose_settings("auto", size, args.batch, **changes)
     seed_everything(0)

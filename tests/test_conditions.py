@@ -17,6 +17,7 @@ import torch
 from execnb.shell import CaptureShell
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+from PIL import Image
 
 from synth_nb.core.testing import assert_near
 
@@ -152,6 +153,22 @@ def test_the_saved_models_are_stock_pipelines(finished, tmp_path):
     for folder in folders:
         ours = load_model(folder, "cpu").sample(2, **options).images
         assert_near(stock[str(folder / "model")], ours)
+
+
+@pytest.mark.parametrize("condition", ["t2i", "i2i", "e2i"])
+def test_what_a_model_says_of_its_use_is_all_one_needs(finished, condition, tmp_path):
+    "Its own lines, in a process that knows diffusers and safetensors, but not this library."
+    from synth_nb.tools.share import export_model
+
+    home = export_model(finished(condition), tmp_path / "export")
+    text = (home / "model/README.md").read_text()
+    assert text in (home / "README.md").read_text()
+    lines = text.split("```")[1].removeprefix("python\n").strip().split("\n")
+    assert sum(bool(line) for line in lines) <= 10
+    end = "import sys\nassert not any(name.startswith('synth_nb') for name in sys.modules)"
+    path = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", "\n".join([*lines, end])], check=True, cwd=home, env=path)
+    assert Image.open(home / "image.png").size == (64, 64)
 
 
 def test_a_complete_run_is_left_alone_and_more_epochs_extend_it(finished, patches):

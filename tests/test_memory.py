@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -233,3 +234,15 @@ def test_adafactor_goes_on_from_a_checkpoint(tmp_path):
         found.append(list(trainer.modules["unet"].parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(found[0], start, strict=True) if a.ndim > 1)
+
+
+def test_an_autoencoder_names_its_own_parameters(tmp_path):
+    "A notebook's `batch_size` and `accumulate` are the diffusion model's."
+    from synth_nb.em.autoencoder import SectionImages, fit_vae
+
+    sections = SectionImages(torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8).numpy())
+    failing = "synth_nb.em.autoencoder.VAELoss.__call__"
+    with patch(failing, side_effect=MemoryError), pytest.raises(MemoryError) as caught:
+        fit_vae(tmp_path, sections, 4, device="cpu", width=8)
+    reason = "the memory is too small; lower `vae_width` or `chunk`"
+    assert str(caught.value) == f"autoencoder, step 0: {reason}"

@@ -13,8 +13,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import errors
+from test_conditions import SMALL, here
 
 from synth_nb.core.parameters import ParameterError
+from synth_nb.core.seeding import derive_seed
 from synth_nb.core.testing import assert_near
 from synth_nb.data import open_dataset
 from synth_nb.diffusion import new_autoencoder
@@ -113,8 +115,11 @@ def test_what_an_embedding_learns_is_saved_without_a_layer_of_its_own(base, imag
     assert standin.saved_and_opened(model, tmp_path / "model", base[0]) is None
     again, ours = load(tmp_path / "model").sample(2, seed=1).images, model.sample(2, seed=1).images
     assert_near(again, ours)
-    one, other = (model.sample_for(model.conditions[[i]], 1).images for i in (0, 1))
-    assert not torch.equal(one, other)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "model")  # its negative: the empty prompt
+    seeds = [torch.Generator().manual_seed(derive_seed(1, i)) for i in range(2)]
+    stock = pipe(prompt_embeds=model.conditioner.tokens(model.conditions[:2]), guidance_scale=2.0,
+                 num_inference_steps=4, height=64, width=64, generator=seeds, output_type="pt")
+    assert_near(2 * stock.images - 1, ours)
 
 
 def altered(base, folder: Path, part: str, **values) -> str:
@@ -242,3 +247,19 @@ def test_a_name_on_the_hub_is_checked_before_its_weights_are_fetched(base, monke
     assert (name, revision) == ("someone/stable-diffusion", "main")
     assert "unet/diffusion_pytorch_model.safetensors" in patterns
     assert not any(p.startswith(("vae", "safety")) for p in patterns)
+
+
+@pytest.mark.parametrize(("condition", "rank"), [("t2i", 0), ("e2i", 2)])
+def test_a_story_trains_on_a_published_pipeline(condition, rank, base, patches, tmp_path):
+    options = dict(dataset=patches, outputs=tmp_path, run_name="run", pretrained=base[0])
+    options |= dict(lora_rank=rank, lr=1e-8)
+    here(f"05_{condition}", **SMALL | options | dict(vae_steps=0))
+    folder = tmp_path / f"05_{condition}" / "run"
+    assert (folder / "model/lora/pytorch_lora_weights.safetensors").is_file() == bool(rank)
+    pipe = DiffusionPipeline.from_pretrained(folder / "model")
+    assert pipe.vae.config.scaling_factor == 0.18215
+    assert pipe.scheduler.config.prediction_type == "epsilon"
+    assert not pipe.scheduler.config.get("rescale_betas_zero_snr")
+    for name, weight in DiffusionPipeline.from_pretrained(base[0]).unet.state_dict().items():
+        assert_near(pipe.unet.state_dict()[name], weight)  # at such a rate nothing moved
+    assert (folder / "training_images.png").is_file()

@@ -266,7 +266,8 @@ def train_autoencoder(
     plan = TrainingConfig(4, batch, steps * batch // 4, seed=seed, device=device,
                           precision=precision)
     trainer = Trainer(folder, Views(dataset, settings["symmetry"]), dict(vae=vae), [phase], plan,
-                      dict(vae=0.995), what="autoencoder")
+                      dict(vae=0.995), what="autoencoder",
+                      remedy="lower `vae_width` or `image_size`")
     trainer.fit()
     vae = trainer.model("vae").eval()
     whiten(vae, *latent_statistics(vae, dataset))

@@ -52,9 +52,12 @@ PART_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
 def read_json(path: Path) -> dict:  # empty where there is none
     "A configuration. Raises `OSError` for a damaged file."
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise OSError(f"{display_path(path)} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise OSError(f"{display_path(path)} is no configuration: it holds no names with values")
+    return found
 
 # %% ../../nbs/library/diffusion/checkpoint.ipynb #9a35bab8
 @lru_cache(4)
@@ -87,8 +90,8 @@ def check_unet(
     index, config = read_json(checkpoint.folder / "model_index.json"), checkpoint.config("unet")
     name = f"parameter `pretrained`: {checkpoint.name}"
     needed = "what can be trained here is a UNet2DConditionModel of Stable Diffusion 1 or 2"
-    if other := index.get("transformer"):
-        raise ParameterError(f"{name} is a {index.get('_class_name')} with a {other[1]}; {needed}")
+    if other := [part for part in index.get("transformer") or [] if part]:
+        raise ParameterError(f"{name} is a {index.get('_class_name')} with a {other[-1]}; {needed}")
     if not config:
         lora = any(checkpoint.folder.glob("*lora*.safetensors"))
         what = "LoRA weights without the model they belong to: merge them into it first"

@@ -286,7 +286,7 @@ def pretrained_scheduler(
     if not config:
         flow = prediction_type == "flow_prediction"
         return new_scheduler(prediction_type, sampler, zero_snr=None if flow else False)
-    kind, of = config.get("prediction_type", "epsilon"), config.get("_class_name")
+    kind, of = config.get("prediction_type", "epsilon"), str(config.get("_class_name"))
     if prediction_type not in ("auto", kind):
         raise ParameterError(f"parameter `prediction_type` is {prediction_type!r}, but the UNet of "
                              f"{checkpoint.name} predicts {kind}: leave it at auto")

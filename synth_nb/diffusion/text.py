@@ -291,14 +291,15 @@ def pretrained_text_model(
     checkpoint: Checkpoint,
     captions: list[str],  # N, of the training images
     features: Tensor,  # (N, D) embeddings of the same images
+    device="cpu",  # of the text model
     steps: int = 300,
 ) -> tuple[CLIPTokenizer, CLIPTextModel, TextImageProjection]:
     "Tokenizer and text model of a pipeline, with a projection that is trained here."
     tokenizer, encoder = read_text_model(checkpoint)
     kinds, owners = caption_numbers(captions)
     with torch.no_grad():
-        parts = token_ids(tokenizer, kinds).split(64)
-        pooled = torch.cat([encoder(ids).pooler_output for ids in parts])
+        parts = token_ids(tokenizer, kinds).to(device).split(64)
+        pooled = torch.cat([encoder.to(device)(ids).pooler_output.cpu() for ids in parts])
     with fork_rng(0):
         projection = train_contrastive(lambda rows: pooled[rows], [], pooled.shape[1], owners,
                                        features, steps, 256, 1e-3)
@@ -375,9 +376,11 @@ def text_conditions(
                              "brings its own text model: leave it empty")
     if conditioner is None and text_encoder:
         conditioner = TextConditioner(*load_text_model(text_encoder), f"hf:{text_encoder}")
+        conditioner.encoder.to(embedder.mean.device)
     elif conditioner is None:
         features = embed_images(embedder, train.images)
-        parts = (pretrained_text_model(checkpoint, texts, features) if own
+        device = embedder.mean.device
+        parts = (pretrained_text_model(checkpoint, texts, features, device) if own
                  else fit_text_model(texts, features, components))
         conditioner = TextConditioner(*parts, embedder.id)
     kinds, owners = caption_numbers(texts)  # each is encoded once

@@ -233,7 +233,8 @@ def _trained(folder: Path, data: SectionImages, val, vae, optimizer, plan, loss:
     total = plan.epochs * plan.steps_per_epoch(len(data))
     phase = Phase(loss, optimizer, scheduler=warmup(optimizer, min(50, total // 10), total))
     trainer = Trainer(folder, data, dict(vae=vae), [phase], plan, dict(vae=ema),
-                      _held_out(lambda: trainer.model("vae"), val), what="autoencoder")
+                      _held_out(lambda: trainer.model("vae"), val), what="autoencoder",
+                      remedy="lower `vae_width` or `chunk`")
     trainer.fit()
     return trainer.model("vae").eval()
 

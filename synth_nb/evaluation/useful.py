@@ -157,7 +157,8 @@ def train_and_classify(
         phase = Phase(loss, optimizer, scheduler=warmup(optimizer, 20, steps))
         plan = TrainingConfig(1, 32, 32 * steps, seed=seed, device=device, precision="fp32")
         with contextlib.redirect_stdout(io.StringIO()):
-            trainer = Trainer(Path(folder), data, dict(network=network), [phase], plan, what=what)
+            trainer = Trainer(Path(folder), data, dict(network=network), [phase], plan, what=what,
+                              remedy="take smaller images")
             trainer.fit()
         return predictions(network, test, trainer.device)
 

@@ -7,6 +7,7 @@ __all__ = ['Augment']
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #5ba82eb1
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #0057ad57
 from ..core.parameters import ParameterError
-from ..data.affine import lookup_grid, rotation, scaling, translation, warp
+from ..data.affine import lookup_grid, scaling, translation, warp
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #5f8b6e26
 class BatchRandom:
@@ -23,66 +24,66 @@ class BatchRandom:
     def __init__(
         self,
         count: int,  # images
+        device: torch.device | str = "cpu",
     ):
-        self.count = count
+        self.count, self.device = count, device
 
     def uniform(self) -> Tensor:  # (B,) in [0, 1)
-        return torch.rand(self.count, dtype=torch.float64)
+        return torch.rand(self.count, dtype=torch.float64, device=self.device)
 
     def normal(self) -> Tensor:  # (B,) of N(0, 1)
-        return torch.randn(self.count, dtype=torch.float64)
+        return torch.randn(self.count, dtype=torch.float64, device=self.device)
 
     def bernoulli(
         self,
-        p: float,  # 0 … 1
+        p: float | Tensor,  # 0 … 1
     ) -> Tensor:  # (B,) bool
         return self.uniform() < p
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #6e7a867d
-def random_flip(rng: BatchRandom, size) -> Tensor:  # (B, 3, 3)
+def random_flip(rng: BatchRandom, size) -> dict[str, Tensor]:  # each (B,)
     "Left and right swapped, or not."
-    side = 1 - 2 * (2 * rng.uniform()).floor()
-    return scaling(side, torch.ones_like(side))
+    return dict(x_scale=1 - 2 * (2 * rng.uniform()).floor())
 
 
-def random_quarter_turn(rng: BatchRandom, size) -> Tensor:  # (B, 3, 3)
+def random_quarter_turn(rng: BatchRandom, size) -> dict[str, Tensor]:
     "Rotation by 0, 90, 180 or 270 degrees."
-    return rotation(-math.pi / 2 * (4 * rng.uniform()).floor())
+    return dict(angle=-math.pi / 2 * (4 * rng.uniform()).floor())
 
 
 def random_integer_shift(
     rng: BatchRandom,
     size: tuple[int, int],  # height and width
-) -> Tensor:  # (B, 3, 3)
+) -> dict[str, Tensor]:
     "Translation by whole pixels, up to an eighth of the size."
     x, y = ((2 * rng.uniform() - 1) / 8 for _ in range(2))
-    return translation((x * size[1]).round(), (y * size[0]).round())
+    return dict(x=(x * size[1]).round(), y=(y * size[0]).round())
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #ef41b567
-def random_scale(rng: BatchRandom, size) -> Tensor:  # (B, 3, 3)
+def random_scale(rng: BatchRandom, size) -> dict[str, Tensor]:  # each (B,)
     "Isotropic scaling."
     factor = (0.2 * rng.normal()).exp2()
-    return scaling(factor, factor)
+    return dict(x_scale=factor, y_scale=factor)
 
 
-def random_rotation(rng: BatchRandom, size) -> Tensor:  # (B, 3, 3)
+def random_rotation(rng: BatchRandom, size) -> dict[str, Tensor]:
     "Rotation by any angle."
-    return rotation(-math.pi * (2 * rng.uniform() - 1))
+    return dict(angle=-math.pi * (2 * rng.uniform() - 1))
 
 
-def random_stretch(rng: BatchRandom, size) -> Tensor:  # (B, 3, 3)
+def random_stretch(rng: BatchRandom, size) -> dict[str, Tensor]:
     "Anisotropic scaling that keeps the area."
     factor = (0.2 * rng.normal()).exp2()
-    return scaling(factor, 1 / factor)
+    return dict(x_scale=factor, y_scale=1 / factor)
 
 
 def random_shift(
     rng: BatchRandom,
     size: tuple[int, int],  # height and width
-) -> Tensor:  # (B, 3, 3)
+) -> dict[str, Tensor]:
     "Translation by any distance."
     x, y = (rng.normal() / 8 for _ in range(2))
-    return translation(x * size[1], y * size[0])
+    return dict(x=x * size[1], y=y * size[0])
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #10b15dd6
 GEOMETRIC = [  # in order of application
@@ -97,20 +98,40 @@ GEOMETRIC = [  # in order of application
 ]
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #d088d55f
+def affine_matrices(
+    moves: list[dict[str, Tensor]],  # x_scale, y_scale, angle, x, y of each, (B,)
+    one: Tensor,  # (B,) of 1
+    zero: Tensor,  # (B,) of 0
+) -> list[Tensor]:  # (B, 3, 3) of each
+    "One matrix per image for each transform, all of them in one stack."
+    rows = []
+    for move in moves:
+        a, d, s, r = move.get("x_scale", one), move.get("y_scale", one), zero, zero
+        if "angle" in move:
+            a, s = move["angle"].cos(), move["angle"].sin()
+            d, r = a, -s
+        rows += [a, r, move.get("x", zero), s, d, move.get("y", zero), zero, zero, one]
+    return torch.stack(rows, 1).view(len(one), len(moves), 3, 3).unbind(1)
+
+# %% ../../nbs/library/stylegan2/augment.ipynb #992249d3
 def geometric_matrices(
     words: set[str],  # transforms that are switched on
-    p: float,  # probability of each, 0 … 1
+    p: float | Tensor,  # probability of each, 0 … 1
     rng: BatchRandom,
     size: tuple[int, int],  # height and width
 ) -> Tensor:  # (B, 3, 3) float64: where a point of the image goes, in pixels from its centre
     "One matrix per image for all geometric transforms."
-    identity = torch.eye(3, dtype=torch.float64).expand(rng.count, 3, 3)
-    matrices = identity
+    zero = torch.zeros(rng.count, dtype=torch.float64, device=rng.device)
+    one = torch.ones_like(zero)
+    moves = [{}]  # the first changes nothing
     for word, draw in GEOMETRIC:
         if word in words:
-            chance = 1 - math.sqrt(1 - p) if word == "rotate" else p
-            chosen = rng.bernoulli(chance).view(-1, 1, 1)
-            matrices = torch.where(chosen, draw(rng, size), identity) @ matrices
+            chosen = rng.bernoulli(1 - (1 - p) ** 0.5 if word == "rotate" else p)
+            moves.append({k: torch.where(chosen, v, one if "scale" in k else zero)
+                          for k, v in draw(rng, size).items()})
+    matrices, *others = affine_matrices(moves, one, zero)
+    for matrix in others:
+        matrices = matrix.bmm(matrices)
     return matrices
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #27bd531b
@@ -209,13 +230,14 @@ def needed_margins(
     return left_top[0], right_bottom[0], left_top[1], right_bottom[1]
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #9b4aa00c
-def lookup_matrices(
-    inverse: Tensor,  # (B, 3, 3) from a point of the result to one of the image, in pixels
+@lru_cache(64)
+def lookup_frames(
     size: tuple[int, int],  # height and width
     margins: tuple[int, int, int, int],  # pixels left, right, above, below
-    reach: int = 3,  # pixels around the result that the wavelet needs
-) -> Tensor:  # (B, 2, 3) as `lookup_grid` takes them
-    "From the result with its reach, -1 … 1, to the image with its margins, -1 … 1."
+    reach: int,  # pixels around the result that the wavelet needs
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:  # (1, 3, 3) each, float64
+    "From pixels to the image with its margins, -1 … 1; to the centre; from the result to pixels."
     left, right, above, below = margins
     height, width = size
     one = torch.ones(1, dtype=torch.float64)
@@ -223,23 +245,52 @@ def lookup_matrices(
     leave = leave @ translation((left - right) / 2 * one, (above - below) / 2 * one)
     enter = scaling((width / 2 + reach) * one, (height / 2 + reach) * one)
     centre = translation(one / 4, one / 4)
-    return (leave @ torch.linalg.inv(centre) @ inverse @ centre @ enter)[:, :2]
+    frames = leave @ torch.linalg.inv(centre), centre, enter
+    return tuple(frame.to(device) for frame in frames)
+
+
+def lookup_matrices(
+    inverse: Tensor,  # (B, 3, 3) from a point of the result to one of the image, in pixels
+    size: tuple[int, int],  # height and width
+    margins: tuple[int, int, int, int],  # pixels left, right, above, below
+    reach: int = 3,  # pixels around the result that the wavelet needs
+) -> Tensor:  # (B, 2, 3) as `lookup_grid` takes them
+    "From the result with its reach, -1 … 1, to the image with its margins, -1 … 1."
+    leave, centre, enter = lookup_frames(tuple(size), margins, reach, inverse.device)
+    return (leave @ inverse @ centre @ enter)[:, :2]
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #33faaa6e
+@lru_cache(16)
+def period_bounds(
+    size: tuple[int, int],  # height and width
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:  # (2,) each: x and y
+    "Where the image's first sample lies in a mirrored period, -1 … 1, and the length of a period."
+    sides = torch.tensor([size[1], size[0]], dtype=torch.float64)
+    samples = 4 * sides - 2  # of one period, and the two at its end that begin the next
+    first, length = 1 / samples - 1, 8 * (sides - 1) / samples
+    return first.float().to(device), length.float().to(device)
+
+
 def apply_geometric(
     images: Tensor,  # (B, C, H, W)
     matrices: Tensor,  # (B, 3, 3) float64: where a point goes, in pixels from the centre
     taps: Tensor,  # (12,) of the wavelet
+    known: bool | None = None,  # whether the host may look at the matrices; None: on a processor
 ) -> Tensor:  # (B, C, H, W)
     "Move pixels, with reflections at the border [Karras et al. 2020, appendix B]."
-    height, width = size = images.shape[2:]
-    inverse, reach = torch.linalg.inv(matrices), 3
-    margins = needed_margins(inverse, size, reach)
+    height, width = size = tuple(images.shape[2:])
+    inverse, reach = torch.linalg.inv_ex(matrices).inverse, 3
+    known = matrices.is_cpu if known is None else known
+    margins = needed_margins(inverse, size, reach) if known else (0, width - 1, 0, height - 1)
     theta = lookup_matrices(inverse, size, margins, reach).to(images)
     fine = reflection_pad(images, [margin + reach for margin in margins])
     fine = wavelet_upsample(fine, taps)
     fine = fine[..., 2 * reach : -2 * reach, 2 * reach : -2 * reach]  # without zeros from outside
     grid = lookup_grid(theta, (2 * (height + 2 * reach), 2 * (width + 2 * reach)))
+    if not known:
+        first, length = period_bounds(size, images.device)
+        grid = first + (grid - first).remainder(length)
     fine = DifferentiableWarp.apply(fine, grid)
     return wavelet_downsample(fine[..., 1:-1, 1:-1], taps)  # the filter needs 5 samples, not 6
 
@@ -247,41 +298,48 @@ def apply_geometric(
 GREY_AXIS = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64) / math.sqrt(3)
 ONTO_GREYS = torch.outer(GREY_AXIS, GREY_AXIS)  # projection
 IDENTITY = torch.eye(4, dtype=torch.float64)
+FOURTH = torch.diag(torch.tensor([0.0, 0, 0, 1], dtype=torch.float64))
+SHIFT = F.pad(torch.ones(3, 1, dtype=torch.float64), (3, 0, 0, 1))
+ACROSS = F.pad(torch.linalg.cross(IDENTITY[:3, :3], GREY_AXIS[None, :3]), (0, 1, 0, 1))  # v × ·
+
+
+@lru_cache(8)
+def colour_bases(device: torch.device) -> tuple[Tensor, ...]:  # (4, 4) each
+    "The constant matrices, there."
+    return tuple(m.to(device) for m in (IDENTITY, ONTO_GREYS, FOURTH, SHIFT, ACROSS))
 
 
 def random_brightness(rng: BatchRandom) -> Tensor:  # (B, 4, 4)
     "Brighter or darker."
-    matrices = IDENTITY.repeat(rng.count, 1, 1)
-    matrices[:, :3, 3] = 0.2 * rng.normal()[:, None]
-    return matrices
+    identity, _, _, shift, _ = colour_bases(rng.device)
+    return identity + shift * (0.2 * rng.normal()).view(-1, 1, 1)
 
 
 def random_contrast(rng: BatchRandom) -> Tensor:  # (B, 4, 4)
     "More or less contrast."
-    factor = (0.5 * rng.normal()).exp2()[:, None].expand(-1, 3)
-    return torch.diag_embed(F.pad(factor, (0, 1), value=1.0))
+    identity, _, fourth, _, _ = colour_bases(rng.device)
+    return (identity - fourth) * (0.5 * rng.normal()).exp2().view(-1, 1, 1) + fourth
 
 
 def random_luma_flip(rng: BatchRandom) -> Tensor:  # (B, 4, 4)
     "Light and dark swapped while colours stay, or not."
-    return IDENTITY - 2 * ONTO_GREYS * (2 * rng.uniform()).floor().view(-1, 1, 1)
+    identity, onto_greys, *_ = colour_bases(rng.device)
+    return identity - 2 * onto_greys * (2 * rng.uniform()).floor().view(-1, 1, 1)
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #7727cda8
 def random_hue(rng: BatchRandom) -> Tensor:  # (B, 4, 4)
     "Colours rotated around the axis of greys [Rodrigues 1840]."
+    identity, onto_greys, fourth, _, across = colour_bases(rng.device)
     angle = (math.pi * (2 * rng.uniform() - 1)).view(-1, 1, 1)
-    x, y, z = GREY_AXIS[:3].tolist()
-    cross = IDENTITY.new_tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    across = F.pad(angle.sin() * cross, (0, 1, 0, 1))
-    fixed = ONTO_GREYS + F.pad(IDENTITY.new_ones(1, 1), (3, 0, 3, 0))  # greys, the fourth number
-    return fixed + angle.cos() * (IDENTITY - fixed) + across
+    fixed = onto_greys + fourth  # greys, and the fourth number
+    return fixed + angle.cos() * (identity - fixed) + angle.sin() * across
 
 
 def random_saturation(rng: BatchRandom) -> Tensor:  # (B, 4, 4)
     "More or less saturated."
-    factor = rng.normal().exp2().view(-1, 1, 1)
-    fixed = ONTO_GREYS + F.pad(IDENTITY.new_ones(1, 1), (3, 0, 3, 0))
-    return fixed + factor * (IDENTITY - fixed)
+    identity, onto_greys, fourth, *_ = colour_bases(rng.device)
+    fixed = onto_greys + fourth
+    return fixed + rng.normal().exp2().view(-1, 1, 1) * (identity - fixed)
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #74f211d0
 COLOUR = [  # in order of application
@@ -295,15 +353,16 @@ COLOUR = [  # in order of application
 
 def colour_matrices(
     words: set[str],  # transforms that are switched on
-    p: float,  # probability of each, 0 … 1
+    p: float | Tensor,  # probability of each, 0 … 1
     rng: BatchRandom,
 ) -> Tensor:  # (B, 4, 4) float64
     "One matrix per image for all colour transforms."
-    matrices = IDENTITY.expand(rng.count, 4, 4)
+    identity = colour_bases(rng.device)[0]
+    matrices = identity.expand(rng.count, 4, 4)
     for word, draw in COLOUR:
         if word in words:
             chosen = rng.bernoulli(p).view(-1, 1, 1)
-            matrices = torch.where(chosen, draw(rng), IDENTITY) @ matrices
+            matrices = torch.where(chosen, draw(rng), identity).bmm(matrices)
     return matrices
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #be68adcf
@@ -340,16 +399,22 @@ def band_filters() -> Tensor:  # (4, 43) float64 taps, the lowest band first
     return torch.stack([F.pad(b, ((longest - len(b)) // 2,) * 2) for b in (passed, *bands[::-1])])
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #d96871cf
+@lru_cache(8)
+def band_power(device: torch.device) -> Tensor:  # (4,) float64
+    "Share of a natural picture's power in each band, there."
+    return torch.tensor([10.0, 1, 1, 1], dtype=torch.float64, device=device) / 13
+
+
 def random_band_gains(
-    p: float,  # probability of each, 0 … 1
+    p: float | Tensor,  # probability of each, 0 … 1
     rng: BatchRandom,
 ) -> Tensor:  # (B, 4) float64
     "Gains of the four bands that preserve the expected power."
-    power = torch.tensor([10.0, 1, 1, 1], dtype=torch.float64) / 13
-    gains = torch.ones(rng.count, 4, dtype=torch.float64)
+    power = band_power(rng.device)
+    gains = torch.ones(rng.count, 4, dtype=torch.float64, device=rng.device)
     for band in range(4):
         one = torch.ones_like(gains)
-        one[:, band] = torch.where(rng.bernoulli(p), rng.normal().exp2(), 1.0)
+        one[:, band] = torch.where(rng.bernoulli(p), rng.normal().exp2(), one[:, band])
         gains = gains * one / (power * one.square()).sum(1, keepdim=True).sqrt()
     return gains
 
@@ -372,17 +437,17 @@ def apply_band_gains(
 # %% ../../nbs/library/stylegan2/augment.ipynb #72bd8561
 def add_noise(
     images: Tensor,  # (B, C, H, W)
-    p: float,  # probability, 0 … 1
+    p: float | Tensor,  # probability, 0 … 1
     rng: BatchRandom,
 ) -> Tensor:  # (B, C, H, W)
     "White noise of a random standard deviation."
-    std = torch.where(rng.bernoulli(p), 0.1 * rng.normal().abs(), 0.0)
+    std = rng.bernoulli(p) * (0.1 * rng.normal().abs())
     return images + std.to(images).view(-1, 1, 1, 1) * torch.randn_like(images)
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #74281ad2
 def cutout(
     images: Tensor,  # (B, C, H, W)
-    p: float,  # probability, 0 … 1
+    p: float | Tensor,  # probability, 0 … 1
     rng: BatchRandom,
 ) -> Tensor:  # (B, C, H, W)
     "A rectangle of half the size, set to zero."
@@ -421,6 +486,14 @@ def parse_augmentations(
             names |= set(GROUPS.get(group, single))
     return names
 
+# %% ../../nbs/library/stylegan2/augment.ipynb #5894dd0e
+def nothing_happens(
+    matrices: Tensor,  # (B, n, n)
+) -> bool:
+    "Whether all are the identity; on a GPU nobody asks."
+    identity = torch.eye(matrices.shape[1], dtype=matrices.dtype)
+    return matrices.is_cpu and torch.equal(matrices, identity.expand_as(matrices))
+
 # %% ../../nbs/library/stylegan2/augment.ipynb #86cee1ac
 class Augment(nn.Module):
     """Augmentation of StyleGAN2-ADA [Karras et al. 2020, arXiv 2006.06676, appendix B].
@@ -447,26 +520,28 @@ class Augment(nn.Module):
         rng: BatchRandom | None = None,  # None: new ones
     ) -> Tensor:  # (B, 1 or 3, H, W) float32, a little beyond [-1, 1]
         "Augment every image by itself. Raises `ValueError` for other shapes and kinds."
-        shape, kind, p = tuple(images.shape), images.dtype, min(max(float(self.p), 0.0), 1.0)
+        shape, kind = tuple(images.shape), images.dtype
         if images.ndim != 4 or shape[1] not in (1, 3) or not kind.is_floating_point:
             raise ValueError(f"images must be floats (B, 1 or 3, H, W), got {kind} {shape}")
-        if not self.words or p == 0:
+        if not self.words or (self.p.is_cpu and not self.p > 0):
             return images
+        drawn_on = "cpu" if images.device.type == "mps" else images.device  # which has no float64
+        p = self.p.to(drawn_on).double().clamp(0, 1)
         with torch.autocast(images.device.type, enabled=False):
-            return self.change(images.float(), p, rng or BatchRandom(len(images)))
+            return self.change(images.float(), p, rng or BatchRandom(len(images), drawn_on))
 
     def change(
         self,
         images: Tensor,  # (B, 1 or 3, H, W) float32
-        p: float,  # above 0
+        p: float | Tensor,  # above 0
         rng: BatchRandom,
     ) -> Tensor:  # (B, 1 or 3, H, W)
         "All transforms, in the order of the paper."
         matrices = geometric_matrices(self.words, p, rng, images.shape[2:])
-        if (matrices != torch.eye(3, dtype=torch.float64)).any():
+        if not nothing_happens(matrices):
             images = apply_geometric(images, matrices, self.taps)
         matrices = colour_matrices(self.words, p, rng)
-        if (matrices != IDENTITY).any():
+        if not nothing_happens(matrices):
             images = apply_colour(images, matrices)
         if "imgfilter" in self.words:
             images = apply_band_gains(images, random_band_gains(p, rng), self.bands)

@@ -44,15 +44,22 @@ def full_precision(
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def uncompiled(network: Callable) -> Callable:
+    "A network without its compiled form, which cannot be differentiated twice."
+    return getattr(network, "forward", network)
+
+
 def discriminator_logits(
     nets: dict,
     images: Tensor,  # (B, C, H, W) in [-1, 1]
     c: Tensor | None,  # (B, classes) or None
+    twice: bool = False,  # to be differentiated twice
 ) -> Tensor:  # (B, 1), high for real
     "Logits of augmented images."
     augment = nets.get("augment")
     augmented = augment(images) if augment is not None else images
-    return full_precision(nets["discriminator"](augmented, c))
+    network = nets["discriminator"]
+    return full_precision((uncompiled(network) if twice else network)(augmented, c))
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #faac0cba
 def mix_styles(
@@ -81,7 +88,8 @@ class StyleSampler:
     def condition(self, batch: dict) -> Tensor | None:  # (B, classes) one-hot
         if not self.classes:
             return None
-        return F.one_hot(batch["label"].long(), self.classes).float()
+        label = batch["label"]  # `one_hot` would look at it
+        return (label[:, None] == torch.arange(self.classes, device=label.device)).float()
 
     def styles(self, nets: dict, count: int, c: Tensor | None, device) -> Tensor:
         mapping, _ = mapping_and_synthesis(nets)
@@ -100,6 +108,7 @@ class GeneratorLoss:
 
     sampler: StyleSampler
     relativistic: bool = False  # to the logits of real images
+    compilable = ("generator.synthesis", "discriminator")  # by `torch.compile`
 
     def __call__(self, nets: dict, batch: dict) -> Tensor:
         c = self.sampler.condition(batch)
@@ -155,7 +164,7 @@ class GradientPenalty:
 
     def __call__(self, nets: dict, batch: dict) -> Tensor:
         images = batch["image"].detach().requires_grad_()
-        logits = discriminator_logits(nets, images, self.sampler.condition(batch))
+        logits = discriminator_logits(nets, images, self.sampler.condition(batch), twice=True)
         return squared_gradient_norms(logits, images).mean() * (self.gamma / 2 * self.every)
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #3d5f495f
@@ -171,7 +180,7 @@ class RelativisticLoss:
         with torch.no_grad():
             images = self.sampler.images(nets, batch, c)
         sides = [side.detach().requires_grad_() for side in (batch["image"], images)]
-        real, fake = (discriminator_logits(nets, side, c) for side in sides)
+        real, fake = (discriminator_logits(nets, side, c, twice=True) for side in sides)
         update_ada(nets, real)
         norms = squared_gradient_norms(real, sides[0]) + squared_gradient_norms(fake, sides[1])
         return F.softplus(fake - real).mean() + self.gamma / 2 * norms.mean()
@@ -223,7 +232,7 @@ class PathLengthLoss:
         c = self.sampler.condition(batch)
         c = None if c is None else c[:count]
         ws = self.sampler.styles(nets, count, c, batch["image"].device)
-        images = mapping_and_synthesis(nets)[1](ws)
+        images = uncompiled(mapping_and_synthesis(nets)[1])(ws)
         noise = torch.randn_like(images) / (images.shape[2] * images.shape[3]) ** 0.5
         lengths = path_lengths(images, ws, noise)
         return nets["path_length"](lengths).mean() * (self.weight * self.every)
@@ -253,15 +262,15 @@ class ADAController(nn.Module):
         augment: Augment,  # whose `p` is changed
     ):
         "Count signs of logits; after enough images, change the probability."
-        total = torch.stack([real.float().sign().sum(), real.new_tensor(float(real.numel()))])
-        self.signs += over_processes(total, mean=False)
+        signs = real.float().sign().sum()
+        counted = torch.stack([signs, torch.full_like(signs, real.numel())])
+        self.signs += over_processes(counted, mean=False)
         total, count = self.signs
-        if count < self.images:
-            return
-        self.sign.copy_(total / count)
+        due = count >= self.images  # on the device: the host does not wait for it
+        self.sign.copy_(torch.where(due, total / count, self.sign))
         step = (self.sign - self.target).sign() * count / (self.kimg * 1000)
-        augment.p.copy_((augment.p + step).clamp(0, 1))
-        self.signs.zero_()
+        augment.p.copy_(torch.where(due, (augment.p + step).clamp(0, 1), augment.p))
+        self.signs *= ~due
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #773c000e
 def extra_modules(

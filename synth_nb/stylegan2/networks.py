@@ -143,10 +143,11 @@ class EqualizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, inputs) → (B, outputs)
         scale = self.pace / math.sqrt(x.shape[1])
+        bias = self.bias if self.pace == 1 else self.bias * self.pace
         if not self.active:  # the activations are the smaller thing to scale
-            return torch.addmm(self.bias * self.pace, x * scale, self.weight.T)
+            return torch.addmm(bias, x * scale, self.weight.T)
         # in the order of the definition: styles then agree to the last digit
-        x = torch.addmm(self.bias * self.pace, x, (self.weight * scale).T)
+        x = torch.addmm(bias, x, (self.weight * scale).T)
         return leaky_relu_clamped(x) * math.sqrt(2)
 
 # %% ../../nbs/library/stylegan2/networks.ipynb #db585b52
@@ -326,7 +327,10 @@ class StyledConv(nn.Module):
             return None
         if noise_mode == "const":
             return self.noise_const * self.noise_strength
-        drawn = torch.randn(count, 1, *self.noise_const.shape).to(self.noise_const)
+        # a trained model draws on the CPU: the same numbers on every device
+        like = self.noise_const
+        drawn = torch.randn(count, 1, *like.shape, device=like.device if self.training else "cpu")
+        drawn = drawn.to(like)
         return drawn * self.noise_strength
 
     def forward(

@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -200,9 +200,11 @@ class Trainer:
         evaluate: Callable[[int], dict[str, float]] | None = None,
         save: Callable[[Path], None] | None = None,
         what: str = "training",  # word for the progress line
+        remedy: str = "",  # for too little memory; empty: what the configuration offers
     ):
         self.folder, self.data, self.modules, self.phases = Path(folder), data, modules, phases
         self.config, self.evaluate, self.save, self.what = config, evaluate, save, what
+        self.remedy = remedy
         self.compiled, self.graphs = [], False
         self.averages = {k: moving_average(modules[k], beta) for k, beta in (ema or {}).items()}
         self.optimizers = {id(p.optimizer): p.optimizer for p in phases}
@@ -239,7 +241,7 @@ class Trainer:
             self.log.start_trackers()
         self.started = self.saved = time.monotonic()
         earlier = position.seconds
-        with deferred_signals() as signals, self.open_progress():
+        with deferred_signals() as signals, self.open_progress(), closing(self.batches):
             while not self.finished:
                 with self.enough_memory():
                     self.training_step()
@@ -341,9 +343,9 @@ class Trainer:
         self.graphs = self.device.type == "cuda" and one_shape
         losses = (phase.loss for phase in self.phases)
         for name in {name for loss in losses for name in getattr(loss, "compilable", ())}:
-            mode = "reduce-overhead" if self.graphs else None
-            self.nets[name].compile(mode=mode, dynamic=False)
-            self.compiled.append(self.nets[name])
+            mode, (net, _, part) = "reduce-overhead" if self.graphs else None, name.partition(".")
+            self.compiled.append(self.nets[net].get_submodule(part))
+            self.compiled[-1].compile(mode=mode, dynamic=False)
 
     def gpu_can_compile(self) -> bool:
         return self.device.type == "cuda" and has_triton()
@@ -563,9 +565,7 @@ class Trainer:
                 self.accelerator.unwrap_model(self.nets[name], keep_fp32_wrapper=False)
             module.eval().requires_grad_(False)
         self.learning = None
-        if self.accelerator:
-            self.batches.close()
-            self.uncompile()
+        self.uncompile()
 
     # what is shown, written and used
 
@@ -620,6 +620,8 @@ class Trainer:
 
     def advice(self) -> str:
         "What makes this training smaller."
+        if self.remedy:
+            return self.remedy
         trained, config = self.trained_modules(), self.config
         on = config.checkpointing if all(map(can_checkpoint, trained)) else None
         return less_memory(config.batch_size, config.accumulate, config.processes, on)
