@@ -55,8 +55,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", nargs="*", type=Path, default=[], help="finished run folders")
     args, words = parser.parse_known_args()
-    print(f"{machine()}, seed {args.seed}. Aims: kernel / untrained 0.5, spread 0.7, 5 minutes\n")
-    print("| | kernel ×1000 | floor | / untrained | Fréchet | spread | recall | copies |")
+    print(f"{machine()}, seed {args.seed}. Aims: kernel / untrained 0.5, diversity 0.7, 5 min\n")
+    print("| | kernel ×1000 | real-vs-real | / untrained | Fréchet | diversity | recall | copies |")
     print("| --- |" + " --- |" * 7)
     with tempfile.TemporaryDirectory() as home:
         for folder in args.runs or (run(n, args.seed, Path(home), words) for n in NOTEBOOKS):

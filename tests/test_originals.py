@@ -234,7 +234,7 @@ def check_letters(space: dict):
     assert all(torch.equal(v, average[k]) for k, v in trainer.modules["unet"].state_dict().items())
     run = space["run"].folder
     scores = pd.read_csv(run / "evaluation_metrics_epoch_1_random_seed.csv")
-    assert {"fid", "is"} <= set(scores.metric)
+    assert {"ssim", "fid", "is"} <= set(scores.metric)
     assert (run / "checkpoints/epoch_1/model.safetensors").is_file()
     return run, scores
 
@@ -250,7 +250,7 @@ def test_07_emnist_by_label_as_in_the_figure(run_reported, emnist, small_letters
     options = dict(dataset=f"emnist:{emnist}/byclass", conditional=True)
     space = run_reported("07_emnist", **options, **LETTERS)
     run, scores = check_letters(space)
-    assert len(space["classes"]) == 52 and "ssim" in set(scores.metric)
+    assert len(space["classes"]) == 52 and "accuracy" in set(scores.metric)
     assert (run / "label_aligned_samples_epoch_1_run_1.png").is_file()
     # and its state, with one row for each class as a program of one's own would have it
     state = run.parent / "emnist_diffusion_model" / "epoch_50"
@@ -404,6 +404,11 @@ def test_states_that_are_refused(tmp_path):
     torch.save(moments, state / "optimizer.bin")
     with pytest.raises(ParameterError, match=r"is of an optimiser of \[\d+\] weights, this netw"):
         continue_from(trainer(), state)
+    plain_steps = torch.optim.SGD(new_unet(0).parameters(), 1e-3, momentum=0.9).state_dict()
+    plain_steps["state"] = {0: dict(momentum_buffer=torch.zeros(3))}
+    torch.save(plain_steps, state / "optimizer.bin")
+    with pytest.raises(ParameterError, match="and parameter `optimizer` must both be Adam's"):
+        continue_from(trainer(), state)
     for content in (b"", b"dear diary"):
         (state / "optimizer.bin").write_bytes(content)
         with pytest.raises(ValueError, match=r"optimizer.bin is no state of an optimiser"):
@@ -416,6 +421,12 @@ def test_states_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"pytorch_model.bin is no file of weights alone"):
         continue_from(trainer(), other)
     assert not (tmp_path / "run" / "checkpoints").exists()  # nothing was begun
+    (state / "optimizer.bin").unlink()
+    continue_from(begun := trainer(), state)  # without moments
+    assert begun.position.step == 2
+    begun.save_checkpoint()
+    (state / "model.safetensors").unlink()
+    continue_from(trainer(), state)  # it has a checkpoint of its own
 
 
 # --- 06: the whole volume of EPFL, in chunks of half-size sections

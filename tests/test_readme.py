@@ -208,9 +208,9 @@ def lines_of_gans() -> list[str]:
         ends = number(kernel["floor_high"])
         lines.append(f"upper end at {kernel['count']} images | {ends} |")
     (dcgan, *_, sure), (other, *_, also) = flagged("02_dcgan"), flagged("03_embedding_gan")
-    assert sure and not also, "which of the GANs copies: the page names the DCGAN"
-    return [*lines, f"The {dcgan} images flagged for the DCGAN are more than chance explains",
-            f"the {other} of the embedding GAN are not"]  # fmt: skip
+    assert not (sure or also), "one of the GANs copies: the page says that neither does"
+    return [*lines, f"Neither the {dcgan} images flagged for the DCGAN",
+            f"nor the {other} of the embedding GAN are more than chance explains"]  # fmt: skip
 
 
 def lines_of_stylegan() -> dict[str, str]:

@@ -264,7 +264,7 @@ def epoch_scores(
     others: Sequence[Embedder] = (),  # further ones
     seed: int = 0,
 ) -> pd.DataFrame:  # a row per number: metric, value, low, high, real_against_real, extractor, …
-    "All scores of an epoch."
+    "All scores of an epoch; SSIM is between letters of one class, or of any without labels."
     images, pixels = to_uint8(samples.images), torch.tensor(np.asarray(real.images))
     rows = []
     if samples.labels is not None:
@@ -272,9 +272,12 @@ def epoch_scores(
         rows.append({name: found[name] for name in ("low", "high")} | dict(
             metric="accuracy", value=found["accuracy"], real_against_real=classifier.accuracy,
             extractor=classifier.id))
-        pairs = [class_ssim(x, labels, pixels, real.labels, seed)
-                 for x, labels in ((images, samples.labels), (pixels, real.labels))]
-        rows.append(dict(metric="ssim", value=pairs[0], real_against_real=pairs[1], extractor=""))
+    labels = [samples.labels, real.labels]
+    if samples.labels is None:  # partners of any class
+        labels = [torch.zeros(len(x), dtype=torch.int64) for x in (images, pixels)]
+    pairs = [class_ssim(x, own, pixels, labels[1], seed)
+             for x, own in zip((images, pixels), labels, strict=True)]
+    rows.append(dict(metric="ssim", value=pairs[0], real_against_real=pairs[1], extractor=""))
     for embedder in (classifier, *others):
         rows += embedder_scores(embedder, images, pixels, seed)
     columns = "metric value low high real_against_real extractor images real_images".split()

@@ -312,7 +312,7 @@ def snakemake_command(
         where += ["--resources", "gpu=1"]
     return [program, *where, *options, "--config", f"profile={profile}", f"gpu={gpu}"]
 
-
+# %% ../../nbs/library/tools/grid.ipynb #3e047101
 def _keeps_accounts() -> bool:
     "Whether Slurm's `sacct` can tell how a job ended; Snakemake would wait for it for ever."
     sacct = shutil.which("sacct")

@@ -162,6 +162,7 @@ class Original:
 
 
 _TISSUE, _BRAIN = "hub:Cilem/mixed-histopathology-512", "brain-cancer-mri-dataset"
+_SLIDES, _VOLUMES = "camelyon16", ("volumedata.tif", "training.tif")
 _NOTEBOOKS = {  # system → our notebook and its data set
     "text to image": ("05_t2i", _TISSUE), "image to image": ("05_i2i", _TISSUE),
     "embedding to image": ("05_e2i", _TISSUE), "letters": ("07_emnist", "emnist:byclass")}
@@ -174,12 +175,13 @@ def all_originals() -> list[Original]:
     none = (None, "its text gives no number", _METRICS["FID"])
     how = "EPFL hippocampus, chunks of 256 px; what the loss is made of is not given"
     vae, masks = "autoencoder/metrics.csv:loss_held_out", "evaluation.json:dice"
-    found = [Original("DCGAN on tissue", "02_dcgan", "", *none, _TISSUE),
-             Original("GAN on embeddings", "03_embedding_gan", "", *none, _TISSUE),
+    found = [Original("DCGAN on tissue", "02_dcgan", "", *none, _SLIDES),
+             Original("GAN on embeddings", "03_embedding_gan", "", *none, _SLIDES),
              Original("StyleGAN2 on brain MR", "04_stylegan2", "", *none, _BRAIN),
-             Original("micrographs, autoencoder", "06_em_ddpm", "loss", 0.003076, how, (vae,)),
+             Original("micrographs, autoencoder", "06_em_ddpm", "loss", 0.003076, how, (vae,),
+                      _VOLUMES[0]),
              Original("micrographs, segmentation", "06_em_segmentation", "loss", 0.21,
-                      f"{how}; threshold near 0.05", (masks,))]
+                      f"{how}; threshold near 0.05", (masks,), _VOLUMES[1])]
     for system, name, value, measured in REPORTED:
         notebook, data = _NOTEBOOKS[system]
         found.append(Original(system, notebook, name, value, measured, _METRICS[name], data))

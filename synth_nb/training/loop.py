@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -241,7 +241,7 @@ class Trainer:
             self.log.start_trackers()
         self.started = self.saved = time.monotonic()
         earlier = position.seconds
-        with deferred_signals() as signals, self.open_progress():
+        with deferred_signals() as signals, self.open_progress(), closing(self.batches):
             while not self.finished:
                 with self.enough_memory():
                     self.training_step()
@@ -565,9 +565,7 @@ class Trainer:
                 self.accelerator.unwrap_model(self.nets[name], keep_fp32_wrapper=False)
             module.eval().requires_grad_(False)
         self.learning = None
-        if self.accelerator:
-            self.batches.close()
-            self.uncompile()
+        self.uncompile()
 
     # what is shown, written and used
 

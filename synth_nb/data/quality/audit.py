@@ -260,7 +260,7 @@ def _mask_findings(found: dict) -> list[str]:
                      f"{_some(some)}.")
     return lines + [f"Look: {doubt}." for doubt in found["doubts"]]
 
-
+# %% ../../../nbs/library/data/quality/audit.ipynb #7f65d301
 def _image_findings(found: dict) -> list[str]:
     "The findings about single images and the set."
     lines, bad = [], [f"{key} ({why})" for key, why in found["problems"]]
