@@ -123,7 +123,7 @@ def operators(size: int = 256, batch_size: int = 4):
                            strict=True):
         trainer.backward(phase, trainer.batches(0))
         phase.optimizer.zero_grad()
-        with CountedOperators() as whole:
+        with CountedOperators() as full:
             trainer.backward(phase, trainer.batches(0))
         phase.optimizer.zero_grad()
         counts = []
@@ -133,7 +133,7 @@ def operators(size: int = 256, batch_size: int = 4):
             with CountedOperators() as counted:
                 getattr(side, name)()
             counts.append(counted.operators)
-        yield f"| {name.replace('_', ' ')} | {whole.operators} | {counts[0]} | {counts[1]} |"
+        yield f"| {name.replace('_', ' ')} | {full.operators} | {counts[0]} | {counts[1]} |"
 
 
 def main():

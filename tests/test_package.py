@@ -272,7 +272,7 @@ def test_notebooks_site_and_tests_ask_for_what_they_import(owners):
     "An extra is enough: notebooks import what they try out."
     every = declared(*(key for key in settings() if key.endswith("requirements")))
     scripts = [*(ROOT / "tests").glob("*.py"), *(ROOT / "nbs/_site").glob("*.py")]
-    beside = {path.stem for path in scripts}
+    beside = {path.stem for path in [*scripts, *(ROOT / "benchmarks").glob("*.py")]}
     found = []
     for file in [*NOTEBOOKS, *scripts]:
         top, within = imports(source_of(file))
