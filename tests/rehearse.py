@@ -93,6 +93,8 @@ def parameters(notebook: str, profile: str, small: bool, home: Path, defaults: d
     short |= SHORT[notebook] | (NARROW[notebook] if small else {})
     if values.get("unet_size") == "sd15" or values.get("pretrained"):
         short |= LARGE
+    if values.get("pretrained"):  # it brings its own autoencoder
+        short.pop("vae_steps", None)
     if "batch" in values:  # the original's words
         short |= dict(batch=short.pop("batch_size"), seeds="1-2")
         short.pop("snapshot_every")
