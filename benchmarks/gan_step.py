@@ -3,7 +3,10 @@
 DCGAN: the plain side is the loop of PyTorch's own DCGAN tutorial with these networks: binary
 cross-entropy on real and synthetic batches, Adam, the same images for both networks, and a moving
 average of the generator. Embedding GAN: the generator's step against generator forward and
-backward plus embedder forward and backward, each alone. Run: python benchmarks/gan_step.py
+backward plus embedder forward and backward, each alone. `--operators` counts instead what a step of
+StyleGAN2 makes the host dispatch, phase by phase, and of the networks alone beside the plain
+formulation of stylegan2.py; widths are small, since they change no count.
+Run: python benchmarks/gan_step.py [--operators]
 """
 
 import argparse
@@ -12,13 +15,16 @@ import time
 
 import torch
 from common import alternate, machine, row
+from stylegan2 import PlainDiscriminator, PlainGenerator, Side
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from synth_nb.dcgan import Discriminator, GANLosses, Generator
 from synth_nb.embedders import load_embedder
 from synth_nb.embedding_gan import EmbeddingDiscriminator, EmbeddingGANLosses, FeatureStack
+from synth_nb.stylegan2 import choose_settings, extra_modules, new_networks, new_phases
 from synth_nb.training.loop import Phase, Trainer, TrainingConfig
+from synth_nb.training.waits import CountedOperators
 
 
 class Noise:
@@ -100,12 +106,46 @@ def embedding_step(size, batch_size, width, name, discriminator_input):
     return full_step, parts
 
 
+def operators(size: int = 256, batch_size: int = 4):
+    "Rows of what StyleGAN2's phases dispatch: a trainer's, the networks alone, the plain ones."
+    widths = dict(channel_base=4 * size, channel_max=16, z_dim=16, w_dim=16, clamp=None)
+    settings = choose_settings("auto", size, batch_size, **widths)
+    G, D = new_networks(settings)
+    extra = extra_modules(settings)
+    extra["augment"].p.fill_(0.3)
+    trainer = Trainer(tempfile.mkdtemp(), Noise(size), dict(generator=G, discriminator=D, **extra),
+                      new_phases(settings, G.parameters(), D.parameters()),
+                      TrainingConfig(1, batch_size, precision="fp32", device="cpu"))
+    images = trainer.batches(0)[0][0]["image"]
+    sides = [Side(G, D, batch_size, images),
+             Side(PlainGenerator(G, False), PlainDiscriminator(D), batch_size, images)]
+    for phase, name in zip(trainer.phases, ("generator", "path_length", "discriminator", "penalty"),
+                           strict=True):
+        trainer.backward(phase, trainer.batches(0))
+        phase.optimizer.zero_grad()
+        with CountedOperators() as whole:
+            trainer.backward(phase, trainer.batches(0))
+        phase.optimizer.zero_grad()
+        counts = []
+        for side in sides:
+            for adam in side.adam.values():
+                adam.step = lambda: None
+            with CountedOperators() as counted:
+                getattr(side, name)()
+            counts.append(counted.operators)
+        yield f"| {name.replace('_', ' ')} | {whole.operators} | {counts[0]} | {counts[1]} |"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--width", type=int, default=64, help="of the networks, as published")
     parser.add_argument("--quick", action="store_true", help="narrow networks, two rounds")
+    parser.add_argument("--operators", action="store_true", help="count them, in StyleGAN2")
     args = parser.parse_args()
+    if args.operators:
+        print("| phase | trainer | networks | plain |\n| --- | --- | --- | --- |")
+        return print(*operators(), sep="\n")
     if args.quick:
         args.rounds, args.width = 2, 8
     print(machine(), "\n\n| step | ours, ms | plain, ms | ratio |\n| --- | --- | --- | --- |")

@@ -664,8 +664,11 @@ def test_numbered_images_are_no_film(tmp_path):
 
 
 def test_too_few_held_out_images_are_refused_at_once(tmp_path):
-    files = {f"{part}/{i}.png": photo(part, i) for part, n in dict(train=20, val=8, test=14).items()
-             for i in range(n)}
+    files = {
+        f"{part}/{i}.png": photo(part, i)
+        for part, n in dict(train=20, val=8, test=14).items()
+        for i in range(n)
+    }
     ds, _ = opened(write(tmp_path, files))
     with pytest.warns(UserWarning, match="8 images are held out in `val`, too few .* the 14 of"):
         assert len(held_out_of(ds, 12)) == 14
@@ -743,3 +746,167 @@ def test_explain_is_short(tmp_path):
     text = ds.explain()
     assert len(text.splitlines()) <= 10 and "train from train_images" in text
     assert all(name in text for name in ("classes: a test 4", "read as: x/ wraps", "look: "))
+
+
+# --- 10. advice that is true, and 12. formats that were asked for
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("x.rar", "extract it"),
+        ("x.svs", "'wsi:<its folder>'"),
+        ("x.mat", "'emnist:<file>'"),
+        ("x.csv", "'emnist:<file>'"),
+        ("x.json", "needs the images that it names"),
+    ],
+)
+def test_what_to_do_with_other_files(tmp_path, name, why):
+    (tmp_path / name).write_bytes(b"x")
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises((DataError, NotADirectoryError)) as error:
+            open_dataset(path)
+        assert why in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("https://huggingface.co/datasets/owner/name", "give 'hub:owner/name'"),
+        ("https://www.kaggle.com/datasets/owner/name", "download it there"),
+        ("http://example.org/images.zip", "download what is there"),
+    ],
+)
+def test_an_address_is_no_folder(address, why):
+    with pytest.raises(ParameterError, match=f"is an address: .*{why}"):
+        open_dataset(address)
+
+
+def test_pcam_in_hdf5(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    for part, n in dict(train=12, valid=6, test=6).items():
+        stem = tmp_path / f"camelyonpatch_level_2_split_{part}"
+        with h5py.File(f"{stem}_x.h5", "w") as file:
+            file["x"] = np.stack([texture(part, i) for i in range(n)])
+        with h5py.File(f"{stem}_y.h5", "w") as file:
+            file["y"] = (np.arange(n) % 2).reshape(n, 1, 1, 1).astype(np.uint8)
+    ds, messages = opened(tmp_path)
+    expected = dict(train=6, val=3, test=3)
+    assert counts(ds) == {part: {"0": n, "1": n} for part, n in expected.items()}
+    assert not messages
+    alone, _ = opened(f"{stem}_x.h5")
+    assert alone.classes == ["0", "1"] and len(alone) == 6
+
+
+def test_volumes_slice_by_slice(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    for i in range(5):
+        values = (
+            texture(i, side=24, channels=1).astype(np.float32)[..., None] * np.ones(10) * 8 - 999
+        )
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 2, 1])), tmp_path / f"p{i}.nii.gz")
+    ds, _ = opened(tmp_path, channels=1, spacing=4)
+    assert len(ds) == 25 and len(set(ds.groups)) == 5 and ds.images.max() > 200
+    assert len(set(zip(ds.groups, ds.split, strict=True))) == 5
+    assert len(opened(tmp_path, axis=0)[0]) == 5 * 24
+
+
+def test_dicom_by_its_mark(tmp_path):
+    pytest.importorskip("pydicom")
+    from test_stacks import save_dicom
+
+    for i, name in enumerate(("IM0001", "1.2.840.1", "scan.IMA", "x.dcm", "README")):
+        if name != "README":
+            save_dicom(tmp_path / name, texture(i, channels=1), 8, PatientID=f"p{i}")
+    (tmp_path / "README").write_text("no scan")
+    ds, messages = opened(tmp_path, channels=1)
+    assert len(ds) == 4 and not messages
+
+
+def test_sixteen_bits_of_dicom_without_a_window(tmp_path):
+    pytest.importorskip("pydicom")
+    from test_stacks import save_dicom
+
+    for i in range(6):
+        save_dicom(tmp_path / f"{i}.dcm", deep(i), 16, PatientID=f"p{i}")
+    ds, _ = opened(tmp_path, channels=1)
+    assert abs(ds.images[2, 0].astype(int) - texture(2, channels=1)).max() <= 1
+    assert opened(tmp_path, channels=1, intensity="dtype")[0].images.max() < 20
+    with pytest.raises(DataError, match="no window in it"):
+        open_dataset(tmp_path, 24, intensity="window")
+
+
+# --- the shapes of public sets, with drawn pixels
+
+
+def of_kaggle(part, word="_set"):
+    return {
+        f"{part}{word}/{part}{word}/{c}/{i}.jpg": photo(part, c, i, kind="JPEG")
+        for c in ("cats", "dogs")
+        for i in range(4)
+    }
+
+
+def two_kinds_of_masks():
+    names = ("images", "infection masks", "lung masks")
+    return {
+        f"{c}/{name}/{i}.png": photo(c, i) if name == "images" else mask(i)
+        for c in ("COVID", "Normal")
+        for name in names
+        for i in range(4)
+    }
+
+
+def in_numbered_parts():
+    files = {f"images_part_{1 + i % 2}/ISIC_{i:04}.jpg": photo(i, kind="JPEG") for i in range(8)}
+    rows = [f"L{i},ISIC_{i:04},{'nv' if i % 4 else 'mel'},histo,{'fm'[i % 2]}\n" for i in range(8)]
+    table = "lesion_id,image_id,dx,dx_type,sex\n" + "".join(rows)
+    return files | {"metadata.csv": table.encode()}
+
+
+def of_tiny_imagenet():
+    ids = ("n01440764", "n01443537")
+    files = {f"t/train/{n}/images/{n}_{i}.JPEG": photo(n, i, kind="JPEG")
+             for n in ids for i in range(4)}  # fmt: skip
+    files |= {f"t/val/images/val_{i}.JPEG": photo(i, kind="JPEG") for i in range(4)}
+    rows = [f"val_{i}.JPEG\t{ids[i % 2]}\t0\t0\t62\t62\n" for i in range(4)]
+    words = "n01440764\ttench, Tinca tinca\nn01443537\tgoldfish, Carassius\n"
+    tables = {"t/val/val_annotations.txt": "".join(rows), "t/words.txt": words}
+    return files | {name: text.encode() for name, text in tables.items()}
+
+
+def of_patients():
+    return {f"train/patient{p:03}/study1/view{v}.jpg": photo(p, v, kind="JPEG")
+            for p in range(6) for v in (1, 2)}  # fmt: skip
+
+
+def with_flat_names():
+    return {
+        f"{part}_{i}{end}.bmp": encoded(disc(i) if end else texture(part, i), "BMP")
+        for part in ("train", "testA")
+        for i in range(1, 5)
+        for end in ("", "_anno")
+    }
+
+
+PUBLIC = {
+    "cats and dogs": (of_kaggle("training") | of_kaggle("test"), ["cats", "dogs"], 16, False),
+    "intel": (of_kaggle("seg_train", "") | of_kaggle("seg_test", ""), ["cats", "dogs"], 16, False),
+    "covid": (two_kinds_of_masks(), ["COVID", "Normal"], 8, True),
+    "ham": (in_numbered_parts(), ["mel", "nv"], 8, False),
+    "tiny imagenet": (of_tiny_imagenet(), ["goldfish", "tench"], 12, False),
+    "chexpert": (of_patients(), ["set"], 12, False),
+    "glas": (with_flat_names(), ["set"], 8, True),
+}
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_shapes_of_public_sets(tmp_path, name, form):
+    files, classes, n, masked = PUBLIC[name]
+    ds, _ = opened(write(tmp_path, files, form))
+    assert (ds.classes, len(ds), ds.masked) == (classes, n, masked)
+    assert len(set(ds.split)) == 2 and ds.describe()["about"]["read_as"]
+    if name == "chexpert":
+        assert len(set(ds.groups)) == 6
+        assert len(set(zip(ds.groups, ds.split, strict=True))) == 6

@@ -404,6 +404,11 @@ def test_states_that_are_refused(tmp_path):
     torch.save(moments, state / "optimizer.bin")
     with pytest.raises(ParameterError, match=r"is of an optimiser of \[\d+\] weights, this netw"):
         continue_from(trainer(), state)
+    plain_steps = torch.optim.SGD(new_unet(0).parameters(), 1e-3, momentum=0.9).state_dict()
+    plain_steps["state"] = {0: dict(momentum_buffer=torch.zeros(3))}
+    torch.save(plain_steps, state / "optimizer.bin")
+    with pytest.raises(ParameterError, match="and parameter `optimizer` must both be Adam's"):
+        continue_from(trainer(), state)
     for content in (b"", b"dear diary"):
         (state / "optimizer.bin").write_bytes(content)
         with pytest.raises(ValueError, match=r"optimizer.bin is no state of an optimiser"):
@@ -416,6 +421,12 @@ def test_states_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"pytorch_model.bin is no file of weights alone"):
         continue_from(trainer(), other)
     assert not (tmp_path / "run" / "checkpoints").exists()  # nothing was begun
+    (state / "optimizer.bin").unlink()
+    continue_from(begun := trainer(), state)  # without moments
+    assert begun.position.step == 2
+    begun.save_checkpoint()
+    (state / "model.safetensors").unlink()
+    continue_from(trainer(), state)  # it has a checkpoint of its own
 
 
 # --- 06: the whole volume of EPFL, in chunks of half-size sections

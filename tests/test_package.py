@@ -28,7 +28,8 @@ NOTEBOOKS = sorted(nbglob(ROOT / "nbs", as_path=True))
 SUFFIX = "_requirements"
 # modules for which an extra is installed: what they import at their top may be the extra's
 ITS_EXTRA = {"engine": "notebooks", "story": "notebooks", "grid": "grid", "pages": "docs"}
-NOT_INSTALLED = {"umap": "umap-learn"}  # by the extra dev, so nothing here knows whose it is
+# by the extra dev, so nothing here knows whose they are
+NOT_INSTALLED = {"umap": "umap-learn", "nibabel": "nibabel", "pillow_heif": "pillow-heif"}
 
 
 def settings() -> dict[str, str]:

@@ -163,6 +163,7 @@ def test_so_many_tiles_of_each_size_from_a_slide(folder):
 def test_what_no_size_can_be_cut_from_is_named_once(folder):
     (folder / "c.svs").write_bytes(b"dear diary")
     source = wsi_source(folder, [128, 4096], 0.25)
+    assert all("/t0128/" in key for key in source.keys)  # though no other size is there
     small = "smaller than a tile of 4096 pixels at 0.25 µm/px"
     coarse = "0.5 µm/px, coarser than the 0.25 that are wanted"
     assert source.skipped == (("a/t4096", small), ("b", coarse), ("c", "not a whole-slide image"))

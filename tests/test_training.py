@@ -1,6 +1,8 @@
 "What a step of the trainer must not do: wait for the device, break a graph, depend on readers."
 
 import math
+import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -24,8 +26,9 @@ from synth_nb.emnist.model import letter_scheduler
 from synth_nb.emnist.model import new_unet as new_letter_unet
 from synth_nb.emnist.training import denoising_phase
 from synth_nb.figures.plots import save_samples
-from synth_nb.training import loop
+from synth_nb.training import batches, loop
 from synth_nb.training.loop import Phase, Trainer, TrainingConfig
+from synth_nb.training.schedules import BatchOrder
 from synth_nb.training.waits import blind_steps
 
 
@@ -214,6 +217,23 @@ def test_what_is_read_ahead_resumes_bit_for_bit(tmp_path, ahead):
     weights(tmp_path / "parts", 1, ahead)
     parts = weights(tmp_path / "parts", 3, ahead)
     assert all(torch.equal(complete[name], parts[name]) for name in complete)
+
+
+def test_for_a_gpu_a_thread_reads_on_its_device_into_pinned_memory(monkeypatch):
+    chosen, pinned, here = [], [], threading.get_ident()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device",
+                        lambda device: chosen.append((device, threading.get_ident() != here)))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.shape) or x)
+    monkeypatch.setattr(batches, "to_device", lambda batch, device: batch)
+    reading = batches.Batches(Shifted(), BatchOrder(8, 4, 0), torch.device("cuda"))
+    torch.manual_seed(0)
+    with closing(reading):
+        found = [reading(step)[0][0] for step in range(3)]
+    assert chosen == [(3, True)]  # one thread, and not this one
+    assert len(pinned) >= 6 and set(pinned) == {(4, 1, 28, 28), (4,)}
+    assert len({float(batch["image"].sum()) for batch in found}) == 3
+    assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(0)))
 
 
 def test_the_first_step_that_is_not_finite_is_named_however_late_it_is_read(tmp_path):

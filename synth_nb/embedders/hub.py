@@ -258,12 +258,12 @@ def read_network(folder: Path, name: str) -> tuple[nn.Module, str]:
     config = json.loads((folder / "config.json").read_text())
     which, feature = vision_model(config, name)
     build = getattr(transformers, which)
-    options = dict(dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    options = dict(dtype=torch.float32, local_files_only=True, output_loading_info=True,
+                   ignore_mismatched_sizes=True)  # reported, and refused below
     if "add_pooling_layer" in inspect.signature(build.__init__).parameters and feature != "pooled":
         options["add_pooling_layer"] = False  # few checkpoints have it, and nothing here needs it
     if config["model_type"] == "clip":  # both halves; only the whole knows how wide they project
         options["projection_dim"] = config.get("projection_dim", 512)
-    options["ignore_mismatched_sizes"] = True  # reported, and refused below
     try:
         with quiet_logging(logging):
             network, report = build.from_pretrained(folder, **options)

@@ -83,9 +83,9 @@ def network_for(
     image_size: int = 28,  # pixels
 ) -> UNet2DModel:
     "The network of these weights. Raises `ParameterError` for one that is none of ours."
-    rows = len(weights.get("class_embedding.weight", ()))
-    channels = weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 1
     shapes = {name: tensor.shape for name, tensor in weights.items()}
+    rows, *_ = *shapes.get("class_embedding.weight", ()), 0
+    _, channels, *_ = *shapes.get("conv_in.weight", ()), 1, 1
     for network in NETWORKS:
         options = max(rows - 1, 0), image_size, channels, network
         with torch.device("meta"):
@@ -103,7 +103,10 @@ def check_schedule(
 ):
     "Raise `ParameterError` where a folder says that its network learnt on another schedule."
     path = folder / "scheduler" / "scheduler_config.json"
-    theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        theirs = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"{display_path(path)} cannot be read: {e}") from None
     for name in ("prediction_type", "beta_schedule"):
         if theirs.get(name, scheduler.config[name]) != scheduler.config[name]:
             raise ParameterError(f"parameter `{name}` is {scheduler.config[name]}, but "
@@ -164,19 +167,24 @@ def random_states(
 # %% ../../nbs/library/emnist/states.ipynb #0f21ddb6
 def optimizer_state(
     folder: Path,  # a state of accelerate
-    mine: dict,  # of the optimiser that goes on: its settings stay
+    optimizer: torch.optim.Optimizer,  # that goes on: its settings stay
 ) -> dict:
-    "The moments of a state's optimiser. Raises `ParameterError` for those of other weights."
-    path = folder / "optimizer.bin"
+    "The moments of a state's Adam. Raises `ParameterError` for those of another optimiser."
+    path, mine = folder / "optimizer.bin", optimizer.state_dict()
     if not path.is_file():
         return mine  # its moments begin at zero
     try:
         theirs = load_numbers(path, map_location="cpu")
         counts = [[len(group["params"]) for group in one["param_groups"]] for one in (theirs, mine)]
         moments = theirs["state"]
+        names = {name for one in moments.values() for name in one}
     except Exception as e:
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise ValueError(f"{display_path(path)} is no state of an optimiser: {why}") from None
+    adam = isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.Adam)
+    if not adam or not names <= {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}:
+        raise ParameterError(f"{display_path(path)} and parameter `optimizer` must both be Adam's: "
+                             "remove the file to begin without its moments")
     if counts[0] != counts[1]:
         raise ParameterError(f"{display_path(path)} is of an optimiser of {counts[0]} weights, "
                              f"this network has {counts[1]}")
@@ -195,7 +203,12 @@ def continue_from(
     trainer: Trainer,  # of a network `unet`, in one process
     state: str | Path,  # folder that accelerate wrote: "emnist_diffusion_model/epoch_50"
 ):
-    "Begin a training where a state stopped. Raises `ParameterError` for another network's."
+    """Begin a training where a state stopped; one that has a checkpoint goes on with its own.
+
+    Raises `ParameterError` for the state of another network or optimiser.
+    """
+    if trainer.position.step:
+        return
     if trainer.accelerator is None:
         raise ParameterError("`resume_from` begins in one process: give `num_processes` 1, stop "
                              "after the first epoch if you like, and go on with several")
@@ -208,13 +221,11 @@ def continue_from(
     if step >= trainer.total:
         raise ParameterError(f"{folder.name} is at the end of `epochs`: give more than "
                              f"{epoch_in(folder)}")
-    if trainer.position.step:
-        return
     now = trainer.state()
     average = {f"module.{k}": v for k, v in weights.items()} | dict(n_averaged=torch.tensor(step))
     schedulers = [one and one | dict(last_epoch=step, _step_count=step + 1)
                   for one in now["schedulers"]]
-    optimizers = [optimizer_state(folder, one) for one in now["optimizers"]]
+    optimizers = [optimizer_state(folder, one) for one in trainer.optimizers.values()]
     trainer.load_state(now | dict(
         position=now["position"] | dict(step=step), modules=dict(unet=weights),
         averages={name: average for name in now["averages"]}, optimizers=optimizers,

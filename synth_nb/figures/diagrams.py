@@ -118,7 +118,7 @@ def _arrow(axis, left: float, before: float, bottom: float, names: list[str]):
     axis.text(left - GAP / 2, bottom - 1.5, "\n".join(names), ha="center", va="top",
               fontsize=5.5, color="#404040", linespacing=1.3)
 
-
+# %% ../../nbs/library/figures/diagrams.ipynb #e0e9436b
 def architecture(
     blocks: Sequence[nn.Module],  # one after another
     x: Tensor,  # what the first takes, two of it

@@ -224,7 +224,7 @@ def new_reducer(method: str, count: int, seed: int):  # with scikit-learn's `fit
         raise ImportError("UMAP needs umap-learn: pip install 'synth_nb[umap]'") from None
     return UMAP(n_neighbors=min(15, count - 1), random_state=seed, n_jobs=1)
 
-
+# %% ../../nbs/library/figures/plots.ipynb #a7fe1e69
 def project_features(
     features: Sequence[Tensor], method: str = "t-SNE", seed: int = 0
 ) -> list[np.ndarray]:  # features (N, D) each → (N, 2) each; method t-SNE or UMAP
@@ -289,7 +289,7 @@ def _draw_interval(axis, line: int, one: dict, style: dict):
     axis.plot(one["value"], line, ms=5, ls="", **style)
     axis.plot(one.get("at_count", np.nan), line, ms=5, ls="", mfc="white", **style)
 
-
+# %% ../../nbs/library/figures/plots.ipynb #38ff43c4
 def interval_panels(
     panels: dict[str, list[dict]],  # title → per set: set, value, low, high, and `at_count`
     bands: dict[str, tuple[float, float]] | None = None,  # title → low, high of real against real

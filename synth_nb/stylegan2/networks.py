@@ -143,10 +143,11 @@ class EqualizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, inputs) → (B, outputs)
         scale = self.pace / math.sqrt(x.shape[1])
+        bias = self.bias if self.pace == 1 else self.bias * self.pace
         if not self.active:  # the activations are the smaller thing to scale
-            return torch.addmm(self.bias * self.pace, x * scale, self.weight.T)
+            return torch.addmm(bias, x * scale, self.weight.T)
         # in the order of the definition: styles then agree to the last digit
-        x = torch.addmm(self.bias * self.pace, x, (self.weight * scale).T)
+        x = torch.addmm(bias, x, (self.weight * scale).T)
         return leaky_relu_clamped(x) * math.sqrt(2)
 
 # %% ../../nbs/library/stylegan2/networks.ipynb #db585b52

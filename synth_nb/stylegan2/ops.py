@@ -60,11 +60,13 @@ def _enlarge(x: Tensor, weight: Tensor, up: tuple[int, int], padding: tuple) -> 
     return F.pad(F.conv_transpose2d(x, weight, None, up, groups=x.shape[1]), borders)
 
 # %% ../../nbs/library/stylegan2/ops.ipynb #9f3d96c9
-def _resample(x: Tensor, kernel: Tensor, up: tuple, down: tuple, padding: tuple) -> Tensor:
-    "Insert zeros, pad, convolve, decimate."
-    weight = kernel.to(x.dtype).expand(x.shape[1], 1, *kernel.shape)
-    if up == (1, 1):
-        return _shrink(x, weight.flip(2, 3), down, padding)
+def _resample(x: Tensor, kernel: Tensor, up: tuple, down: tuple, padding: tuple,
+              turned: bool = False) -> Tensor:
+    "Insert zeros, pad, convolve with the kernel, turned by 180° or not, decimate."
+    weight, correlates = kernel.to(x.dtype).expand(x.shape[1], 1, *kernel.shape), up == (1, 1)
+    weight = weight if turned == correlates else weight.flip(2, 3)
+    if correlates:
+        return _shrink(x, weight, down, padding)
     dtype = x.dtype
     if dtype == torch.bfloat16 and x.device.type == "cpu":  # in bf16 it is many times slower
         x, weight = x.float(), weight.float()
@@ -81,10 +83,10 @@ class _Resampled(torch.autograd.Function):
     "Resampling whose gradient is a resampling."
 
     @staticmethod
-    def forward(ctx, x, kernel, up, down, padding):
-        y = _resample(x, kernel, up, down, padding)
+    def forward(ctx, x, kernel, up, down, padding, turned):
+        y = _resample(x, kernel, up, down, padding, turned)
         ctx.save_for_backward(kernel)
-        ctx.plan = up, down, padding, x.shape[-2:], y.shape[-2:]
+        ctx.turned, ctx.plan = turned, (up, down, padding, x.shape[-2:], y.shape[-2:])
         return y
 
     @staticmethod
@@ -94,8 +96,8 @@ class _Resampled(torch.autograd.Function):
         for axis, before in ((1, padding[0]), (0, padding[2])):
             here = size[axis], size_after[axis], kernel.shape[axis], up[axis], down[axis]
             borders += _back(before, *here)
-        grad = _Resampled.apply(grad, kernel.flip(0, 1), down, up, tuple(borders))
-        return grad, None, None, None, None
+        grad = _Resampled.apply(grad, kernel, down, up, tuple(borders), not ctx.turned)
+        return grad, None, None, None, None, None
 
 # %% ../../nbs/library/stylegan2/ops.ipynb #13e72ce5
 def resample(
@@ -112,7 +114,7 @@ def resample(
         x = resample(x, kernel[None], (1, up[1]), (1, down[1]), (*borders[:2], 0, 0), gain)
         return resample(x, kernel[:, None], (up[0], 1), (down[0], 1), (0, 0, *borders[2:]))
     apply = _resample if torch.compiler.is_compiling() else _Resampled.apply
-    return apply(x, kernel * gain, up, down, borders)
+    return apply(x, kernel if gain == 1 else kernel * gain, up, down, borders, False)
 
 # %% ../../nbs/library/stylegan2/ops.ipynb #dddab290
 def smooth(

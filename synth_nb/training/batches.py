@@ -78,7 +78,9 @@ def read_ahead(self: Batches, step: int) -> list[tuple[dict, float]]:
 def take(self: Batches, step: int) -> list[tuple[dict, float]]:
     "The batch of a step, waited for if need be, while the next ones are read."
     if self.reader is None:
-        self.reader = ThreadPoolExecutor(1, "batches")
+        gpu = self.device.type == "cuda"  # a thread begins with the first GPU, whichever is ours
+        start = (torch.cuda.set_device, (torch.cuda.current_device(),)) if gpu else ()
+        self.reader = ThreadPoolExecutor(1, "batches", *start)
     last = step + self.ahead
     self.waiting = {s: future for s, future in self.waiting.items() if step <= s <= last}
     for s in range(step, last + 1):

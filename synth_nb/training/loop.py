@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -172,12 +172,17 @@ def training_cost(
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     room = shutil.disk_usage(existing).free
     if disk > room:
-        need = f"needs {disk / 1e9:.1f} GB of disk, {room / 1e9:.1f} GB are free"
+        need = f"needs {_gigabytes(disk)} of disk, {_gigabytes(room)} are free"
         raise OSError(f"{display_path(folder)} {need}; choose another `outputs` or make room")
-    cost = f"about {duration(seconds)}, {memory / 1e9:.1f} GB memory, {disk / 1e6:.0f} MB disk"
+    cost = f"about {duration(seconds)}, {_gigabytes(memory)} memory, {disk / 1e6:.0f} MB disk"
     if memory <= free:
         return cost
-    return f"{cost}; only {free / 1e9:.1f} GB of memory are free: {advice}"
+    return f"{cost}; only {_gigabytes(free)} of memory are free: {advice}"
+
+
+def _gigabytes(count: float) -> str:
+    "Bytes for a sentence; below a gigabyte in megabytes."
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 # %% ../../nbs/library/training/loop.ipynb #d7261f8d
 class Trainer:
@@ -241,7 +246,7 @@ class Trainer:
             self.log.start_trackers()
         self.started = self.saved = time.monotonic()
         earlier = position.seconds
-        with deferred_signals() as signals, self.open_progress():
+        with deferred_signals() as signals, self.open_progress(), closing(self.batches):
             while not self.finished:
                 with self.enough_memory():
                     self.training_step()
@@ -565,9 +570,7 @@ class Trainer:
                 self.accelerator.unwrap_model(self.nets[name], keep_fp32_wrapper=False)
             module.eval().requires_grad_(False)
         self.learning = None
-        if self.accelerator:
-            self.batches.close()
-            self.uncompile()
+        self.uncompile()
 
     # what is shown, written and used
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['folder_source', 'find_source']
 
-# %% ../../../nbs/library/data/readers/find.ipynb #aeae1a63
+# %% ../../../nbs/library/data/readers/find.ipynb #f8e83a21
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,16 +21,19 @@ from .slides import wsi_source
 from .dicom import is_dicom
 from .intensity import Intensity
 from .listing import Listing, listed_source
+from .volumes import Slices
 from .sources import (
     ADVICE, EXTENSIONS, DataError, Source, demo_source, existing_folder, extension_of, list_names,
     no_images_message, read_bytes)
 from ...core.files import resolve, display_path
 from ...core.parameters import ParameterError
 
-# %% ../../../nbs/library/data/readers/find.ipynb #0646b785
+# %% ../../../nbs/library/data/readers/find.ipynb #1283a1f8
 def folder_source(
     folder: str | Path,  # absolute, or relative to the project root
     intensity: str = "auto",  # range of more than 8 bits: auto, dtype, window or "low, high"
+    axis: int = 2,  # of volumes: 0 sagittal, 1 coronal, 2 axial slices
+    spacing: float = 0,  # of volumes: mm from one slice to the next that is taken; 0: all
 ) -> Source:  # `split` is None without split folders
     """List the images below a folder; nothing is decoded and nothing is written there.
 
@@ -38,7 +42,8 @@ def folder_source(
     """
     folder = existing_folder(folder)
     names, title = list_names(folder), folder.resolve().name
-    listing = Listing.of(display_path(folder), title, names, partial(_read, folder), path=folder)
+    listing = Listing.of(display_path(folder), title, names, partial(_read, folder), path=folder,
+                         slices=Slices(axis, spacing))
     if not listing.images:
         raise DataError(no_images_message(folder, listing.others))
     return listed_source(listing, Intensity(intensity))
@@ -62,7 +67,24 @@ SOURCE_KINDS = {
     "kaggle": kaggle_source,
 }
 
-# %% ../../../nbs/library/data/readers/find.ipynb #162e7a02
+# %% ../../../nbs/library/data/readers/find.ipynb #189b45ba
+def address_message(
+    address: str,  # of a page or file
+) -> str:  # one sentence
+    "Say what to do with an address."
+    hub = re.search(r"huggingface\.co/datasets/([\w.-]+/[\w.-]+)", address)
+    if hub:
+        return f"parameter `dataset` {address!r} is an address: give 'hub:{hub[1]}'"
+    if "kaggle.com" in address:
+        return (
+            f"parameter `dataset` {address!r} is an address: download it there and give its folder"
+        )
+    return (
+        f"parameter `dataset` {address!r} is an address: download what is there, and give the "
+        "file or folder"
+    )
+
+# %% ../../../nbs/library/data/readers/find.ipynb #e59f4808
 def find_opener(
     source: str | Path,  # a name, `kind:what`, or a path
 ) -> tuple[Callable[..., Source], tuple]:  # the function and its first arguments
@@ -71,15 +93,19 @@ def find_opener(
     if word in NAMED_SOURCES:
         return NAMED_SOURCES[word], ()
     kind, colon, what = word.partition(":")
+    if what.startswith("//"):
+        raise ParameterError(address_message(word))
     if colon and kind in SOURCE_KINDS:
         return SOURCE_KINDS[kind], (what,)
     is_file = word.strip() and resolve(source).is_file()
     return file_source if is_file else folder_source, (source,)
 
-# %% ../../../nbs/library/data/readers/find.ipynb #5ef8823d
+# %% ../../../nbs/library/data/readers/find.ipynb #1437f620
 def file_source(
     path: str | Path,  # absolute, or relative to the project root
     intensity: str = "auto",  # range of more than 8 bits: auto, dtype, window or "low, high"
+    axis: int = 2,  # of volumes: 0 sagittal, 1 coronal, 2 axial slices
+    spacing: float = 0,  # of volumes: mm from one slice to the next that is taken; 0: all
 ) -> Source:
     "An archive, or a file that holds many images. Raises `NotADirectoryError` for another file."
     path = resolve(path)
@@ -90,7 +116,8 @@ def file_source(
         what = ADVICE.get(kind) or "`dataset` takes the folder that holds it, an archive or a stack"
         raise NotADirectoryError(f"{path} is a file: {what}")
     read = partial(_read, path.parent)
-    listing = Listing(display_path(path), path.stem, [path.name], [], read, path=path.parent)
+    listing = Listing(display_path(path), path.stem, [path.name], [], read, path=path.parent,
+                      slices=Slices(axis, spacing))
     source = listed_source(listing, Intensity(intensity))
     if not len(source):
         raise DataError(f"{path} cannot be read: {source.skipped[0][1]}")

@@ -68,7 +68,7 @@ def table_of_lines(
     rows = [row for row in rows if len(row) == width]
     return Table(name, [f"column {i + 1}" for i in range(width)], rows)
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #0e3f5143
+# %% ../../../nbs/library/data/readers/labels.ipynb #a6ce1df3
 def parse_json(
     name: str,  # of the file, for the message
     content: bytes,
@@ -93,6 +93,15 @@ def table_of_json(
     "A table of records, of pairs, or of a mapping from files to classes; COCO's lists too."
     if isinstance(found, dict) and {"images", "annotations", "categories"} <= found.keys():
         return table_of_coco(name, found)
+    if (
+        isinstance(found, dict)
+        and found
+        and all(
+            isinstance(v, list) and v and all(isinstance(x, str) for x in v) for v in found.values()
+        )
+    ):
+        pairs = [[file, name] for name, files in found.items() for file in files]
+        return Table(name, ["column 1", "column 2"], pairs)
     if isinstance(found, dict):
         inner = next(
             (
@@ -387,7 +396,7 @@ def read_labels(
         _add_table(done, found, files, folder_class)
     return _fitting(done, files, folder_class)
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #3b0fa566
+# %% ../../../nbs/library/data/readers/labels.ipynb #7be693af
 def _add_table(done, found, files, folder_class):
     "Take what a table says, or say why not."
     name, named = found.table.name, {image for image in found.images if image}
@@ -397,11 +406,13 @@ def _add_table(done, found, files, folder_class):
         return  # it speaks of something else
     label, column, why = labels_of(found)
     known = {image: folder_class.get(image) for image in sorted(named)}
-    by_folder = len({*known.values()} - {None}) > 1
+    parts = {re.sub(r"\d+", "", str(folder)) for folder in known.values()}
+    by_folder = len({*known.values()} - {None}) > 1 and (
+        label is None or len(parts) > 1 or not any(map(words_of, parts)))  # not part_1, part_2
     if by_folder:
-        if label is None or _partition([*known.values()]) != _partition([label[i] for i in known]):
-            done.doubts += [f"{name} has a row for {len(named)} images and is not used: "
-                            "classes come from folders"] if label else []
+        if not _has_column(found, known) and _has_content(found):
+            done.doubts.append(f"{name} has a row for {len(named)} images and is not used: "
+                               "classes come from folders")
         return
     if label is None:
         if _has_content(found):
@@ -418,12 +429,22 @@ def _add_table(done, found, files, folder_class):
             setattr(done, part, values)
             done.notes.append(f"{'splits' if part == 'split' else 'groups'} from {name}, {column}")
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #0ba89499
+# %% ../../../nbs/library/data/readers/labels.ipynb #00bf7e12
+def _has_column(found, folder_class):
+    "Whether a column of a table says the same as the folders."
+    same = _partition([*folder_class.values()])
+    for name in found.table.columns:
+        cells = dict(zip(found.images, found.table.column(name), strict=True))
+        if _partition([cells[image] for image in folder_class]) == same:
+            return True
+    return False
+
+
 def _has_content(found):
     "Whether a table has more than names, numbers of rows, and one value for all."
     for name in found.table.columns:
         cells = found.table.column(name)
-        numbers = all(re.fullmatch(r"-?[\d.]+(e-?\d+)?", cell) for cell in cells)
+        numbers = all(cell.isdecimal() for cell in cells)
         unique = len({*cells}) == len(cells)
         if name not in (found.key, "key", "mask_file_name") and len({*cells}) > 1 and not (
                 unique and numbers):

@@ -24,17 +24,66 @@ def words_of(
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
                "validation": "val", "test": "test", "testing": "test"}
 
-# %% ../../../nbs/library/data/readers/layout.ipynb #63078ac1
+# %% ../../../nbs/library/data/readers/layout.ipynb #f9e6d070
 SPLIT_WORDS = SPLIT_NAMES | {
-    "trn": "train", "trainval": "train", "dev": "val", "eval": "val", "evaluation": "val",
-    "holdout": "test", "heldout": "test", "tst": "test"}
+    "trn": "train",
+    "trainval": "train",
+    "dev": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "validate": "val",
+    "holdout": "test",
+    "heldout": "test",
+    "tst": "test",
+}
 IMAGE_WORDS = {
-    "image", "images", "img", "imgs", "im", "ims", "input", "inputs", "original", "originals",
-    "orig", "raw", "photo", "photos", "picture", "pictures", "pics", "jpeg", "jpg", "png", "tif",
-    "tiff", "bmp", "frames", "slices", "scans"}
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "im",
+    "ims",
+    "input",
+    "inputs",
+    "original",
+    "originals",
+    "orig",
+    "raw",
+    "photo",
+    "photos",
+    "picture",
+    "pictures",
+    "pics",
+    "jpeg",
+    "jpg",
+    "png",
+    "tif",
+    "tiff",
+    "bmp",
+    "frames",
+    "slices",
+    "scans",
+}
 NEUTRAL_WORDS = IMAGE_WORDS | {
-    "data", "dataset", "datasets", "set", "sets", "split", "splits", "folder", "dir", "files",
-    "samples", "part", "subset", "cropped", "resized", "final", "new"}
+    "data",
+    "dataset",
+    "datasets",
+    "set",
+    "sets",
+    "split",
+    "splits",
+    "folder",
+    "dir",
+    "files",
+    "samples",
+    "part",
+    "subset",
+    "cropped",
+    "resized",
+    "final",
+    "new",
+    "v",
+}
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #a18c2a56
 @lru_cache(2**14)
@@ -78,7 +127,7 @@ def strip_wrapping(
             return shared
         shared += (name,)
 
-# %% ../../../nbs/library/data/readers/layout.ipynb #f9634697
+# %% ../../../nbs/library/data/readers/layout.ipynb #d33bccf5
 @dataclass
 class SplitLevel:
     "Folders that name splits."
@@ -105,7 +154,8 @@ def split_of_names(
     rests = defaultdict(set)
     for n, s in every.items():
         rests[s].add(read[n][1])
-    if len(every) == len(names) and len(rests) > 1 and "train" in rests:
+    beside = sum(names.values()) - sum(names[n] for n in every)
+    if len(rests) > 1 and "train" in rests and 2 * beside < sum(names.values()):
         if set.intersection(*rests.values()):
             return every
     return None

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['list_files', 'Listing', 'listed_source']
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #ca8118ba
+# %% ../../../nbs/library/data/readers/listing.ipynb #ec1e0e13
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,12 +25,14 @@ from .sources import (
     ADVICE, EXTENSIONS, DataError, ImageError, Source, complete_groups, extension_of, mask_values,
     open_image, open_mask, reason, to_mode)
 from .stacks import npy_stack, npz_stack, tiff_stack
+from .volumes import Slices, h5_stack, nifti_stack
 from .stylegan import SameSizeReader, stylegan_labels
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #838a290a
+# %% ../../../nbs/library/data/readers/listing.ipynb #185b95d0
 READERS = {".tif": tiff_stack, ".tiff": tiff_stack, ".ome.tif": tiff_stack,
            ".ome.tiff": tiff_stack, ".npy": npy_stack, ".npz": npz_stack, ".dcm": dicom_stack,
-           ".dicom": dicom_stack, ".ima": dicom_stack}
+           ".dicom": dicom_stack, ".ima": dicom_stack, ".h5": h5_stack, ".hdf5": h5_stack,
+           ".nii": nifti_stack, ".nii.gz": nifti_stack}
 
 
 @dataclass(slots=True)
@@ -42,11 +45,12 @@ class ListedImage:
     group: str | None = None  # what it belongs to; None: nothing
     split: str | None = None  # from the file
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #7281f7df
+# %% ../../../nbs/library/data/readers/listing.ipynb #15387a30
 def _list_file(
     folder: Path,
     file: str,  # relative, with `/`
     intensity: Intensity | None,
+    slices: Slices,
 ) -> tuple[list[ListedImage], tuple[str, ...]]:  # and what was taken for what
     "The images of one file. Raises `ImageError` or `OSError`."
     path, kind = folder / file, extension_of(file)
@@ -55,7 +59,8 @@ def _list_file(
         raise ImageError("not a file, or a broken link")
     if reader and path.stat().st_size == 0:
         raise ImageError("empty file")
-    stack = reader(path, intensity) if reader else None
+    more = dict(slices=slices) if reader is nifti_stack else {}
+    stack = reader(path, intensity, **more) if reader else None
     if stack is None:
         return [ListedImage(file, file)], ()
     if intensity is not None and stack.scan:
@@ -67,12 +72,13 @@ def _list_file(
     return [ListedImage(keys[i], file, partial(stack.page, i), labels[i], groups[i], split[i])
             for i in range(n)], stack.notes
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #d6d6165b
+# %% ../../../nbs/library/data/readers/listing.ipynb #32abb753
 def list_files(
     folder: Path,
     files: list[str],  # relative, with `/`
     intensity: Intensity | None = None,  # how more than 8 bits become 8; None: by their type
     notes: list[str] | None = None,  # what was taken for what is added here
+    slices: Slices | None = None,  # how volumes are cut
 ) -> tuple[list[ListedImage], list[tuple[str, str]]]:  # images; files without one, and why
     "The images of many files, in their order."
     images, bad = [], []
@@ -81,7 +87,7 @@ def list_files(
             images.append(ListedImage(file, file))
             continue
         try:
-            found, noted = _list_file(folder, file, intensity)
+            found, noted = _list_file(folder, file, intensity, slices or Slices())
             images += found
             if notes is not None:
                 notes += [note for note in noted if note not in notes]
@@ -89,7 +95,16 @@ def list_files(
             bad.append((file, str(e) if isinstance(e, DataError) else reason(e)))
     return images, bad
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #64db21df
+# %% ../../../nbs/library/data/readers/listing.ipynb #24968701
+def labels_beside(
+    names: list[str],
+) -> set[str]:  # files that only hold what another one needs
+    "Labels in HDF5 beside their images, as PCam has them; they are read with these."
+    kinds = [name for name in names if name.lower().endswith((".h5", ".hdf5"))]
+    stems = {re.sub(r"(?i)x\.\w+$", "", name) for name in kinds if re.search(r"(?i)x\.\w+$", name)}
+    return {name for name in kinds if re.sub(r"(?i)(y|mask|meta)\.\w+$", "", name) in stems}
+
+# %% ../../../nbs/library/data/readers/listing.ipynb #444a2566
 @dataclass
 class Listing:
     "What lies in a folder or an archive, by name; nothing is decoded."
@@ -100,24 +115,27 @@ class Listing:
     read: Callable[[str], bytes]  # content of a file; raises `ImageError` or `OSError`
     skipped: list[tuple[str, str]] = field(default_factory=list)  # and why
     path: Path | None = None  # of a folder
+    slices: Slices | None = None  # how volumes are cut
 
     @classmethod
-    def of(cls, name, title, names, read, skipped=(), path=None) -> "Listing":
+    def of(cls, name, title, names, read, skipped=(), path=None, slices=None) -> "Listing":
         "Sort names by their extensions; in a folder, what has none may be DICOM."
         known = {*EXTENSIONS["image"], *EXTENSIONS["stack"]}
-        images, others = [], []
+        images, others, beside = [], [], labels_beside(names)
         for file in names:
+            if file in beside:
+                continue
             kind = extension_of(file)
             image = kind in known or (kind in (".ome.tif", ".ome.tiff"))
             if not image and path and (not kind or kind[1:].isdecimal()):
                 image = is_dicom(path / file)
             (images if image else others).append(file)
-        return cls(name, title, images, others, read, [*skipped], path)
+        return cls(name, title, images, others, read, [*skipped], path, slices)
 
     def pages(self, files, intensity=None, notes=None):
         "The images of some of its files; files without one, and why."
         if self.path:
-            return list_files(self.path, files, intensity, notes)
+            return list_files(self.path, files, intensity, notes, self.slices)
         return [ListedImage(file, file) for file in files], []
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #d46f8a58
@@ -291,7 +309,7 @@ def class_order(
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #12f16be5
+# %% ../../../nbs/library/data/readers/listing.ipynb #507b6363
 @dataclass
 class Reading:
     "What is known of a listing's images, file by file."
@@ -322,19 +340,26 @@ def read_listing(
     found = read_folders(places, {i for i, file in enumerate(files) if file in own})
     label = dict(zip(files, found.label, strict=True))
     tables = _tables(listing, files, label) if len(own) < len(files) else TableLabels()
+    patients = {} if tables.label else _patient_folders(label)
+    if patients:
+        label = dict.fromkeys(label)
+        tables.group = tables.group or patients
+        tables.notes.append("folders name patients: groups, not classes")
     left = {file: "outside the class or split folders" for file, out
             in zip(files, found.outside, strict=True) if out and file not in tables.label}
     if tables.unlabelled:
         left |= {f: tables.unlabelled for f in files if f not in tables.label and f not in own}
     split = dict(zip(files, found.split, strict=True))
     if not any(split.values()):
-        split = _other_splits(files, images, tables)
+        split = _other_splits(files, tables)
+        if split and not tables.split:
+            tables.notes.append("splits from names of files")
     notes = [*found.notes, *tables.notes]
     doubts = [d for d in found.doubts if not tables.label] + tables.doubts
     return Reading(split, label | tables.label, tables.group, left,
                    found.one_class or listing.title, False, notes, doubts)
 
-# %% ../../../nbs/library/data/readers/listing.ipynb #6aec799d
+# %% ../../../nbs/library/data/readers/listing.ipynb #4c01758e
 def _without_image_folder(file):
     "A file's path without the folders that only tell images from masks."
     *folders, name = file.split("/")
@@ -357,26 +382,38 @@ def _tables(listing, files, folder_class):
         if beside:
             found.label = beside
             found.notes.append("classes from a file beside each image")
+    sheets = [name for name in listing.others if extension_of(name) in (".xlsx", ".xls", ".ods")]
+    if sheets and not found.label and not by_folder:
+        found.doubts.append(f"{sheets[0]} is not read: save it as .csv if it names the classes")
     lists = [read[name] for name in names if extension_of(name) == ".txt"]
-    classes = {*folder_class.values(), *found.label.values()} - {None}
-    words = synset_names(classes, lists)
+    named = {**folder_class, **found.label}
+    words = synset_names({*named.values()} - {None}, lists)
     if words:
-        named = {**folder_class, **found.label}
         found.label = {file: words[name] for file, name in named.items() if name}
         found.notes.append("names of classes from a list of synsets")
     return found
 
 
-def _other_splits(files, images, tables):
-    "Splits by tables, by arrays, or by the names of files of many images."
+def _patient_folders(label):
+    "Folders that number patients, slides or cases; empty where they are classes."
+    names = {*label.values()} - {None}
+    form = r"(?i)(patient|subject|subj|sub|pat|hasta|case|slide)s?[\s_-]*\d+"
+    if len(names) > 1 and all(re.fullmatch(form, name) for name in names):
+        return {file: name for file, name in label.items() if name}
+    return {}
+
+
+def _other_splits(files, tables):
+    "Splits by tables, or by the names of files where each has one."
     if tables.split and {*tables.split} >= {*files}:
         return tables.split
-    several = Counter(image.file for image in images)
-    words = {file: split_word(file.rpartition("/")[2].rpartition(".")[0])[0] for file in files}
-    if min(several.values(), default=1) > 1 and all(words.values()) and (
-            len({*words.values()}) > 1 and "train" in words.values()):
-        return words
-    return {}
+    stems = (file.rpartition("/")[2].rpartition(".")[0] for file in files)
+    words = {}
+    for file, stem in zip(files, stems, strict=True):
+        words[file] = split_word(stem)[0]
+        if words[file] is None:
+            return {}
+    return words if len({*words.values()}) > 1 and "train" in words.values() else {}
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #570be970
 def listed_source(

@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = ['MaskPairs', 'find_masks']
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #40e01568
+# %% ../../../nbs/library/data/readers/masks.ipynb #9da46922
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from .layout import IMAGE_WORDS, some_names, words_of
+from .sources import extension_of
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #e8c84cdb
+# %% ../../../nbs/library/data/readers/masks.ipynb #4ad60fbf
 RANKS = {  # of several kinds of masks, the first is taken
     "manual": 0, "ho": 0, "segmentation": 1, "segmentations": 1, "seg": 1, "segs": 1, "segm": 1,
     "groundtruth": 2, "groundtruths": 2, "truth": 2, "gt": 2, "gts": 2, "annotation": 2,
-    "annotations": 2, "annot": 2, "lesion": 2, "mask": 3, "masks": 3, "msk": 3, "msks": 3,
-    "label": 4, "labels": 4, "lbl": 4, "labelcol": 4}
+    "annotations": 2, "annot": 2, "anno": 2, "ann": 2, "lesion": 2, "roi": 2, "rois": 2, "mask": 3,
+    "masks": 3, "msk": 3, "msks": 3, "label": 4, "labels": 4, "lbl": 4, "lab": 4, "labelcol": 4,
+    "superpixels": 5}
+SIDES = {"left", "right"}  # parts of one mask
 OBSERVERS = ("manual", "ho")  # numbered by who drew them, and not by parts
 
 
@@ -29,6 +32,7 @@ def read_folder(
     "The word that makes a folder one of masks (`image`: of images; empty: neither), and the rest."
     words = [w for w in words_of(name) if w not in ("st", "nd", "rd", "th")]
     masks = [w for w in words if w in RANKS]
+    words = [w for w in words if w not in SIDES] if masks else words
     rest = [w for w in words if w not in RANKS and w not in IMAGE_WORDS and w != "ground"]
     if masks and all(w.isdecimal() for w in rest):  # 1st_manual
         return "", " ".join(masks + rest)
@@ -39,13 +43,17 @@ def read_folder(
 def _without(name, dropped):
     return " ".join(w for w in words_of(name) if w not in dropped)
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #7c35827d
-_word = (r"(?P<word>(?i:ground[\s_-]?truths?|segmentations?|annotations?|annot|segm|segs?|gts?"
-         r"|manual|masks?|msks?|labels?|lbl|lesion|(?P<who>\d)(?:st|nd|rd|th)ho))")
-SUFFIX = re.compile(rf"(?P<base>.*?)(?:[\s_.\-(\[]+|(?<=[a-z\d])(?=[A-Z])){_word}[)\]]?"
-                    r"(?:[\s_.\-(]*(?P<part>\d{1,3}|(?<=[\s_.\-])[A-Za-z])\)?)?")
-PREFIX = re.compile(rf"{_word}[\s_.\-]+(?P<base>.+)")
-HINT = re.compile(r"(?i)mask|msk|seg|gt|truth|manual|label|lbl|annot|lesion|ho")
+# %% ../../../nbs/library/data/readers/masks.ipynb #3a35ab5f
+_word = (
+    r"(?P<word>(?i:(?:ground[\s_-]?)?truths?|segmentations?|annotations?|annot?|anno?|segm|segs?"
+    r"|gts?|manual|masks?|msks?|labels?|lbl|lab|lesion|rois?|superpixels|(?P<who>\d)(?:st|nd|rd|th)ho))"
+)
+SUFFIX = re.compile(
+    rf"(?P<base>.*?)(?:[\s_.\-(\[]+|(?<=[a-z\d])(?=[A-Z])){_word}[)\]]?"
+    r"(?:[\s_.\-(]*(?P<part>\d{1,3}|(?<=[\s_.\-])[A-Za-z])\)?)?"
+)
+PREFIX = re.compile(rf"{_word}(?:[\s_.\-]+|(?=\d))(?P<base>.+)")
+HINT = re.compile(r"(?i)mask|msk|seg|gt|truth|manual|lab|lbl|ann|lesion|ho|roi|superpix")
 
 
 def read_stem(
@@ -62,10 +70,10 @@ def read_stem(
     part = match["who"] or (match.groupdict().get("part") if word in OBSERVERS else "")
     return match["base"].strip(" _.-"), f"{word} {part}" if part else word
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #c3b6cbf2
+# %% ../../../nbs/library/data/readers/masks.ipynb #493935ae
 IMAGE_END = re.compile(
     r"(?i)(?:[\s_.\-]+(?:images?|img|input|orig|original|raw|photo|training|train"
-    r"|test|sat|rgb))$|^(?:images?|img|input|im)[\s_.\-]+(?=.)"
+    r"|test|sat|rgb))$|^(?:images?|img|input|im)(?:[\s_.\-]+(?=.)|(?=\d))"
 )
 
 
@@ -95,7 +103,7 @@ def form_of(
 ) -> Form:
     "Read one name."
     folder, _, name = file.rpartition("/")
-    stem = name.rpartition(".")[0] or name
+    stem = name[: len(name) - len(extension_of(name))] or name
     common, kind = read_folders_of(folder)
     words = {*words_of(stem)}
     if words <= RANKS.keys():  # mask.png beside image.png
@@ -147,7 +155,60 @@ class ImageIndex:
                 return table[key]
         return self.lone.get(mask.folder) if mask.in_folder and mask.folder else None
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #d6a33e1d
+# %% ../../../nbs/library/data/readers/masks.ipynb #39cce606
+def pairs_by_stem(
+    forms: dict[str, Form],
+    lone: list[str],  # masks whose folders are called otherwise than those of any image
+) -> dict[str, str]:  # mask → image; all of a folder or none of it
+    "Masks and images of one name, or of one name and an ending that all masks of a folder have."
+    stems = defaultdict(list)
+    for file, form in forms.items():
+        if not form.kind:
+            stems[form.bare].append(file)
+    folders, found = defaultdict(list), {}
+    for file in lone:
+        if "/" in file:
+            folders[file.rpartition("/")[0]].append(file)
+    for files in folders.values():
+        own = {file: (forms[file].bare, forms[file].stem) for file in files}
+        last = common_ending([bare for bare, _ in own.values()]) if len(files) > 1 else ""
+        for ending in ("", last):
+            named = {file: next(filter(None, (nearest(file, stems.get(name.removesuffix(ending)))
+                                              for name in names)), None)
+                     for file, names in own.items()}
+            if all(named.values()):
+                found |= named
+                break
+    return found
+
+
+def nearest(
+    file: str,
+    others: list[str] | None,  # of one name
+) -> str | None:  # None where two are as near
+    "The file that shares most folders with another."
+    def shared(other):
+        pairs = zip(file.split("/"), other.split("/"), strict=False)
+        return next((k for k, (a, b) in enumerate(pairs) if a != b), 0)
+
+    if not others or len(others) == 1:
+        return others[0] if others else None
+    depths = sorted(((shared(other), other) for other in others), reverse=True)
+    return depths[0][1] if depths[0][0] > depths[1][0] else None
+
+
+def common_ending(
+    stems: list[str],
+) -> str:  # with its sign; empty for none
+    "The ending that all names have, from a sign on."
+    last = stems[0]
+    for stem in stems:
+        while not stem.endswith(last):
+            last = last[1:]
+    match = re.search(r"[\s_.\-]\D*$", last)
+    return match[0] if match else ""
+
+# %% ../../../nbs/library/data/readers/masks.ipynb #da592f9a
 def pairs_by_name(
     forms: dict[str, Form],
 ) -> tuple[dict[str, dict[str, list[str]]], dict[str, list[str]]]:  # kind → image → masks; orphans
@@ -155,13 +216,19 @@ def pairs_by_name(
     masks = {file: form for file, form in forms.items() if form.kind}
     index = ImageIndex({file: form for file, form in forms.items() if not form.kind})
     found, orphans, total = defaultdict(lambda: defaultdict(list)), defaultdict(list), Counter()
+    images = {file: index.find(form) for file, form in masks.items()}
+    elsewhere = pairs_by_stem(forms, [file for file, image in images.items() if not image])
     for file, form in sorted(masks.items()):
-        image = index.find(form)
-        total[form.kind] += 1
+        image, kind = images[file], form.kind
+        if not image and file in elsewhere:
+            image = elsewhere[file]
+            extra = [w for w in words_of(file.split("/")[-2]) if w not in RANKS and w not in SIDES]
+            kind = " ".join([kind, *(extra if form.in_folder else [])])
+        total[kind] += 1
         if image:
-            found[form.kind][image].append(file)
+            found[kind][image].append(file)
         else:
-            orphans[form.kind].append(file)
+            orphans[kind].append(file)
     for kind in [kind for kind in found if 2 * len(orphans[kind]) > total[kind]]:
         del found[kind]
     return found, {kind: orphans[kind] for kind in found}

@@ -148,7 +148,15 @@ def idx_parts(
                       to_characters(np.asarray(labels, int), kind, display_path(label_file))))
     return parts
 
-# %% ../../../nbs/library/data/readers/named.ipynb #00dd835b
+# %% ../../../nbs/library/data/readers/named.ipynb #604c2312
+def kind_of(
+    path: Path,
+) -> str:  # one of `EMNIST_CLASSES`
+    "The selection that a file's name speaks of; letters where it speaks of none."
+    named = re.search("|".join(EMNIST_CLASSES), path.name.lower().replace("emnist", ""))
+    return named[0] if named else "letters"
+
+
 def npz_parts(
     path: Path,
     kind: str | None,  # one of `EMNIST_CLASSES`; None: letters, if the labels fit
@@ -165,13 +173,69 @@ def npz_parts(
     if odd is not None:
         raise DataError(f"{display_path(path)} has labels like {odd!r}: save the numbers of EMNIST")
     labels = np.array(stack.labels, int)
-    name = path.name.lower().replace("emnist", "")  # which has "mnist" in it
-    named = re.search("|".join(EMNIST_CLASSES), name)
-    kind = kind or (named[0] if named else "letters")
+    kind = kind or kind_of(path)
     fetch = (lambda i: np.ascontiguousarray(stack.page(i).T)) if turned else stack.page
     return [("train", stack.pages, fetch, to_characters(labels, kind, display_path(path)))]
 
-# %% ../../../nbs/library/data/readers/named.ipynb #bb03a8d6
+# %% ../../../nbs/library/data/readers/named.ipynb #6c14907f
+def read_csv_images(
+    path: Path,
+) -> tuple[np.ndarray, np.ndarray]:  # (N, 28, 28) uint8; labels
+    "A label and 784 pixels a line, with or without a header. Raises `DataError`."
+    import pandas as pd
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            first = file.readline().split(",")
+        header = None if first[0].strip().isdecimal() else 0
+        values = pd.read_csv(path, header=header, dtype=np.int32).to_numpy()
+    except (ValueError, pd.errors.ParserError):
+        values = np.zeros((0, 0))
+    if values.ndim != 2 or values.shape[1] != 785 or values.min() < 0 or values.max() > 255:
+        raise DataError(f"{display_path(path)} is no table of EMNIST: a label and 784 pixels of "
+                        "0 … 255 in each line")
+    return values[:, 1:].astype(np.uint8).reshape(-1, 28, 28), values[:, 0]
+
+
+def table_parts(
+    paths: list[Path],  # of .csv files
+    kind: str | None,  # one of `EMNIST_CLASSES`; None: by the name
+    turned: bool,  # exchange rows and columns
+) -> list[Part]:
+    "EMNIST as tables; `test` in a name makes a file the test part. Raises `DataError`."
+    parts = []
+    for path in sorted(paths, key=lambda path: "test" in path.name.lower()):
+        images, labels = read_csv_images(path)
+        split = "test" if len(paths) > 1 and "test" in path.name.lower() else "train"
+        images = images.transpose(0, 2, 1) if turned else images
+        parts.append((split, len(images), lambda i, images=images: np.ascontiguousarray(images[i]),
+                      to_characters(labels, kind or kind_of(path), display_path(path))))
+    return parts
+
+
+def mat_parts(
+    path: Path,
+    kind: str | None,  # one of `EMNIST_CLASSES`; None: by the name
+    turned: bool,  # exchange rows and columns
+) -> list[Part]:
+    "EMNIST's MATLAB file. Raises `DataError`."
+    from scipy.io import loadmat
+
+    try:
+        data, parts = loadmat(path, simplify_cells=True)["dataset"], []
+        for split in ("train", "test"):
+            images = np.asarray(data[split]["images"], np.uint8).reshape(-1, 28, 28)
+            images = images.transpose(0, 2, 1) if turned else images
+            labels = np.asarray(data[split]["labels"], int).reshape(-1)
+            parts.append((split, len(images), lambda i, x=images: np.ascontiguousarray(x[i]),
+                          to_characters(labels, kind or kind_of(path), display_path(path))))
+    except DataError:
+        raise
+    except Exception as e:  # SciPy has errors of its own for what is no such file
+        raise DataError(f"{display_path(path)} is not EMNIST's MATLAB file: {e}") from None
+    return parts
+
+# %% ../../../nbs/library/data/readers/named.ipynb #6753259a
 def emnist_parts(
     what: str,  # as `emnist_source` takes it
     upright: str | bool,
@@ -186,6 +250,8 @@ def emnist_parts(
         raise FileNotFoundError(f"there is no {path}: 'emnist:' takes a folder or one of {names}")
     files = emnist_files(path) if path.is_dir() else {}
     arrays = [path] if path.is_file() else sorted(path.glob("*.npz"))
+    tables = [path] if path.is_file() else sorted(path.glob(f"*{kind or 'emnist'}*.csv"))
+    others = [path] if path.is_file() else sorted(path.glob(f"*{kind or 'emnist'}*.mat"))
     if kind is None and len(files) > 1:
         raise ParameterError(
             f"{display_path(path)} holds {', '.join(sorted(files))} of EMNIST: choose"
@@ -194,6 +260,10 @@ def emnist_parts(
     kind = kind or next(iter(files), None)
     if kind in files:
         return idx_parts(files[kind], kind, upright is not True)
+    if not files and tables and tables[0].suffix.lower() == ".csv":
+        return table_parts(tables, kind, upright is not True)
+    if not files and len(others) == 1 and others[0].suffix.lower() == ".mat":
+        return mat_parts(others[0], kind, upright is not True)
     if len(arrays) != 1:
         message = f"holds no files emnist-{kind or '…'}-train-images-idx3-ubyte and not one .npz"
         raise DataError(f"{display_path(path)} {message} (but {len(arrays)})")

@@ -362,18 +362,19 @@ def wsi_source(
     plans = {key: plan for key, plan in plans.items() if key[0] not in outside}
     if not plans:
         raise DataError(no_slides_message(slides, skipped))
-    return tiles_source(display_path(root), plans, folders, tuple(skipped), root.resolve().name)
+    return tiles_source(display_path(root), sizes, plans, folders, tuple(skipped),
+                        root.resolve().name)
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #b0012a3e
 def tiles_source(
     name: str,
+    sizes: list[int],  # of tiles that were asked for
     plans: dict[tuple[str, int], SlideTiles],  # by slide and size of the tiles
     folders: dict[str, tuple[str | None, str | None]],  # slide → its split and class
     skipped: tuple[tuple[str, str], ...],
     default_class: str,  # of slides that lie in no folder
 ) -> Source:
     "The source of all tiles of some slides; a tile's name has its size where there are several."
-    sizes = sorted({size for _, size in plans})
     heads = {(slide, size): slide if len(sizes) == 1 else f"{slide}/t{size:04}"
              for slide, size in plans}
     tiles = [(p, k) for p, plan in enumerate(plans.values()) for k in range(len(plan.chosen))]

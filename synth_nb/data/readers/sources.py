@@ -48,12 +48,13 @@ class ImageError(DataError):
 
 GAP = "gap between train and val"  # why an image between two neighbours is in neither
 
-# %% ../../../nbs/library/data/readers/sources.ipynb #9e800c0b
+# %% ../../../nbs/library/data/readers/sources.ipynb #9fc5791d
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 EXTENSIONS = {
     "image": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jfif", ".jpe",
               ".pgm", ".ppm", ".pnm", ".pbm", ".jp2", ".j2k", ".avif", ".heic", ".heif"),
-    "stack": (".npy", ".npz", ".dcm", ".dicom", ".ima"),  # a .tif with pages is a stack, too
+    "stack": (".npy", ".npz", ".dcm", ".dicom", ".ima", ".h5", ".hdf5", ".nii",
+              ".nii.gz"),  # a .tif with pages is a stack, too
     "archive": (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
     "slide": (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms",
               ".vmu", ".czi"),
