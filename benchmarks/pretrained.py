@@ -10,6 +10,7 @@ embeddings, with all weights and with LoRA, and what is saved is loaded with dif
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import subprocess
@@ -213,7 +214,8 @@ def main():
                                          guidance_scale=2.0, sampling_steps=4, best_of=1,
                                          precision="fp32")
             start = error_of(config, data, data.unet(config, (4, 16, 16)))
-            trainer.fit()
+            with contextlib.redirect_stdout(sys.stderr):
+                trainer.fit()
             after = error_of(config, data, trainer.model("unet"))
             opened = saved_and_opened(model(), home / name / "model", home / "base")
             reference = saved["text" if condition == "t2i" else "empty"]
