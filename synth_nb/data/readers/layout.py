@@ -202,16 +202,17 @@ def inner_wrapping(
             return found
         found.update(outer)
 
-# %% ../../../nbs/library/data/readers/layout.ipynb #10c85e5c
+# %% ../../../nbs/library/data/readers/layout.ipynb #faf0301b
 def folder_per_image(
     files: list[str],
 ) -> bool:
     "Whether every image lies in a folder of its own: of its name, or `image` in each."
-    parts = [file.rsplit("/", 2)[-2:] for file in files]
-    named = all(len(p) == 2 and p[1].startswith(f"{p[0]}.") for p in parts)
-    stems = {p[-1].rpartition(".")[0] for p in parts}
-    same = len(stems) == 1 and set(words_of(min(stems))) <= IMAGE_WORDS
-    alone = len(parts) > 1 and (named or (same and all(len(p) == 2 for p in parts)))
+    def own(file):
+        parts = file.rsplit("/", 2)[-2:]
+        stem = parts[-1].rpartition(".")[0]
+        return len(parts) == 2 and (stem == parts[0] or {*words_of(stem)} <= IMAGE_WORDS)
+
+    alone = len(files) > 1 and all(map(own, files))
     return alone and len({file.rpartition("/")[0] for file in files}) == len(files)
 
 

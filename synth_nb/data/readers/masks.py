@@ -43,7 +43,7 @@ def read_folder(
 def _without(name, dropped):
     return " ".join(w for w in words_of(name) if w not in dropped)
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #3a35ab5f
+# %% ../../../nbs/library/data/readers/masks.ipynb #07733b7a
 _word = (
     r"(?P<word>(?i:(?:ground[\s_-]?)?truths?|segmentations?|annotations?|annot?|anno?|segm|segs?"
     r"|gts?|manual|masks?|msks?|labels?|lbl|lab|lesion|rois?|superpixels|(?P<who>\d)(?:st|nd|rd|th)ho))"
@@ -53,7 +53,9 @@ SUFFIX = re.compile(
     r"(?:[\s_.\-(]*(?P<part>\d{1,3}|(?<=[\s_.\-])[A-Za-z])\)?)?"
 )
 PREFIX = re.compile(rf"{_word}(?:[\s_.\-]+|(?=\d))(?P<base>.+)")
-HINT = re.compile(r"(?i)mask|msk|seg|gt|truth|manual|lab|lbl|ann|lesion|ho|roi|superpix")
+HINTS = ("mask", "msk", "seg", "gt", "truth", "manual", "lab", "lbl", "ann", "lesion", "ho", "roi",
+         "superpix")
+HINT = re.compile(rf"(?i){'|'.join(HINTS)}")
 
 
 def read_stem(
@@ -272,7 +274,7 @@ def pairs_by_extension(
         pair.setdefault(stem, {})[kind.lower() in lossy] = file
     return {two[True]: [two[False]] for two in pair.values() if len(two) == 2}
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #1e04bc9d
+# %% ../../../nbs/library/data/readers/masks.ipynb #33548fca
 def find_masks(
     files: list[str],  # relative, with `/`
 ) -> MaskPairs:
@@ -280,7 +282,8 @@ def find_masks(
     files = sorted(files)
     shared = len(_common(files))
     inner = {file: file[shared:] for file in files}
-    if not any(HINT.search(name) for name in inner.values()):
+    text = "\n".join(inner.values()).lower()
+    if not any(word in text for word in HINTS):
         return _finished(files, pairs_by_extension(files), [], "", _unsure)
     forms = {file: form_of(name) for file, name in inner.items()}
     kinds, orphans = pairs_by_name(forms)
