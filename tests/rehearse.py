@@ -22,6 +22,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,9 +36,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 PEAK, SHARE = 312e12, 0.3  # operations a second of an A100 in bfloat16, and what is assumed of it
 LIMIT = 20 * 2**30  # bytes
 PROFILES = ("offline", "recommended", "reported")
-EMNIST_LETTERS = 353_585  # training images of byclass with labels 10 to 61
-EPFL_CHUNKS = 12 * 165  # of 256 pixels: the sections that have masks, without overlap
-IMAGES = {"07_emnist": EMNIST_LETTERS, "06_em_ddpm": EPFL_CHUNKS, "06_em_segmentation": EPFL_CHUNKS}
+IMAGES = {  # that an epoch has where a profile says all of them
+    "emnist:byclass": 353_625,  # labels 10 to 61
+    "em:data/epfl/training.tif": 12 * 165,  # of 256 pixels, without overlap
+    "em:data/epfl/volumedata.tif": 12 * 1065,
+    "data/brain-cancer-mri-dataset": 2048,
+}
 
 BATCH = {"04_stylegan2": 4, "02_dcgan": 4, "03_embedding_gan": 4}  # of others: 2
 CONDITIONED = dict(n_samples=24, sampling_steps=2, best_of=1, vae_steps=4, symmetry="none")
@@ -48,8 +52,8 @@ SHORT = {  # what makes a rehearsal short, and changes no network
     "05_t2i": CONDITIONED,
     "05_i2i": CONDITIONED,
     "05_e2i": CONDITIONED,
-    "06_em_ddpm": dict(vae_steps=4, n_samples=12, sampling_steps=2, segmenter_steps=2,
-                       sections=48, stride=0),
+    "06_em_ddpm": dict(vae_steps=4, vae_epochs=2, vae_batch_size=2, accumulate=1, n_samples=12,
+                       sampling_steps=2, segmenter_steps=2, sections=48, stride=0),
     "06_em_segmentation": dict(sections=32),
     "06_em_protocol": dict(vae_steps=4, pair_steps=2, steps=2, n_synthetic=4, sampling_steps=2,
                            arms="R,S", fractions=[1.0], seeds=2, sections=32),
@@ -93,6 +97,8 @@ def parameters(notebook: str, profile: str, small: bool, home: Path, defaults: d
     short |= SHORT[notebook] | (NARROW[notebook] if small else {})
     if values.get("unet_size") == "sd15" or values.get("pretrained"):
         short |= LARGE
+    if values.get("autoencoder") or values.get("pretrained"):
+        short.pop("vae_steps", None)  # none is trained
     if "batch" in values:  # the original's words
         short |= dict(batch=short.pop("batch_size"), seeds="1-2")
         short.pop("snapshot_every")
@@ -115,8 +121,9 @@ def data(name: str, home: Path, small: bool) -> str:
         stand_ins.slides(home / rest)
         return f"wsi:{home / rest}"
     elif kind == "em" or name.endswith(".tif"):
-        stand_ins.volumes(home / "data" / "epfl", 6 if small else 12)
-        return f"{'em:' if kind == 'em' else ''}{home / 'data' / 'epfl' / Path(name).name}"
+        path = home / name.removeprefix("em:")
+        stand_ins.volume(path, 6 if small else 12, 2 if "volumedata" in name else 1)
+        return f"{'em:' if kind == 'em' else ''}{path}"
     elif kind == "emnist":
         stand_ins.letters(home / "cache" / "downloads" / "EMNIST" / "raw", 12)
     elif "/" in name:
@@ -270,6 +277,7 @@ def rehearse(name: str, home: Path, small: bool) -> dict:
     defaults = declared(cells)
     values = parameters(notebook, profile, small, home, defaults)
     networks(values, defaults, home, small)
+    shutil.rmtree(home / "outputs" / notebook / values["run_name"], ignore_errors=True)
     gc.collect()
     reset_peak(torch.device("cpu"))
     watch, start, text = Watch(), time.monotonic(), io.StringIO()
@@ -303,7 +311,7 @@ def gpu_seconds(notebook: str, profile: str, defaults: dict, watch: Watch) -> di
     main = watch.name
     each = sum(n for (what, _), n in watch.operations.items() if what == main)
     thousand = 1000 * each / watch.images[main] / (PEAK * SHARE)
-    images = values.get("images_per_epoch", 0) or IMAGES.get(notebook, 0)
+    images = values.get("images_per_epoch", 0) or IMAGES.get(values.get("dataset"), 0)
     images *= values.get("epochs", 0)
     images = 1000 * values["kimg"] if "kimg" in values else images
     return dict(thousand=thousand, all=thousand * images / 1000 if images else None)

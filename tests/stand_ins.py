@@ -245,19 +245,19 @@ def slides(folder: Path):
                         compression="zlib", subfiletype=level, **size)
 
 
-def volumes(folder: Path, sections: int):
-    "Sections of 1024x768 pixels with their masks, as EPFL's hippocampus."
+def volume(path: Path, sections: int, repeats: int = 1):
+    "Sections of 1024x768 pixels, or several times that, as EPFL's hippocampus, or their masks."
     import tifffile
 
     from synth_nb.data.phantoms.em import em_phantom
 
-    if folder.is_dir():
+    if path.is_file():
         return
-    folder.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     pairs = [em_phantom(768, 1024, 0, number) for number in range(sections)]
-    images, masks = (np.stack(side) for side in zip(*pairs, strict=True))
-    tifffile.imwrite(folder / "training.tif", images)
-    tifffile.imwrite(folder / "training_groundtruth.tif", masks)
+    side = 1 if "groundtruth" in path.name else 0
+    stack = np.stack([pair[side] for pair in pairs])
+    tifffile.imwrite(path, np.tile(stack, (1, repeats, repeats)))
 
 
 def heads(folder: Path, count: int):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['project_root', 'resolve', 'display_path', 'notebook_path', 'cache_root', 'atomic_write', 'write_texts',
-           'atomic_folder', 'digest', 'json_default']
+           'atomic_folder', 'digest', 'json_default', 'read_json']
 
 # %% ../../nbs/library/core/files.ipynb #334bd535
 import hashlib
@@ -129,3 +129,18 @@ def digest(
 def json_default(value):
     "What JSON does not know, as it knows it: NumPy's numbers are numbers, all else its text."
     return value.item() if isinstance(value, np.generic) else str(value)
+
+# %% ../../nbs/library/core/files.ipynb #1e9103d5
+def read_json(
+    path: str | Path,
+) -> dict:
+    "The object in a file of JSON. Raises `ValueError` with the file's name for anything else."
+    path = resolve(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{display_path(path)} is damaged: {why}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{display_path(path)} is damaged: it holds no object in braces")
+    return found

@@ -10,6 +10,7 @@ import atexit
 import importlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from .devices import environment, pick_device
-from .files import atomic_write, digest, display_path, project_root, resolve
+from .files import (
+    atomic_write, digest, display_path, project_root, read_json, resolve)
 from .fingerprint import FREE_PARAMETERS, code_version, library_hash, notebook_sources
 from .parameters import RENAMED_PARAMETERS, ParameterError
 from .progress import board, in_kernel
@@ -80,7 +82,7 @@ class Run:
 
     def _abandoned(self):  # at the end of the process
         there = read_manifest(self.folder)  # a later start in this process may have finished it
-        if there.get("status") == "running" and there["starts"] == self.manifest["starts"]:
+        if there.get("status") == "running" and there.get("starts") == self.manifest["starts"]:
             last = getattr(sys, "last_value", None)  # an interrupt may hit a kernel beside its cell
             interrupted = isinstance(last, KeyboardInterrupt) or (last is None and in_kernel())
             self.finish("stopped" if interrupted else "failed")
@@ -128,14 +130,15 @@ def _of_today(name: str, value) -> tuple[str, object]:
 def read_manifest(
     folder: str | Path,  # a run folder
 ) -> dict:  # with the parameters' present names; empty where there is none
-    "The manifest of a run folder. Raises `ValueError` for one that is not JSON."
+    "The manifest of a run folder. Raises `ValueError` for one that is damaged."
     path = resolve(folder) / "manifest.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as e:
-        raise ValueError(f"{display_path(path)} is not a manifest: {e}") from None
+    found = read_json(path) if path.is_file() else {}
+    kinds = dict.fromkeys(("identity", "parameters", "data", "environment"), dict)
+    for name, kind in (kinds | dict(starts=list)).items():
+        if not isinstance(found.get(name, kind()), kind):
+            raise ValueError(f"{display_path(path)} is damaged: `{name}` is {found[name]!r:.40}")
     for part in (found, found.get("identity", {})):
-        if "parameters" in part:
+        if isinstance(part.get("parameters"), dict):
             part["parameters"] = dict(_of_today(*item) for item in part["parameters"].items())
     return found
 
@@ -157,10 +160,11 @@ def _identity(notebook: str, parameters: dict, data: dict, loader: str) -> dict:
 
 # %% ../../nbs/library/core/runs.ipynb #7169c2c8
 def _run_folder(parameters: dict, identity: dict) -> Path:
-    "Where a run belongs. Raises `ParameterError` for a name that is a path."
+    "Where a run belongs. Raises `ParameterError` for a name that is no plain folder name."
     name = parameters.get("run_name") or digest(identity)[:10]
-    if Path(name).name != name:
-        raise ParameterError(f"parameter `run_name` must be a plain folder name, got {name!r}")
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
+        rule = "a plain folder name (up to 100 letters, digits, `.`, `_`, `+`, `-`)"
+        raise ParameterError(f"parameter `run_name` must be {rule}, got {name!r:.60}")
     if parameters.get("num_nodes", 1) > 1 and node_rank():  # machines may share a disk
         name = f"{name}-machine-{node_rank() + 1}"
     outputs = tempfile.mkdtemp() if in_test() else parameters.get("outputs", "outputs")
@@ -218,6 +222,12 @@ def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str
     starts = [*run.manifest.get("starts", []), now()]
     device = pick_device(parameters.get("device", "auto"))
     processes = parameters.get("num_processes", 1) * parameters.get("num_nodes", 1)
+    machine, before = environment(device, processes), run.manifest.get("environment") or {}
+    goes_on = starts[1:] and run.manifest.get("status") != "complete"
+    if goes_on and (threads := before.get("threads")) not in (None, machine["threads"]):
+        print(f"{run} was computed with {threads} threads and goes on with {machine['threads']}: "
+              "rounding differs, so it ends with other weights than one that was not stopped "
+              f"(OMP_NUM_THREADS={threads} keeps them)")
     run.update(
         notebook=identity["notebook"],
         name=run.folder.name,
@@ -228,7 +238,7 @@ def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str
         data=data,
         identity=identity,
         code=code_version(),
-        environment=environment(device, processes),
+        environment=machine,
         starts=starts,
         ended=None,
     )
@@ -284,11 +294,7 @@ def _refuse_code(model: Path):  # a model folder, perhaps a stranger's
     index = model / "model_index.json"
     if not index.is_file():
         return
-    try:
-        parts = json.loads(index.read_text(encoding="utf-8")).items()
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{display_path(index)} cannot be read: {error}") from None
-    for part, named in parts:
+    for part, named in read_json(index).items():
         if isinstance(named, list) and not _is_library_class(named):
             what = f"names {named} as `{part}`, no class of a library"
             raise ValueError(f"{display_path(index)} {what}")

@@ -32,7 +32,7 @@ def read_rows(
         if path.suffix in (".jsonl", ".json"):
             text = path.read_text(encoding="utf-8")
             rows = json.loads(text) if path.suffix == ".json" else map(
-                json.loads, filter(str.strip, text.splitlines()))
+                json.loads, filter(str.strip, text.split("\n")))
             if isinstance(rows, dict):  # file → caption
                 rows = [dict(file_name=name, text=text) for name, text in rows.items()]
             return pd.DataFrame(list(rows)).fillna("").astype(str)

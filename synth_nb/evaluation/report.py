@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..data.tables import markdown_table
+from ..data.tables import csv_text, markdown_table, plain_text
 from ..embedders import Embedder
 from .copies import CopyAudit, audit_copies, copy_summary
 from .scores import (
@@ -193,8 +193,9 @@ def report_sections(
     audits: list[CopyAudit], use: list[str], figures: list[str],
 ) -> list[tuple[str, str]]:  # as `write_report` gets them → heading, text
     "The parts of the report."
-    compared = [f"- `{one.title}`: {len(one)} images, from {one.about.get('source', 'memory')}"
-                f" ({one.about.get('part', 'all')})" for one in [real, *fakes]]
+    compared = [plain_text(f"- `{one.title}`: {len(one)} images, from "
+                           f"{one.about.get('source', 'memory')} ({one.about.get('part', 'all')})")
+                for one in [real, *fakes]]
     tables = "\n".join(markdown(score_table(rows, e)) for e in rows.extractor.unique())
     note = "In brackets 95 % intervals; for real against real, the range of 95 % of the draws. " \
            "Only rows of one count may be compared with its baseline.\n\n"
@@ -229,7 +230,7 @@ def write_report(
     everything = _about(rows, [real, *fakes], embedders) | found | context
     tex = "\n".join(latex(score_table(rows, e.id), caption(real, e.id)) for e in embedders)
     write_texts(folder, {
-        "evaluation.csv": rows.to_csv(index=False), "evaluation.tex": tex, "report.md": report,
+        "evaluation.csv": csv_text(rows), "evaluation.tex": tex, "report.md": report,
         "evaluation.json": json.dumps(everything, indent=2, default=json_default) + "\n"})
     return report
 

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 # %% ../../nbs/library/tools/grid.ipynb #2b62383d
 from ..core.progress import Drawing, read_feed
 from ..core.files import (
-    digest, notebook_path, project_root, resolve, display_path, atomic_write)
+    digest, notebook_path, project_root, read_json, resolve, display_path, atomic_write)
 from ..core.fingerprint import library_hash, notebook_sources
 from ..core.parameters import ParameterError, check_names, check_parameters
 from ..core.runs import read_manifest
@@ -346,7 +346,7 @@ def make_report(profile: str, cores: int, executor: str = ""):
 def read_mark(folder: Path, notebook: str) -> dict:  # run, state; empty where there is none
     "What an experiment of a report left."
     try:
-        return json.loads((folder / f"{notebook}.json").read_text(encoding="utf-8"))
+        return read_json(folder / f"{notebook}.json")
     except (OSError, ValueError):
         return {}
 

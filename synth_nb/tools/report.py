@@ -7,7 +7,6 @@ __all__ = ['run_folders', 'run_title', 'read_scores', 'collect', 'summary_table'
            'write_tables', 'compare_originals']
 
 # %% ../../nbs/library/tools/report.ipynb #ba5dcf05
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..core.files import display_path, resolve, write_texts
+from ..core.files import display_path, read_json, resolve, write_texts
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
+from ..data.tables import csv_text, plain_text
 from ..evaluation.report import REPORTED, latex, markdown
 from ..evaluation.scores import METRIC_TITLES, digits
 from ..figures.plots import interval_panels
@@ -33,7 +33,7 @@ def run_folders(
     for word in filter(None, (part.strip() for part in text.split(","))):
         path = resolve(word)
         if path.suffix == ".json" and path.is_file():
-            path = resolve(json.loads(path.read_text())["run"])
+            path = resolve(str(read_json(path).get("run", "")))
         status = read_manifest(path).get("status")
         if status != "complete":
             reason = f"its status is {status!r}" if status else "there is no manifest"
@@ -54,7 +54,7 @@ def read_scores(
 ) -> pd.DataFrame:  # columns run, set, extractor, images, metric, value, low, high, floor, …
     "The scores of a run; no rows where it left none of that form."
     path = folder / "evaluation.json"
-    numbers = json.loads(path.read_text()).get("numbers", []) if path.is_file() else []
+    numbers = read_json(path).get("numbers", []) if path.is_file() else []
     return pd.DataFrame(numbers).assign(run=run_title(folder))
 
 
@@ -140,11 +140,13 @@ def write_tables(
 ) -> list[Path]:
     "Write `numbers.csv` (every number), a CSV for each table, `tables.tex` and `tables.md`."
     frames = {title: table for title, table in tables.items() if not isinstance(table, str)}
-    parts = [f"## {title}\n\n{table if isinstance(table, str) else markdown(table).rstrip()}"
+    parts = [f"## {plain_text(title)}\n\n"
+             f"{table if isinstance(table, str) else markdown(table).rstrip()}"
              for title, table in tables.items()]
-    texts = {"numbers.csv": rows.to_csv(index=False), "tables.md": "\n\n".join(parts) + "\n",
+    texts = {"numbers.csv": csv_text(rows), "tables.md": "\n\n".join(parts) + "\n",
              "tables.tex": "\n".join(latex(table, title) for title, table in frames.items())}
-    texts |= {f"{file_name(title)}.csv": table.to_csv() for title, table in frames.items()}
+    texts |= {f"{file_name(title)}.csv": csv_text(table, index=True)
+              for title, table in frames.items()}
     write_texts(folder, texts)
     return [folder / name for name in texts]
 
@@ -195,7 +197,7 @@ def _in_file(folder: Path, source: str) -> float | None:  # "file:key"
     if not file or not path.is_file():
         return None
     if path.suffix == ".json":
-        return json.loads(path.read_text(encoding="utf-8")).get(key)
+        return read_json(path).get(key)
     return read_metrics(path.parent)[-1].get(key)
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.files import atomic_folder, atomic_write, display_path, notebook_path, resolve
+from ..core.files import (
+    atomic_folder, atomic_write, display_path, notebook_path, read_json, resolve)
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
-from ..data.tables import markdown_table
+from ..data.tables import markdown_table, plain_text, safe_markdown
 from ..diffusion.sets import sample_dataset
 from ..evaluation.report import LOWER_IS_BETTER
 from ..evaluation.scores import METRIC_TITLES, digits
@@ -35,7 +36,8 @@ class RunRecord:
     @property
     def source(self) -> str:  # "he_oral"
         "The training data; a path keeps its last part."
-        return str(self.manifest.get("data", {}).get("source", "unknown")).rpartition("/")[2]
+        source = self.manifest.get("data", {}).get("source", "unknown")
+        return plain_text(str(source).rpartition("/")[2])
 
     @property
     def title(self) -> str:
@@ -52,8 +54,10 @@ def read_record(
         reason = f"its status is {manifest['status']!r}" if manifest else "there is no manifest"
         raise ParameterError(
             f"{display_path(folder)} cannot be shared, it is no finished run: {reason}")
+    if not re.fullmatch(r"[\w.]+", str(manifest.get("notebook"))):
+        raise ParameterError(f"{display_path(folder)}/manifest.json names no notebook")
     path, table = folder / "evaluation.json", folder / "evaluation.csv"
-    evaluation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    evaluation = read_json(path) if path.is_file() else {}
     scores = pd.read_csv(table) if table.is_file() else pd.DataFrame()
     if "extractor" not in scores:  # a segmenter's scores are in `evaluation.md`
         return RunRecord(folder, manifest, pd.DataFrame(), evaluation)
@@ -119,7 +123,8 @@ def scores_text(record: RunRecord) -> str:
     "The scores of a run's own images, as a card holds them."
     if not len(record.scores):
         page = record.folder / "evaluation.md"
-        return page.read_text(encoding="utf-8") if page.is_file() else "It was not evaluated.\n"
+        text = page.read_text(encoding="utf-8") if page.is_file() else "It was not evaluated.\n"
+        return safe_markdown(text)
     named = record.scores[record.scores.metric.isin(list(METRIC_TITLES))]
     rows = [_score_row(row) for row in named.to_dict("records")]
     return (f"{markdown_table(rows)}\n\nIn brackets 95 % intervals; the last two columns compare "
@@ -157,14 +162,14 @@ def training_text(record: RunRecord) -> str:
                  seed=manifest.get("seed"), ended=manifest.get("ended"))
     machine = manifest.get("environment", {})
     lines["device"] = machine.get("gpu") or machine.get("device")
-    return "".join(f"- {k}: {v if isinstance(v, (str, int)) else json.dumps(v)}\n"
+    return "".join(f"- {k}: {plain_text(v if isinstance(v, (str, int)) else json.dumps(v))}\n"
                    for k, v in lines.items() if v not in (None, "", {}))
 
 # %% ../../nbs/library/tools/share.ipynb #f27f9c01
 def parameters_text(record: RunRecord) -> str:
     "A run's parameters as a file that papermill takes."
     values = {name: value for name, value in record.manifest.get("parameters", {}).items()
-              if name not in ("outputs", "run_name", "device")}
+              if name.isidentifier() and name not in ("outputs", "run_name", "device")}
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items())
 
 
@@ -174,8 +179,9 @@ def reproduce_text(record: RunRecord) -> str:
     changed = ", with changes that were not committed" if code.get("changed") else ""
     packages = ", ".join(f"{k} {v}" for k, v in machine.get("packages", {}).items())
     notebook = display_path(notebook_path(record.manifest["notebook"]))
-    return (f"Code of commit {code.get('commit', 'unknown')}{changed}; {packages}; Python "
-            f"{machine.get('python', 'unknown')}. From its root, with this as `parameters.yaml`:"
+    versions = plain_text(f"{packages}; Python {machine.get('python', 'unknown')}")
+    return (f"Code of commit {plain_text(code.get('commit', 'unknown'))}{changed}; {versions}. "
+            f"From its root, with this as `parameters.yaml`:"
             f"\n\n```sh\npapermill --engine synth_nb {notebook} out.ipynb "
             f"-f parameters.yaml\n```\n\n"
             f"```yaml\n{parameters_text(record)}```\n")
@@ -189,7 +195,7 @@ def licence_of(
     data = record.manifest.get("data", {})
     known = licence or data.get("licence") or (data.get("about") or {}).get("licence") or ""
     if known:
-        return known, f"The licence of the training data: {known}.\n"
+        return known, f"The licence of the training data: {plain_text(known)}.\n"
     return "unknown", ("The licence of the training data is not stated. Ask whoever gave them "
                        "before you pass this on.\n")
 
@@ -235,7 +241,7 @@ _OWN_SETS = {"synthetic", "real", "real, held out", "train", "channels=1"}
 
 def own_warnings(record: RunRecord) -> list[str]:
     "The warnings of the evaluation, without those that name another set."
-    return [line for line in record.evaluation.get("warnings", [])
+    return [safe_markdown(line) for line in record.evaluation.get("warnings", [])
             if set(re.findall("`([^`]+)`", line)) <= _OWN_SETS]
 
 
@@ -254,7 +260,7 @@ def usage_of(record: RunRecord) -> str:  # empty where the model brings no text 
     "How a model is used without this library, as its own folder says."
     path = record.folder / "model/README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return f"With diffusers alone, in this folder:\n\n{text}\n" if text else ""
+    return f"With diffusers alone, in this folder:\n\n{safe_markdown(text)}\n" if text else ""
 
 # %% ../../nbs/library/tools/share.ipynb #cc96491e
 def model_card(record: RunRecord, licence: str = "") -> str:  # licence: of the data

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 # %% ../../nbs/library/training/log.ipynb #0a33e1b8
-from ..core.files import atomic_write
+from ..core.files import atomic_write, display_path
 from .trackers import Trackers, sheet_file
 
 # %% ../../nbs/library/training/log.ipynb #488f3c39
@@ -88,8 +88,12 @@ def read_metrics(
     """The rows of `metrics.csv`, one dict per evaluation.
 
     `step`, `epoch` and `images` are int, the others float; None where a row has no value.
+    Raises `ValueError` with the file's name for a damaged one.
     """
-    with open(Path(folder) / "metrics.csv", newline="") as f:
-        rows = list(csv.DictReader(f))
-    kinds = dict.fromkeys(("step", "epoch", "images"), int)
-    return [{k: kinds.get(k, float)(v) if v else None for k, v in row.items()} for row in rows]
+    path, kinds = Path(folder) / "metrics.csv", dict.fromkeys(("step", "epoch", "images"), int)
+    try:
+        with open(path, newline="") as f:
+            rows = list(csv.DictReader(f, strict=True))
+        return [{k: kinds.get(k, float)(v) if v else None for k, v in row.items()} for row in rows]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{display_path(path)} is damaged: {error}") from None

@@ -172,12 +172,17 @@ def training_cost(
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     room = shutil.disk_usage(existing).free
     if disk > room:
-        need = f"needs {disk / 1e9:.1f} GB of disk, {room / 1e9:.1f} GB are free"
+        need = f"needs {_gigabytes(disk)} of disk, {_gigabytes(room)} are free"
         raise OSError(f"{display_path(folder)} {need}; choose another `outputs` or make room")
-    cost = f"about {duration(seconds)}, {memory / 1e9:.1f} GB memory, {disk / 1e6:.0f} MB disk"
+    cost = f"about {duration(seconds)}, {_gigabytes(memory)} memory, {disk / 1e6:.0f} MB disk"
     if memory <= free:
         return cost
-    return f"{cost}; only {free / 1e9:.1f} GB of memory are free: {advice}"
+    return f"{cost}; only {_gigabytes(free)} of memory are free: {advice}"
+
+
+def _gigabytes(count: float) -> str:
+    "Bytes for a sentence; below a gigabyte in megabytes."
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 # %% ../../nbs/library/training/loop.ipynb #d7261f8d
 class Trainer:

@@ -28,7 +28,7 @@ from .copies import (
     ORIENTATIONS, all_pairs, check_thresholds, copy_clusters, find_near, identical_groups,
     leaked_images, low_frequencies, perceptual_hashes, thumbnail)
 from ..dataset import ImageDataset, SPLIT_ORDER
-from ..tables import about_lines, count_table, markdown_table
+from ..tables import about_lines, count_table, csv_text, markdown_table, plain_text
 from ..readers.sources import (
     DataError, ImageError, Source, open_image, open_lazily, reason, to_mode)
 from ..readers.intensity import limits_of
@@ -354,8 +354,9 @@ def _data_card(found: dict, table: pd.DataFrame, pairs: pd.DataFrame, about: dic
              for part in ("modes", "formats")]
     lines_found = [*_copy_findings(found), *_image_findings(found), found["method"]]
     copies = pairs.assign(likeness=pairs["likeness"].round(4))
-    lines = [f"# Data: {found['source']}", "", *about_lines(known | about), *kinds, "",
-             "## Findings", "", *(f"- {line}" for line in lines_found), "", "## Images", "",
+    lines = [f"# Data: {plain_text(found['source'])}", "", *about_lines(known | about), *kinds, "",
+             "## Findings", "", *(f"- {plain_text(line)}" for line in lines_found), "",
+             "## Images", "",
              count_table(good["class"].tolist(), good["split"].tolist()), "",
              *_number_tables(found), *_listing("Not used", bad[["key", "problem"]]),
              *_listing("Copies", copies[["key_a", "key_b", "kind", "likeness"]])]
@@ -431,8 +432,8 @@ def _write_audit(found: Audit, folder: Path) -> Path:  # absolute; made if it is
         (folder / "duplicates.png").unlink(missing_ok=True)
     columns = [name for name in found.pairs if name not in ("a", "b")]
     turned = found.pairs[columns].assign(view=[ORIENTATIONS[v] for v in found.pairs["view"]])
-    write_texts(folder, {"audit.csv": found.table.to_csv(index=False), "card.md": found.card(),
-                         "duplicates.csv": turned.to_csv(index=False)})
+    write_texts(folder, {"audit.csv": csv_text(found.table), "card.md": found.card(),
+                         "duplicates.csv": csv_text(turned)})
     return folder
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #b81d3566

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..dataset import ImageDataset, to_uint8
 from ..readers.layout import SPLIT_NAMES
-from ..tables import about_lines, count_table
+from ..tables import about_lines, count_table, plain_text
 from ...core.files import resolve, display_path, atomic_write, atomic_folder
 from ...core.parameters import ParameterError
 
@@ -169,7 +169,7 @@ def _audit_lines(findings: dict) -> list[str]:  # of an `Audit`
             f"- {number('across_classes')} of these pairs lie in different classes"]
     if findings.get("splits"):
         lines.append(f"- {number('leaked')} images outside `train` have a copy in it")
-    return [f"- audited: {findings.get('source', 'unknown')}", *lines]
+    return [f"- audited: {plain_text(findings.get('source', 'unknown'))}", *lines]
 
 # %% ../../../nbs/library/data/quality/export.ipynb #2ddd3f10
 def _card(data: _ExportData, form: str, files: int, synthetic: bool) -> str:
@@ -183,7 +183,8 @@ def _card(data: _ExportData, form: str, files: int, synthetic: bool) -> str:
     warning = ["", "These are no patients. Do not mix them with real images unmarked, and do "
                "not test on them."]
     notes = _form_notes(form, first.shape[:2], data.masks is not None) + _also_notes(data, form)
-    lines = [f"# {kind}{f': {name}' if name else ''}", *(warning if synthetic else []), "",
+    title = f"{kind}: {plain_text(name)}" if name else kind
+    lines = [f"# {title}", *(warning if synthetic else []), "",
              f"- images: {len(data)}, {size}, 8 bits", *about_lines(about), "", "## Images", "",
              count_table(_class_names(data), data.split), "", "## Form", "",
              notes]
