@@ -1,10 +1,9 @@
 """Opening many small files: plain class folders against the layouts that people have.
 
 Every layout holds as many files of 16 px, so that names and tables weigh as much as they can beside
-reading. The cache is warm: a layout is listed, read and hashed, and nothing is decoded. Times are of
-the CPU. `--old`
-names a package that holds an older version of the library, to open the plain folder with it too.
-Run: python benchmarks/opening.py [--files 100000] [--rounds 3] [--old synth_nb_old]
+reading. The cache is warm: a layout is listed, read and hashed, and nothing is decoded. Times are
+of the CPU. `--old` names a package that holds an older version of the library, to open the plain
+folder with it too. Run: python benchmarks/opening.py [--files 100000] [--rounds 3] [--old PACKAGE]
 """
 
 import argparse

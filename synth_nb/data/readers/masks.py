@@ -157,7 +157,7 @@ class ImageIndex:
                 return table[key]
         return self.lone.get(mask.folder) if mask.in_folder and mask.folder else None
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #39cce606
+# %% ../../../nbs/library/data/readers/masks.ipynb #5b4e2d00
 def pairs_by_stem(
     forms: dict[str, Form],
     lone: list[str],  # masks whose folders are called otherwise than those of any image
@@ -173,9 +173,9 @@ def pairs_by_stem(
             folders[file.rpartition("/")[0]].append(file)
     for files in folders.values():
         own = {file: (forms[file].bare, forms[file].stem) for file in files}
-        last = common_ending([bare for bare, _ in own.values()]) if len(files) > 1 else ""
-        for ending in ("", last):
-            named = {file: next(filter(None, (nearest(file, stems.get(name.removesuffix(ending)))
+        last = shared_suffix([bare for bare, _ in own.values()]) if len(files) > 1 else ""
+        for suffix in ("", last):
+            named = {file: next(filter(None, (nearest(file, stems.get(name.removesuffix(suffix)))
                                               for name in names)), None)
                      for file, names in own.items()}
             if all(named.values()):
@@ -199,7 +199,7 @@ def nearest(
     return depths[0][1] if depths[0][0] > depths[1][0] else None
 
 
-def common_ending(
+def shared_suffix(
     stems: list[str],
 ) -> str:  # with its sign; empty for none
     "The ending that all names have, from a sign on."
