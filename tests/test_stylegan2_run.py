@@ -429,5 +429,9 @@ def test_layers_that_were_not_loaded_cannot_be_frozen(tmp_path):
         start_from(source, *larger)
     with pytest.raises(ParameterError, match="draws 1 channels, which cannot become the 4 here"):
         start_from(source, *new_networks(choose_settings("auto", 32, 8, **sizes), 4))
+    G, D = new_networks(choose_settings("auto", 32, 8, **sizes), 1)
+    exported = read_pretrained(export_official(tmp_path / "weights.pkl", G_ema=G, D=D))
+    assert torch.equal(exported.G["synthesis.b4.const"], G.synthesis.b4.const)
+    assert exported.D.keys() == D.state_dict().keys()
     half = read_pretrained(stored(tmp_path / "half", 32, 1, average=False))
     assert all(torch.equal(half.G_ema[k], half.G[k]) for k in half.G)
