@@ -1,9 +1,9 @@
 """Opening many small files: plain class folders against the layouts that people have.
 
 Every layout holds as many files of 16 px, so that names and tables weigh as much as they can beside
-reading. The cache is warm: a layout is listed, read and hashed, and nothing is decoded. `--old`
-names a package that holds an older version of the library, to open the plain folder with it too.
-Run: python benchmarks/opening.py [--files 100000] [--rounds 3] [--old synth_nb_old]
+reading. The cache is warm: a layout is listed, read and hashed, and nothing is decoded. Times are
+of the CPU. `--old` names a package that holds an older version of the library, to open the plain
+folder with it too. Run: python benchmarks/opening.py [--files 100000] [--rounds 3] [--old PACKAGE]
 """
 
 import argparse
@@ -66,12 +66,12 @@ def packed(folder: Path) -> Path:
     return path
 
 
-def seconds(opener, path: Path) -> float:
-    start = time.perf_counter()
+def cpu_seconds(opener, path: Path) -> float:
+    start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         opener(path, 16, channels=1)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 if __name__ == "__main__":
@@ -90,11 +90,11 @@ if __name__ == "__main__":
             old = importlib.import_module(f"{chosen.old}.data").open_dataset
             openers = {"class folders, before": (old, paths["class folders"])} | openers
         for opener, path in openers.values():
-            seconds(opener, path)  # decoded once
+            cpu_seconds(opener, path)  # decoded once
         times = {name: [] for name in openers}
         for _ in range(chosen.rounds):
             for name, (opener, path) in openers.items():
-                times[name].append(seconds(opener, path))
+                times[name].append(cpu_seconds(opener, path))
         first = np.array(next(iter(times.values())))
         print(f"{machine()}; {chosen.files:,} files, {chosen.rounds} rounds, alternating\n")
         for name, found in times.items():

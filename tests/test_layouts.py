@@ -910,3 +910,32 @@ def test_shapes_of_public_sets(tmp_path, name, form):
     if name == "chexpert":
         assert len(set(ds.groups)) == 6
         assert len(set(zip(ds.groups, ds.split, strict=True))) == 6
+
+
+def test_what_is_nearly_black_is_said(tmp_path):
+    files = {f"{i}.png": encoded(texture(i) // 16) for i in range(6)}
+    assert any(
+        "nearly black, the largest value is 1" in m for m in opened(write(tmp_path, files))[1]
+    )
+
+
+def test_fractions_in_a_given_range(tmp_path):
+    values = [texture(i, channels=1).astype(np.float32) for i in range(6)]
+    folder = write(tmp_path, {f"{i}.tif": encoded(v, "TIFF") for i, v in enumerate(values)})
+    with pytest.raises(DataError, match="give their range as `intensity`"):
+        open_dataset(folder, 24, 1)
+    ds, _ = opened(folder, channels=1, intensity="0, 255")
+    assert (ds.images[3, 0] == texture(3, channels=1)).all()
+
+
+def test_train_among_vehicles_is_a_class(tmp_path):
+    files = {f"{c}/{i}.png": photo(c, i) for c in ("car", "plane", "train") for i in range(5)}
+    ds, messages = opened(write(tmp_path, files))
+    assert ds.classes == ["car", "plane", "train"]
+    assert messages[0].startswith("the folder train is taken for a class")
+
+
+def test_dev_validates_and_eval_tests(tmp_path):
+    names = ("train", "dev", "eval")
+    ds, _ = opened(write(tmp_path, {f"{s}/{i}.png": photo(s, i) for s in names for i in range(3)}))
+    assert counts(ds) == {s: {"set": 3} for s in ("train", "val", "test")}

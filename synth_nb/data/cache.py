@@ -51,7 +51,7 @@ def content_hashes(
     "Content hashes of all images that can be read, why others cannot; those of over 8 bits."
     def one(i):
         content, mask = read_parts(source, i)
-        return digest_content(content, mask), depth_of(content) == "I"
+        return digest_content(content, mask), bool(depth_of(content))
 
     results = list(parallel_map(one, len(source)))
     failed = {i: reason(r) for i, r in enumerate(results) if isinstance(r, Exception)}

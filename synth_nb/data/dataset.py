@@ -325,6 +325,19 @@ def class_doubts(
     return doubts
 
 
+def dark_doubts(
+    pixels: np.ndarray,  # (N, C, H, W) uint8
+    most: int = 64,  # images to look at
+) -> list[str]:  # sentences
+    "Whether all images are nearly black, as colours of 12 bits in 16 are."
+    rows = np.linspace(0, len(pixels) - 1, min(most, len(pixels))).astype(int)
+    highest = max((int(pixels[row].max()) for row in rows), default=255)
+    if not 0 < highest < 40:
+        return []
+    return [f"all images are nearly black, the largest value is {highest} of 255: give their range "
+            "as `intensity`, or save colours with 8 bits"]
+
+
 def without_gap(
     ds: ImageDataset,
 ) -> ImageDataset:
@@ -359,7 +372,8 @@ def assemble(
         groups = own or groups
         about = with_note(about, "read_as", note)
     split = choose_split(named, groups, seed, val_fraction)
-    for doubt in class_doubts(source.classes, labels, split):
+    dark = dark_doubts(images.images) if source.ordered else []
+    for doubt in [*class_doubts(source.classes, labels, split), *dark]:
         about = with_note(about, "doubts", doubt)
     positions = None if source.positions is None else source.positions[images.indices]
     ds = ImageDataset(source.name, source.classes, torch.tensor(labels), keys, groups, split,

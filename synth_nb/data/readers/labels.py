@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FileIndex', 'TableLabels', 'read_labels', 'read_sidecars', 'synset_names']
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #cb4cd5ad
+# %% ../../../nbs/library/data/readers/labels.ipynb #55e123a0
 import csv
 import io
 import json
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from .layout import some_names, split_word, words_of
@@ -164,7 +164,7 @@ def read_table(
     except (ValueError, csv.Error, RecursionError):
         return None
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #3748030e
+# %% ../../../nbs/library/data/readers/labels.ipynb #8de56aa0
 class FileIndex:
     "Finds the file that a cell of a table names."
 
@@ -172,21 +172,20 @@ class FileIndex:
         self,
         files: list[str],  # relative, with `/`
     ):
-        self.ends = defaultdict(dict)
-        for file in files:
-            path = file.lower()
-            for form in (path, path.rpartition(".")[0]):
-                parts = form.split("/")
-                for n in {1, 2, 3, len(parts)}:
-                    if n <= len(parts):
-                        self._put(n, "/".join(parts[-n:]), file)
-            stem = path.rpartition("/")[2].rpartition(".")[0]
-            if stem.isdecimal():
-                self._put(0, str(int(stem)), file)
+        self.files, self.ends = files, {}
 
-    def _put(self, n, end, file):
-        known = self.ends[n]
-        known[end] = file if known.get(end, file) == file else None
+    def level(self, n: int) -> dict[str, str | None]:
+        "The last n parts of every path, with and without extension; 0: the numbers of names."
+        if n not in self.ends:
+            known = self.ends[n] = {}
+            for file in self.files:
+                path = file.lower()
+                for form in (path, path.rpartition(".")[0]):
+                    end = form.rpartition("/")[2] if n < 2 else "/".join(form.split("/")[-n:])
+                    if n == 0 and end.isdecimal():
+                        end = str(int(end))
+                    known[end] = file if known.get(end, file) == file else None
+        return self.ends[n]
 
     def find(
         self,
@@ -196,14 +195,14 @@ class FileIndex:
         path = cell.strip().lower().replace("\\", "/").removeprefix("./").strip("/")
         for full in dict.fromkeys((f"{home.lower()}{path}", path)):
             parts = full.split("/")
-            found = self.ends[len(parts)].get(full)
+            found = self.level(len(parts)).get(full)
             if found:
                 return found
         for n in range(min(3, len(parts)), 0, -1):
-            found = self.ends[n].get("/".join(parts[-n:]))
+            found = self.level(n).get("/".join(parts[-n:]))
             if found:
                 return found
-        return self.ends[0].get(str(int(path))) if path.isdecimal() else None
+        return self.level(0).get(str(int(path))) if path.isdecimal() else None
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #2d486169
 @dataclass
@@ -234,7 +233,7 @@ def match_table(
     images = [index.find(row[at], home) for row in table.rows]
     return Matched(table, table.columns[at], images)
 
-# %% ../../../nbs/library/data/readers/labels.ipynb #ccd1c468
+# %% ../../../nbs/library/data/readers/labels.ipynb #61b3b47e
 CLASS_WORDS = ("label", "class", "category", "target", "diagnosis", "dx", "labels", "classes",
                "classname", "finding", "findings", "grade", "species", "type", "y", "sınıf",
                "sinif", "etiket", "tanı", "tani", "wnid", "cls")
@@ -246,6 +245,7 @@ OTHER_WORDS = {
     "bbox", "x", "xmin", "xmax", "ymin", "ymax", "key", "mask", "size", "bytes", "url", "license"}
 
 
+@lru_cache(2**12)
 def class_name(
     cell: str,
 ) -> str:  # "1" for "1.0", the first of ImageNet's ids

@@ -127,7 +127,7 @@ def strip_wrapping(
             return shared
         shared += (name,)
 
-# %% ../../../nbs/library/data/readers/layout.ipynb #d33bccf5
+# %% ../../../nbs/library/data/readers/layout.ipynb #b8083d16
 @dataclass
 class SplitLevel:
     "Folders that name splits."
@@ -143,7 +143,8 @@ def split_of_names(
     read = {name: split_word(name) for name in names}
     exact = {n: s for n, (s, _) in read.items() if n.strip().lower() in SPLIT_NAMES}
     plain = {n: s for n, (s, rest) in read.items() if s and not rest}
-    if exact:
+    beside = sum(names.values()) - sum(names[n] for n in exact)
+    if exact and not (len({*exact.values()}) == 1 and 2 * beside > sum(names.values())):
         more = {n: s for n, s in plain.items() if s not in exact.values()}
         return exact | more
     two, train = len(set(plain.values())) > 1, "train" in plain.values()
@@ -160,7 +161,7 @@ def split_of_names(
             return every
     return None
 
-# %% ../../../nbs/library/data/readers/layout.ipynb #0a3e2cc3
+# %% ../../../nbs/library/data/readers/layout.ipynb #23d3089e
 def find_splits(
     folders: Counter,  # `Folder` → images, without what wraps them
 ) -> SplitLevel | None:
@@ -174,10 +175,19 @@ def find_splits(
                 names[folder[depth]] += n
         split = split_of_names(names) if names else None
         if split and (not depth or (len(split) == len(names) and len({*split.values()}) > 1)):
+            split = _eval_beside_dev(split)
             rest = {name: " ".join(split_word(name)[1]) for name in split}
             several = len({*rest.values()}) > 1
             return SplitLevel(depth, split, rest if several else {})
     return None
+
+# %% ../../../nbs/library/data/readers/layout.ipynb #4693417b
+def _eval_beside_dev(split):
+    "Where `dev` or `val` validates, `eval` tests."
+    late = {name for name in split if {*words_of(name)} & {"eval", "evaluation", "evaluate"}}
+    if "val" in {split[name] for name in split if name not in late}:
+        return split | dict.fromkeys(late, "test")
+    return split
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #0b001a5b
 Rest = dict[Folder, tuple[str | None, Folder]]  # folder → its split; class folder and below
@@ -202,16 +212,17 @@ def inner_wrapping(
             return found
         found.update(outer)
 
-# %% ../../../nbs/library/data/readers/layout.ipynb #10c85e5c
+# %% ../../../nbs/library/data/readers/layout.ipynb #faf0301b
 def folder_per_image(
     files: list[str],
 ) -> bool:
     "Whether every image lies in a folder of its own: of its name, or `image` in each."
-    parts = [file.rsplit("/", 2)[-2:] for file in files]
-    named = all(len(p) == 2 and p[1].startswith(f"{p[0]}.") for p in parts)
-    stems = {p[-1].rpartition(".")[0] for p in parts}
-    same = len(stems) == 1 and set(words_of(min(stems))) <= IMAGE_WORDS
-    alone = len(parts) > 1 and (named or (same and all(len(p) == 2 for p in parts)))
+    def own(file):
+        parts = file.rsplit("/", 2)[-2:]
+        stem = parts[-1].rpartition(".")[0]
+        return len(parts) == 2 and (stem == parts[0] or {*words_of(stem)} <= IMAGE_WORDS)
+
+    alone = len(files) > 1 and all(map(own, files))
     return alone and len({file.rpartition("/")[0] for file in files}) == len(files)
 
 

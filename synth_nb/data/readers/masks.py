@@ -43,7 +43,7 @@ def read_folder(
 def _without(name, dropped):
     return " ".join(w for w in words_of(name) if w not in dropped)
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #3a35ab5f
+# %% ../../../nbs/library/data/readers/masks.ipynb #07733b7a
 _word = (
     r"(?P<word>(?i:(?:ground[\s_-]?)?truths?|segmentations?|annotations?|annot?|anno?|segm|segs?"
     r"|gts?|manual|masks?|msks?|labels?|lbl|lab|lesion|rois?|superpixels|(?P<who>\d)(?:st|nd|rd|th)ho))"
@@ -53,7 +53,9 @@ SUFFIX = re.compile(
     r"(?:[\s_.\-(]*(?P<part>\d{1,3}|(?<=[\s_.\-])[A-Za-z])\)?)?"
 )
 PREFIX = re.compile(rf"{_word}(?:[\s_.\-]+|(?=\d))(?P<base>.+)")
-HINT = re.compile(r"(?i)mask|msk|seg|gt|truth|manual|lab|lbl|ann|lesion|ho|roi|superpix")
+HINTS = ("mask", "msk", "seg", "gt", "truth", "manual", "lab", "lbl", "ann", "lesion", "ho", "roi",
+         "superpix")
+HINT = re.compile(rf"(?i){'|'.join(HINTS)}")
 
 
 def read_stem(
@@ -155,7 +157,7 @@ class ImageIndex:
                 return table[key]
         return self.lone.get(mask.folder) if mask.in_folder and mask.folder else None
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #39cce606
+# %% ../../../nbs/library/data/readers/masks.ipynb #5b4e2d00
 def pairs_by_stem(
     forms: dict[str, Form],
     lone: list[str],  # masks whose folders are called otherwise than those of any image
@@ -171,9 +173,9 @@ def pairs_by_stem(
             folders[file.rpartition("/")[0]].append(file)
     for files in folders.values():
         own = {file: (forms[file].bare, forms[file].stem) for file in files}
-        last = common_ending([bare for bare, _ in own.values()]) if len(files) > 1 else ""
-        for ending in ("", last):
-            named = {file: next(filter(None, (nearest(file, stems.get(name.removesuffix(ending)))
+        last = shared_suffix([bare for bare, _ in own.values()]) if len(files) > 1 else ""
+        for suffix in ("", last):
+            named = {file: next(filter(None, (nearest(file, stems.get(name.removesuffix(suffix)))
                                               for name in names)), None)
                      for file, names in own.items()}
             if all(named.values()):
@@ -197,7 +199,7 @@ def nearest(
     return depths[0][1] if depths[0][0] > depths[1][0] else None
 
 
-def common_ending(
+def shared_suffix(
     stems: list[str],
 ) -> str:  # with its sign; empty for none
     "The ending that all names have, from a sign on."
@@ -272,7 +274,7 @@ def pairs_by_extension(
         pair.setdefault(stem, {})[kind.lower() in lossy] = file
     return {two[True]: [two[False]] for two in pair.values() if len(two) == 2}
 
-# %% ../../../nbs/library/data/readers/masks.ipynb #1e04bc9d
+# %% ../../../nbs/library/data/readers/masks.ipynb #33548fca
 def find_masks(
     files: list[str],  # relative, with `/`
 ) -> MaskPairs:
@@ -280,7 +282,8 @@ def find_masks(
     files = sorted(files)
     shared = len(_common(files))
     inner = {file: file[shared:] for file in files}
-    if not any(HINT.search(name) for name in inner.values()):
+    text = "\n".join(inner.values()).lower()
+    if not any(word in text for word in HINTS):
         return _finished(files, pairs_by_extension(files), [], "", _unsure)
     forms = {file: form_of(name) for file, name in inner.items()}
     kinds, orphans = pairs_by_name(forms)
