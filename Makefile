@@ -88,5 +88,8 @@ test-slurm: .venv/dev  ## jobs cancelled, requeued and two at once on a Slurm of
 rehearse: .venv/dev  ## every profile on the CPU with its true networks and made-up data (hours); ONLY="05_e2i.reported 07_emnist" for some
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/rehearse.py $(ONLY)
 
+test-mutations: .venv/dev  ## plants some fifty bugs, one at a time, and says which test catches each (15 minutes)
+	$(BIN)/python tests/mutations.py
+
 clean:  ## remove .venv and what can be computed again; runs stay
 	rm -rf .venv outputs/cache _docs _proc build dist *.egg-info

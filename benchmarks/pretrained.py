@@ -10,6 +10,7 @@ embeddings, with all weights and with LoRA, and what is saved is loaded with dif
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import subprocess
@@ -181,7 +182,7 @@ def as_a_new_one(folder: Path, data) -> float:
 
 def saved_and_opened(model, folder: Path, base: Path) -> tuple[float, float] | None:
     "Differences of the stand-in with LoRA from the merged model, and without LoRA."
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save(model, folder)
     base = str(base) if model.lora else ""
     done = subprocess.run([sys.executable, "-c", STOCK, base, str(folder)], check=True,
@@ -193,23 +194,28 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=6.0, help="of training the stand-in")
     parser.add_argument("--epochs", type=int, default=4, help="of 640 images, of continuing it")
+    parser.add_argument("--home", help="a folder that keeps everything: a second start goes on")
     args = parser.parse_args()
-    demo, home = open_dataset("demo", 64), Path(tempfile.mkdtemp())
+    demo, home = open_dataset("demo", 64), Path(args.home or tempfile.mkdtemp())
     train, held_out = demo.train, demo.held_out
     captions = open_captions("auto", demo)
-    saved = stand_in(home / "base", train, held_out, captions, 60 * args.minutes)
+    if not (home / "losses.json").is_file():
+        found = stand_in(home / "base", train, held_out, captions, 60 * args.minutes)
+        (home / "losses.json").write_text(json.dumps(found))
+    saved = json.loads((home / "losses.json").read_text())
     lines = []
     for condition in ("t2i", "i2i", "e2i"):
         for rank in (0, 8):
             config, data = continued(condition, home / "base", train, held_out, captions,
                                      lora_rank=rank)
             plan = TrainingConfig(args.epochs, 16, 640, device="cpu", precision="fp32")
-            name = f"{condition}-{rank}"
+            name = f"{condition}-{rank}-{args.epochs}"
             trainer, model = new_trainer(home / name, data, config, plan, "none",
                                          guidance_scale=2.0, sampling_steps=4, best_of=1,
                                          precision="fp32")
-            start = error_of(config, data, trainer.modules["unet"])
-            trainer.fit()
+            start = error_of(config, data, data.unet(config, (4, 16, 16)))
+            with contextlib.redirect_stdout(sys.stderr):
+                trainer.fit()
             after = error_of(config, data, trainer.model("unet"))
             opened = saved_and_opened(model(), home / name / "model", home / "base")
             reference = saved["text" if condition == "t2i" else "empty"]
@@ -217,6 +223,7 @@ def main():
             what = "LoRA, rank 8" if rank else "all weights"
             lines.append(f"| {condition} | {what} | {reference:.5f} | {start:.5f} | {after:.5f} | "
                          f"{apart} |")
+            print(lines[-1], file=sys.stderr, flush=True)
             if condition == "t2i" and not rank:
                 wrong = as_a_new_one(home / "base", data)
     print(f"""# A pretrained pipeline is continued
@@ -225,9 +232,9 @@ def main():
 on {machine()}.
 
 A stand-in for Stable Diffusion, trained with diffusers alone for {args.minutes:g} minutes of one
-core ({saved["steps"]} steps of 16) on the demo's captions: cross-attention to 77 tokens, latents
-times 0.18215 that are not of unit deviation, ε on Stable Diffusion's schedule, saved as a stock
-pipeline. Then it is continued for {args.epochs} epochs of 640 images.
+core, in batches of 16 of the demo's images with their captions: cross-attention to 77 tokens,
+latents times 0.18215 that are not of unit deviation, ε on Stable Diffusion's schedule, saved as a
+stock pipeline. Then it is continued for {args.epochs * 640} images in batches of 16.
 
 The loss is the mean squared error on the {len(held_out)} held-out images, always with the same
 noise and timesteps; a network that predicts zero has 1. "Saved with" is what diffusers alone

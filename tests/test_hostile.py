@@ -111,7 +111,7 @@ def test_other_threads_are_said_on_resume(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     open_run("none", *what).finish("complete")
-    said = capsys.readouterr().out
-    assert "goes on with 7: rounding differs" in said and "OMP_NUM_THREADS=" in said
+    message = capsys.readouterr().out
+    assert "goes on with 7: rounding differs" in message and "OMP_NUM_THREADS=" in message
     open_run("none", *what).finish("complete")
     assert capsys.readouterr().out == ""
