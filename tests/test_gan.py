@@ -141,8 +141,8 @@ def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
 def test_samples_of_a_pretrained_model_are_new_when_it_learnt_on(notebook, marks):
     net = torch.nn.Linear(2, 1)
     net.c_dim = 0  # as StyleGAN2's
-    pretrained, names = SimpleNamespace(generator=net, unet=net), []
-    space = dict(pretrained=pretrained, trained=pretrained, generator=pretrained,
+    model, names = SimpleNamespace(generator=net, unet=net), []
+    space = dict(saved_model=model, trained=model, generator=model,
                  trainer=None, weights_tag=weights_tag, label=0,
                  run=SimpleNamespace(cached=lambda name, make: names.append(name)))
 
