@@ -142,7 +142,7 @@ def test_samples_of_a_pretrained_model_are_new_when_it_learnt_on(notebook, marks
     net = torch.nn.Linear(2, 1)
     net.c_dim = 0  # as StyleGAN2's
     model, names = SimpleNamespace(generator=net, unet=net), []
-    space = dict(saved_model=model, trained=model, generator=model,
+    space = dict(pretrained=model, saved_model=model, trained=model, generator=model,
                  trainer=None, weights_tag=weights_tag, label=0,
                  run=SimpleNamespace(cached=lambda name, make: names.append(name)))
 
