@@ -321,7 +321,8 @@ def class_doubts(
         have = "have" if len(empty) > 1 else "has"
         doubts.append(f"{many} {have} no training image" + (f" ({alike[0]})" if alike else ""))
     doubts += [f"classes {' and '.join(names)} differ only in case or spaces"
-               for names in same.values() if len(names) > 1 and not {*names} & {*empty}]
+               for names in same.values() if len(names) > 1 and not {*names} & {*empty}
+               and max(map(len, names)) > 1]  # W and w are two letters
     return doubts
 
 
