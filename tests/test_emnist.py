@@ -220,7 +220,9 @@ def test_synthetic_letters_that_are_real_ones_help_where_real_ones_are_few(digit
 def test_numbers_of_images_without_labels(digits, classifier):
     samples = Samples(torch.randn(12, 1, 28, 28).clamp(-1, 1))
     table = epoch_scores(classifier, samples, digits.held_out)
-    assert set(table.metric) == {"frechet", "kernel", "class_score"}
+    assert set(table.metric) == {"frechet", "kernel", "class_score", "ssim"}
+    row = table.set_index("metric").loc["ssim"]
+    assert row.value < row.real_against_real / 2  # noise against digits of any class
     assert to_uint8(samples.images).dtype == torch.uint8
 
 
