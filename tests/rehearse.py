@@ -99,6 +99,8 @@ def parameters(notebook: str, profile: str, small: bool, home: Path, defaults: d
         short |= LARGE
     if values.get("autoencoder") or values.get("pretrained"):
         short.pop("vae_steps", None)  # none is trained
+    if not str(values.get("dataset", "")).startswith("wsi:"):
+        short.pop("tiles_per_slide", None)
     if "batch" in values:  # the original's words
         short |= dict(batch=short.pop("batch_size"), seeds="1-2")
         short.pop("snapshot_every")

@@ -186,7 +186,7 @@ def test_the_estimate_names_the_parameters_where_memory_is_short(tmp_path, capsy
     monkeypatch.setattr("synth_nb.training.loop.free_bytes", lambda device: 1e6)
     training(tmp_path / "short", 99, None).fit()
     line = capsys.readouterr().out
-    assert "only 0.0 GB of memory are free: turn `checkpointing` on" in line, line
+    assert "only 1 MB of memory are free: turn `checkpointing` on" in line, line
 
 
 def test_a_frozen_encoder_is_run_again():
