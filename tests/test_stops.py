@@ -70,10 +70,16 @@ def write_notebook(path: Path) -> Path:
     return path
 
 
+HEARS_HANGUPS = """import runpy, signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+runpy.run_module("papermill", run_name="__main__", alter_sys=True)
+"""
+
+
 def papermill(folder: Path, *words) -> subprocess.Popen:
     "papermill on the notebook above, in a session of its own."
     source = write_notebook(folder / "a.ipynb")
-    command = [sys.executable, "-m", "papermill", source, folder / "out.ipynb", *words]
+    command = [sys.executable, "-c", HEARS_HANGUPS, source, folder / "out.ipynb", *words]
     return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True,
                             env=environment(), start_new_session=True)
 
