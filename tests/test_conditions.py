@@ -94,7 +94,7 @@ def test_the_run_folder_explains_itself(finished, condition):
     assert {"real, conditioning half", "real, training", *sets} == set(numbers.set)
     kernel = numbers[(numbers.metric == "kernel")]
     assert kernel[["value", "low", "high", "floor"]].notna().all(axis=None)
-    assert "judged by efficientnet_lite2@64" in (folder / "evaluation.md").read_text()
+    assert "features of efficientnet_lite2@64" in (folder / "evaluation.md").read_text()
 
 
 @pytest.mark.parametrize("condition", ["t2i", "i2i", "e2i"])

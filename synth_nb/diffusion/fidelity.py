@@ -89,7 +89,7 @@ def readable_fidelity(
     names = ["among", "top-1", "top-5", "chance of top-1", "times chance", "cosine, matched",
              "mismatched"]
     readable = pd.DataFrame.from_dict(lines, orient="index", columns=names)
-    return readable.rename_axis(f"judged by {extractor}")
+    return readable.rename_axis(f"features of {extractor}")
 
 # %% ../../nbs/library/diffusion/fidelity.ipynb #4f5597b5
 def open_eval_embedders(
