@@ -5,6 +5,7 @@ Each is a real notebook whose steps last longer than ipykernel waits for a paren
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,21 +107,22 @@ def test_a_training_stores_what_it_reached(tmp_path, engine, number):
     words = [] if engine == "default" else ["--engine", engine]
     process, run = papermill(tmp_path, "-p", "outputs", tmp_path, *words), tmp_path / "stops/mine"
     mark = run / "training"
-    kernel = int(wait_for(lambda: mark.exists() and mark.read_text(), 60))
+    kernel = int(wait_for(lambda: mark.exists() and mark.read_text(), 180))
     wanted = getattr(signal, number.split()[-1])
     began = time.time()
     process.send_signal(wanted)
     if number.startswith("all"):  # as Slurm does
         os.kill(kernel, wanted)
-    errors = process.communicate(timeout=60)[1]
-    wait_for(lambda: not psutil.pid_exists(kernel), 60)
+    errors = process.communicate(timeout=180)[1]
+    wait_for(lambda: not psutil.pid_exists(kernel), 180)
     newest = run / "checkpoints/newest.pt"
-    assert newest.stat().st_mtime - began < STEP + 5
+    assert newest.stat().st_mtime - began < STEP + 30  # 5 on a machine with nothing else to do
     assert manifest(run)["status"] == "stopped"
     assert torch.load(newest, weights_only=True)["position"]["step"] >= 1
     if engine == "default" and number != "SIGKILL":
         assert process.returncode == 128 + wanted and "Traceback" not in errors
-        assert errors.strip().splitlines()[-1].startswith("Stopped at step 1 of 50, kept in ")
+        last = errors.strip().splitlines()[-1]
+        assert re.match(r"Stopped at step \d of 50, kept in ", last), last
 
 
 def test_a_parameter_s_name_is_never_run(tmp_path):
@@ -128,10 +130,10 @@ def test_a_parameter_s_name_is_never_run(tmp_path):
     hostile = f"seed = 0; open({str(ran)!r}, 'w'); lr"
     file.write_text(yaml.safe_dump({hostile: 1e-3, "outputs": str(tmp_path)}))
     process = papermill(tmp_path, "-f", file)
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=180)[1]
     assert process.returncode and not ran.exists() and not (tmp_path / "stops").exists()
     assert "no parameter `seed = 0; open(" in errors.strip().splitlines()[-1]
     process = papermill(tmp_path, "-f", file, "--engine", "nbclient")  # comes too late, and says so
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=180)[1]
     assert process.returncode and ran.exists() and not (tmp_path / "stops").exists()
     assert "what was given as a parameter is code, and ran: open(" in errors
