@@ -190,53 +190,17 @@ def saved_and_opened(model, folder: Path, base: Path) -> tuple[float, float] | N
     return json.loads(done.stdout) if base else None
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=6.0, help="of training the stand-in")
-    parser.add_argument("--epochs", type=int, default=4, help="of 640 images, of continuing it")
-    parser.add_argument("--home", help="a folder that keeps everything: a second start goes on")
-    args = parser.parse_args()
-    demo, home = open_dataset("demo", 64), Path(args.home or tempfile.mkdtemp())
-    train, held_out = demo.train, demo.held_out
-    captions = open_captions("auto", demo)
-    if not (home / "losses.json").is_file():
-        found = stand_in(home / "base", train, held_out, captions, 60 * args.minutes)
-        (home / "losses.json").write_text(json.dumps(found))
-    saved = json.loads((home / "losses.json").read_text())
-    lines = []
-    for condition in ("t2i", "i2i", "e2i"):
-        for rank in (0, 8):
-            config, data = continued(condition, home / "base", train, held_out, captions,
-                                     lora_rank=rank)
-            plan = TrainingConfig(args.epochs, 16, 640, device="cpu", precision="fp32")
-            name = f"{condition}-{rank}-{args.epochs}"
-            trainer, model = new_trainer(home / name, data, config, plan, "none",
-                                         guidance_scale=2.0, sampling_steps=4, best_of=1,
-                                         precision="fp32")
-            start = error_of(config, data, data.unet(config, (4, 16, 16)))
-            with contextlib.redirect_stdout(sys.stderr):
-                trainer.fit()
-            after = error_of(config, data, trainer.model("unet"))
-            opened = saved_and_opened(model(), home / name / "model", home / "base")
-            reference = saved["text" if condition == "t2i" else "empty"]
-            apart = f"{opened[0]:.0e} ({opened[1]:.2f})" if opened else "–"
-            what = "LoRA, rank 8" if rank else "all weights"
-            lines.append(f"| {condition} | {what} | {reference:.5f} | {start:.5f} | {after:.5f} | "
-                         f"{apart} |")
-            print(lines[-1], file=sys.stderr, flush=True)
-            if condition == "t2i" and not rank:
-                wrong = as_a_new_one(home / "base", data)
-    print(f"""# A pretrained pipeline is continued
+PAGE = """# A pretrained pipeline is continued
 
-`python benchmarks/pretrained.py --minutes {args.minutes:g} --epochs {args.epochs}`
-on {machine()}.
+`python benchmarks/pretrained.py --minutes {minutes:g} --epochs {epochs}`
+on {machine}.
 
-A stand-in for Stable Diffusion, trained with diffusers alone for {args.minutes:g} minutes of one
+A stand-in for Stable Diffusion, trained with diffusers alone for {minutes:g} minutes of one
 core, in batches of 16 of the demo's images with their captions: cross-attention to 77 tokens,
 latents times 0.18215 that are not of unit deviation, ε on Stable Diffusion's schedule, saved as a
-stock pipeline. Then it is continued for {args.epochs * 640} images in batches of 16.
+stock pipeline. Then it is continued for {images} images in batches of 16.
 
-The loss is the mean squared error on the {len(held_out)} held-out images, always with the same
+The loss is the mean squared error on the {held_out} held-out images, always with the same
 noise and timesteps; a network that predicts zero has 1. "Saved with" is what diffusers alone
 measured before saving: with the captions for t2i, with the empty prompt for i2i and e2i, whose
 embedding has no meaning yet. The last column is the largest difference of an image (0 to 1) between
@@ -245,10 +209,52 @@ the base without that file and the merged one.
 
 | condition | trained | saved with | at step 0 | after | LoRA file against merged |
 |---|---|---|---|---|---|
-{chr(10).join(lines)}
+{lines}
 
 The same weights on whitened latents, predicting v, as a new network is trained: {wrong:.3f}.
-""")
+"""
+
+
+def continued_row(condition: str, rank: int, home: Path, sets: tuple, epochs: int) -> str:
+    "The stand-in with a condition goes on by `epochs` of 640 images: one line of the table."
+    train, held_out, captions = sets
+    config, data = continued(condition, home / "base", train, held_out, captions, lora_rank=rank)
+    plan = TrainingConfig(epochs, 16, 640, device="cpu", precision="fp32")
+    name = f"{condition}-{rank}-{epochs}"
+    trainer, model = new_trainer(home / name, data, config, plan, "none", guidance_scale=2.0,
+                                 sampling_steps=4, best_of=1, precision="fp32")
+    start = error_of(config, data, data.unet(config, (4, 16, 16)))
+    with contextlib.redirect_stdout(sys.stderr):
+        trainer.fit()
+    after = error_of(config, data, trainer.model("unet"))
+    opened = saved_and_opened(model(), home / name / "model", home / "base")
+    saved = json.loads((home / "losses.json").read_text())
+    reference = saved["text" if condition == "t2i" else "empty"]
+    apart = f"{opened[0]:.0e} ({opened[1]:.2f})" if opened else "–"
+    what = "LoRA, rank 8" if rank else "all weights"
+    return f"| {condition} | {what} | {reference:.5f} | {start:.5f} | {after:.5f} | {apart} |"
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=6.0, help="of training the stand-in")
+    parser.add_argument("--epochs", type=int, default=4, help="of 640 images, of continuing it")
+    parser.add_argument("--home", help="a folder that keeps everything: a second start goes on")
+    args = parser.parse_args()
+    demo, home = open_dataset("demo", 64), Path(args.home or tempfile.mkdtemp())
+    sets = demo.train, demo.held_out, open_captions("auto", demo)
+    if not (home / "losses.json").is_file():
+        found = stand_in(home / "base", *sets, 60 * args.minutes)
+        (home / "losses.json").write_text(json.dumps(found))
+    lines = []
+    for condition in ("t2i", "i2i", "e2i"):
+        for rank in (0, 8):
+            lines.append(continued_row(condition, rank, home, sets, args.epochs))
+            print(lines[-1], file=sys.stderr, flush=True)
+    wrong = as_a_new_one(home / "base", continued("t2i", home / "base", *sets, lora_rank=0)[1])
+    print(PAGE.format(minutes=args.minutes, epochs=args.epochs, machine=machine(),
+                      images=args.epochs * 640, held_out=len(demo.held_out),
+                      lines="\n".join(lines), wrong=wrong))
 
 
 if __name__ == "__main__":
