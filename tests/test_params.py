@@ -56,7 +56,7 @@ def test_every_story_opens_data_by_the_same_parameters(notebook):
     here, first = declared(notebook), declared(DATA_STORIES[0])
     assert {name: here[name] for name in shared} == {name: first[name] for name in shared}
     text = (NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8")
-    assert "data_options(parameters)" in text or "open_experiment(" in text
+    assert "data_options(parameters" in text or "open_experiment(" in text
 
 
 def experiment(name: str) -> list[str]:

@@ -10,7 +10,6 @@ import atexit
 import importlib
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from .devices import environment, pick_device
 from .files import (
     atomic_write, digest, display_path, project_root, read_json, resolve)
 from .fingerprint import FREE_PARAMETERS, code_version, library_hash, notebook_sources
-from .parameters import RENAMED_PARAMETERS, ParameterError
+from .parameters import RENAMED_PARAMETERS, ParameterError, check_value
 from .progress import board, in_kernel
 from .stops import end_in_order
 
@@ -162,9 +161,7 @@ def _identity(notebook: str, parameters: dict, data: dict, loader: str) -> dict:
 def _run_folder(parameters: dict, identity: dict) -> Path:
     "Where a run belongs. Raises `ParameterError` for a name that is no plain folder name."
     name = parameters.get("run_name") or digest(identity)[:10]
-    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
-        rule = "a plain folder name (up to 100 letters, digits, `.`, `_`, `+`, `-`)"
-        raise ParameterError(f"parameter `run_name` must be {rule}, got {name!r:.60}")
+    check_value("run_name", name)
     if parameters.get("num_nodes", 1) > 1 and node_rank():  # machines may share a disk
         name = f"{name}-machine-{node_rank() + 1}"
     outputs = tempfile.mkdtemp() if in_test() else parameters.get("outputs", "outputs")
