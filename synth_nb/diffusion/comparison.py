@@ -54,6 +54,10 @@ def check_comparable(
     folders: list[Path],  # of runs
 ):
     "Refuse runs that differ in more than condition and seed; raises `DataError`."
+    for folder in folders:
+        if lacks := {"parameters", "seed", "data"} - read_manifest(folder).keys():
+            raise DataError(f"{display_path(folder)}: its manifest.json lacks "
+                            f"{', '.join(sorted(lacks))}: leave it out of `runs`, or run it again")
     first = read_manifest(folders[0])
     for folder in folders[1:]:
         other = read_manifest(folder)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..core.devices import pick_device
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
-from ..core.seeding import derive_seed, seed_everything
+from ..core.seeding import derive_seed, seed_everything, thread_generator
 from ..data import DataError, ImageDataset, to_uint8
 from ..embedders import Embedder, embed_images, load_embedder
 from ..evaluation.sets import MIN_IMAGES
@@ -377,10 +377,12 @@ class ConditionedLatents:
 
     def __getitem__(self, indices: list[int]) -> dict:
         batch = self.data[indices]
-        out = (torch.rand(len(indices)) < self.p_uncond).view(-1, 1, 1)
+        generator = thread_generator()
+        out = (torch.rand(len(indices), generator=generator) < self.p_uncond).view(-1, 1, 1)
         condition = batch["condition"]
         if self.condition_noise:
-            condition = condition + self.condition_noise * torch.randn_like(condition)
+            noise = torch.randn(condition.shape, generator=generator)
+            condition = condition + self.condition_noise * noise
         return batch | dict(condition=torch.where(out, self.empty, condition))
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #75f58001

@@ -96,7 +96,6 @@ def new_unet(
     pretrained: str = "",  # folder or Hub id of a UNet or pipeline, in place of a layout
     lora_rank: int = 0,  # LoRA of this rank; 0: train all weights
     dropout: float = 0.0,  # in the residual blocks of a layout
-    checkpointing: bool = False,  # less memory for more time
     prompt: torch.Tensor | None = None,  # (T, D) of pretrained weights, for an embedding to shift
 ) -> UNet2DConditionModel:
     "A conditioned UNet. Raises `ParameterError` for what cannot be, `OSError` for absent weights."
@@ -110,6 +109,4 @@ def new_unet(
         init_weights(unet, seed)
     if lora_rank:
         add_lora(unet, lora_rank)
-    if checkpointing:
-        unet.enable_gradient_checkpointing()
     return unet

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, papermill_engines
+from papermill.engines import NBClientEngine
 from papermill.exceptions import PapermillException
 from papermill.log import logger
 from traitlets.config import Config
@@ -190,6 +190,3 @@ class DefaultEngine(NBClientEngine):
         ours = any("check_parameters(globals()" in source for source in sources)
         engine = SynthEngine if ours else NBClientEngine
         return engine.execute_managed_notebook(nb_man, kernel_name, **options)
-
-
-papermill_engines.register(None, DefaultEngine)

@@ -59,9 +59,9 @@ def write_checkpoint(
 
 # %% ../../nbs/library/training/checkpoints.ipynb #a9dc8b86
 def read_checkpoint(path: Path) -> dict:
-    "What a checkpoint holds, on the CPU. Raises `RuntimeError` for a damaged file."
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+    "What a checkpoint holds, read when it is used. Raises `RuntimeError` for a damaged file."
+    try:  # mapped: a large model's state fits into memory beside its networks
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as e:
         message = f"{display_path(path)} cannot be read ({e}); remove it to start again"
         raise RuntimeError(message) from e
