@@ -306,6 +306,7 @@ class DiffusionConfig:
     "How a conditioned model is trained, whatever the condition."
     unet_size: str = "tiny"  # a layout
     pretrained: str = ""  # a published UNet to start from
+    lora: str = ""  # LoRA weights for it, merged before the training: file, folder or Hub id
     lora_rank: int = 0  # train LoRA matrices of this rank only; 0: all weights
     prediction_type: str = "auto"  # epsilon, v_prediction, flow_prediction; auto: as `pretrained`
     sampler: str = "dpm++"  # ddim, dpm++ or euler
@@ -341,7 +342,7 @@ class DiffusionConfig:
         prompt = empty_prompt(open_checkpoint(self.pretrained)) if shifts else None
         channels, _, size = getattr(latents, "shape", latents)[-3:]
         return new_unet(width, size, channels, self.unet_size, self.pretrained, self.lora_rank,
-                        self.dropout, prompt=prompt)
+                        self.dropout, prompt, self.lora)
 
     def loss(self) -> DiffusionLoss:
         "Conditions are left out by the data set, which knows the empty condition."
@@ -479,7 +480,7 @@ class ExperimentData:
             conditioner, text_model = conditioner.shifting(shift), own_text_model(config.pretrained)
         pipeline = new_pipeline(self.vae.to(device), stock, config.scheduler(), text_model)
         lora = lora_weights(unet)
-        options |= dict(lora_of=config.pretrained) if lora else {}
+        options |= dict(lora_of=config.pretrained, lora_over=config.lora) if lora else {}
         model = assemble(pipeline, conditioner, self.conditions, self.held_out, **options)
         model.lora = lora
         return model

@@ -22,6 +22,7 @@ from papermill.exceptions import PapermillException
 from papermill.log import logger
 from traitlets.config import Config
 
+import synth_nb.tools.entry  # noqa: F401  registers this engine, wherever the library lies
 from .grid import declared_parameters
 from ..core.progress import Drawing, Terminal, duration, read_feed
 from ..core.parameters import ParameterError, check_names
