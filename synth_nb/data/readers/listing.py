@@ -9,7 +9,7 @@ __all__ = ['Listing', 'listed_source']
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -171,20 +171,40 @@ def looks_like_mask(
     return float(ends.mean()) > 0.9
 
 
+def numbers_areas(
+    content: bytes | np.ndarray,
+) -> bool:
+    "Whether a picture numbers areas or objects, the ground 0, and is no mask of two values."
+    image = open_image(content)
+    values = np.asarray(image)  # of a palette its numbers
+    if values.ndim != 2 or values.dtype.kind not in "iu" or values.min() or values.max() < 2:
+        return False
+    flat = (values[:, 1:] == values[:, :-1]).mean() > 0.7 and (values == 0).mean() > 0.02
+    if not flat or len(np.unique(values)) < 3:
+        return False
+    try:
+        mask_values(image)
+    except ImageError:
+        return image.mode != "P" or not any(image.getpalette("RGB")[:3])
+    return values.max() > 255 and len(np.unique(values)) > 2
+
+
 def check_pair(
     content: bytes | np.ndarray,  # of an image
     masks: list[bytes | np.ndarray],
-) -> str | None:  # None: a pair; empty: a picture; else why the mask cannot be used
+) -> str | None:  # None: a pair; "": a picture; "numbers": of areas; else why masks cannot be used
     "Whether masks fit an image."
     try:
         size = open_image(content).size
     except Exception:
         return None  # nothing is known of this pair
     try:
+        if any(open_image(mask).size == size and numbers_areas(mask) for mask in masks):
+            return "numbers"
         if not all(looks_like_mask(mask) for mask in masks):
             return ""
-        for mask in masks:
-            open_mask(mask, size)
+        if all(np.asarray(open_mask(mask, size)).min() > 127 for mask in masks):
+            return "they cover all of the image: save what belongs as 255 and the rest as 0"
     except Exception as e:
         return reason(e)
     return None
@@ -193,10 +213,11 @@ def check_pair(
 class MaskReader:
     "Reads the mask of an image, page by page, and joins several of one image."
 
-    def __init__(self, listing: Listing, masks: dict[str, list[str]]):
+    def __init__(self, listing: Listing, masks: dict[str, list[str]], numbered: bool = False):
         files = sorted({file for several in masks.values() for file in several})
         self.listing, self.masks, self.pages = listing, masks, defaultdict(list)
-        images, self.bad = listing.pages(files)
+        self.numbered = numbered  # areas by numbers: all above 0 belongs
+        images, self.bad = listing.pages(files, Intensity((0, 1)))  # arrays: the same
         for image in images:
             self.pages[image.file].append(image)
 
@@ -212,6 +233,8 @@ class MaskReader:
 
     def __call__(self, file: str, page: int = 0) -> bytes | np.ndarray:
         parts = self.parts(file, page)
+        if self.numbered:
+            parts = [(np.asarray(open_image(part)) > 0).astype(np.uint8) * 255 for part in parts]
         return parts[0] if len(parts) == 1 else join_masks(parts)
 
 
@@ -242,11 +265,15 @@ def masks_in(
     if not guessed:
         return pairs
     reader, files = MaskReader(listing, guessed), sorted(guessed)
-    for file in dict.fromkeys(files[len(files) * k // 4] for k in range(4)):
-        why = _check_first(listing, reader, file)
+    found = {file: _check_first(listing, reader, file)
+             for file in dict.fromkeys(files[len(files) * k // 4] for k in range(4))}
+    if "numbers" in found.values():
+        first = guessed[min(file for file, why in found.items() if why == "numbers")][0]
+        return replace(pairs, numbered=True, doubts=[*pairs.doubts, (
+            f"masks number areas, {first} first: all that is above 0 counts as foreground")])
+    for file, why in found.items():
         if why is not None:
-            image, mask = file, guessed[file][0]
-            return _without_masks(listing, pairs, image, mask, why)
+            return _without_masks(listing, pairs, file, guessed[file][0], why)
     return pairs
 
 
@@ -340,11 +367,7 @@ def read_listing(
     found = read_folders(places, {i for i, file in enumerate(files) if file in own})
     label = dict(zip(files, found.label, strict=True))
     tables = _tables(listing, files, label) if len(own) < len(files) else TableLabels()
-    patients = {} if tables.label else _patient_folders(label)
-    if patients:
-        label = dict.fromkeys(label)
-        tables.group = tables.group or patients
-        tables.notes.append("folders name patients: groups, not classes")
+    group = {f: name for f, name in zip(files, found.group, strict=False) if name}
     left = {file: "outside the class or split folders" for file, out
             in zip(files, found.outside, strict=True) if out and file not in tables.label}
     if tables.unlabelled:
@@ -356,7 +379,7 @@ def read_listing(
             tables.notes.append("splits from names of files")
     notes = [*found.notes, *tables.notes]
     doubts = [d for d in found.doubts if not tables.label] + tables.doubts
-    return Reading(split, label | tables.label, tables.group, left,
+    return Reading(split, label | tables.label, tables.group or group, left,
                    found.one_class or listing.title, False, notes, doubts)
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #4c01758e
@@ -392,15 +415,6 @@ def _tables(listing, files, folder_class):
         found.label = {file: words[name] for file, name in named.items() if name}
         found.notes.append("names of classes from a list of synsets")
     return found
-
-
-def _patient_folders(label):
-    "Folders that number patients, slides or cases; empty where they are classes."
-    names = {*label.values()} - {None}
-    form = r"(?i)(patient|subject|subj|sub|pat|hasta|case|slide)s?[\s_-]*\d+"
-    if len(names) > 1 and all(re.fullmatch(form, name) for name in names):
-        return {file: name for file, name in label.items() if name}
-    return {}
 
 
 def _other_splits(files, tables):
@@ -463,7 +477,7 @@ def _readers(listing, pairs, images, pages, same_size):
         content = SameSizeReader(content, [image.key for image in images], listing.name)
     if not pairs.masks:
         return content, None
-    reader = MaskReader(listing, pairs.masks)
+    reader = MaskReader(listing, pairs.masks, pairs.numbered)
     return content, lambda i: reader(images[i].file, pages[i])
 
 
