@@ -308,6 +308,8 @@ def folder_role(
     words = [{*words_of(pattern)} for pattern in patterns]
     if len(names) == 1:
         return "parts" if {*words_of(*names)} <= NEUTRAL_WORDS else "classes"
+    if all({*words_of(name)} <= IMAGE_WORDS for name in names):
+        return "parts"
     if not all("#" in p for p in patterns) or all(re.fullmatch(r"n\d{8}", n) for n in names):
         return "classes"
     if any(w & CLASS_FOLDERS for w in words) or (len(patterns) == 1 and not words[0]):
@@ -353,7 +355,7 @@ def read_levels(
         elif role != "parts":
             break
         elif len(inner) > 1:
-            found.notes.append(f"folders number parts: no classes ({some_names(sorted(inner))})")
+            found.notes.append(f"folders are parts and no classes ({some_names(sorted(inner))})")
         below = counts.keys()
         no_classes = role == "groups" and not (
             folder_role({*below}) == "classes" and 1 < len(below) <= max(2, len(inner) / 2)

@@ -19,7 +19,7 @@ from .dicom import dicom_stack, is_dicom
 from .intensity import Intensity
 from .labels import (
     TABLE_EXTENSIONS, TableLabels, parse_json, read_labels, read_sidecars, synset_names)
-from .layout import read_folders, some_names, split_word
+from .layout import read_folders, some_names, split_word, words_of
 from .masks import MaskPairs, find_masks, read_folder
 from .sources import (
     ADVICE, EXTENSIONS, DataError, ImageError, Source, complete_groups, extension_of, mask_values,
@@ -263,7 +263,7 @@ def masks_in(
     pairs = find_masks(listing.images)
     guessed = pairs.masks or pairs.some
     if not guessed:
-        return pairs
+        return pairs if pairs.left_out else _twin_masks(listing) or pairs
     reader, files = MaskReader(listing, guessed), sorted(guessed)
     found = {file: _check_first(listing, reader, file)
              for file in dict.fromkeys(files[len(files) * k // 4] for k in range(4))}
@@ -300,11 +300,53 @@ def _without_masks(listing, pairs, image, mask, why):
     doubt = f"{len(masks)} masks are left out, {mask} of {image} first: {why}"
     return MaskPairs(pairs.images, left_out=sorted(masks), doubts=[*pairs.doubts, doubt])
 
+# %% ../../../nbs/library/data/readers/listing.ipynb #cbd26335
+def twin_folders(
+    files: list[str],  # sorted
+) -> list[dict[str, str]]:  # file of the one folder → of the other; both ways; empty: there are none
+    "Two folders whose files have the same names: `x/7.png` and `y/7.png`."
+    if len(files) % 2 or "/" not in files[0]:
+        return []
+    found = []
+    for k in range(files[0].count("/")):
+        sides = {file.split("/", k + 1)[k]: {} for file in files[:: len(files) - 1]}
+        if len(sides) != 2:
+            continue
+        for file in files:
+            *outer, name, rest = file.split("/", k + 1)
+            if name not in sides:
+                break
+            sides[name]["/".join([*outer, rest.rpartition(".")[0]])] = file
+        one, other = sides.values()
+        if one.keys() == other.keys() and len(one) * 2 == len(files) > 6:
+            pairs = {one[key]: other[key] for key in one}
+            found += [pairs, {mask: image for image, mask in pairs.items()}]
+    return found
+
+
+def _twin_masks(listing):
+    "Masks that no name tells: one of two folders of the same names holds two values alone."
+    for pairs in twin_folders(listing.images):
+        files = sorted(pairs)
+        some = [files[len(files) * k // 4] for k in range(4)]
+        try:
+            images, masks = ([looks_like_mask(listing.read(file)) for file in side]
+                             for side in (some, map(pairs.get, some)))
+        except (DataError, OSError):
+            return None
+        if all(masks) and not any(images):
+            image = files[0]
+            return MaskPairs(files, {image: [mask] for image, mask in pairs.items()},
+                             notes=[f"{len(files)} masks by what they look like"],
+                             doubts=[f"{pairs[image]} is taken for the mask of {image}, as it has "
+                                     "the same name and two values"])
+    return None
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #3cd7e0ff
 DOCUMENTS = {
     "", *TABLE_EXTENSIONS, ".md", ".rst", ".pdf", ".html", ".htm", ".xml", ".yaml", ".yml", ".py",
     ".ipynb", ".log", ".doc", ".docx", ".xlsx", ".xls", ".ini", ".toml", ".cff", ".bib", ".cls",
-    ".sha256", ".md5", ".lock", ".safetensors", ".url", ".sh", ".license", ".names", ".db"}
+    ".sha256", ".md5", ".lock", ".safetensors", ".url", ".sh", ".license", ".names", ".data", ".cfg", ".db"}
 
 
 def unread_doubts(
@@ -366,13 +408,18 @@ def read_listing(
     places = [_without_image_folder(f) for f in files] if pairs.masks or pairs.left_out else files
     found = read_folders(places, {i for i, file in enumerate(files) if file in own})
     label = dict(zip(files, found.label, strict=True))
-    tables = _tables(listing, files, label) if len(own) < len(files) else TableLabels()
+    split = dict(zip(files, found.split, strict=True))
+    tables = _tables(listing, files, label, split) if len(own) < len(files) else TableLabels()
     group = {f: name for f, name in zip(files, found.group, strict=False) if name}
+    if not group and not tables.group and (group := pairs_of_sides(files)):
+        tables.notes.append("left and right of one name are a group")
+    named = label | tables.label
+    tables.doubts += twice_doubts(files) + unlabelled_doubts(files, named)
+    tables.doubts += [] if any(named.values()) else box_doubts(files, others)
     left = {file: "outside the class or split folders" for file, out
             in zip(files, found.outside, strict=True) if out and file not in tables.label}
     if tables.unlabelled:
         left |= {f: tables.unlabelled for f in files if f not in tables.label and f not in own}
-    split = dict(zip(files, found.split, strict=True))
     if not any(split.values()):
         split = _other_splits(files, tables)
         if split and not tables.split:
@@ -382,6 +429,77 @@ def read_listing(
     return Reading(split, label | tables.label, tables.group or group, left,
                    found.one_class or listing.title, False, notes, doubts)
 
+# %% ../../../nbs/library/data/readers/listing.ipynb #f60e5cac
+SIDES = re.compile(r"(?i)(.+?)(?:[\s_.\-]+(?:left|right|od|os|l|r|cc|mlo|frontal|lateral)|(?<=\d)[lr])")
+
+
+def pairs_of_sides(
+    files: list[str],
+) -> dict[str, str]:  # file → what both sides have in common; empty where most have no other side
+    "Eyes and breasts of one person: `7_left.png` and `7_right.png`, `01L` and `01R`."
+    if not SIDES.fullmatch(files[0].rpartition(".")[0]):
+        return {}
+    stems = {file: SIDES.fullmatch(file.rpartition(".")[0]) for file in files}
+    both = Counter(match[1] for match in stems.values() if match)
+    if not all(stems.values()) or 2 * sum(n > 1 for n in both.values()) < len(both):
+        return {}
+    return {file: match[1] for file, match in stems.items()}
+
+
+def twice_doubts(
+    files: list[str],
+) -> list[str]:  # sentences
+    "Say that images of one name lie there in two formats, where most do."
+    if len({extension_of(file) for file in files[:: max(1, len(files) // 64)]}) < 2:
+        return []
+    first, twice = {}, []
+    for file in files:
+        stem, _, kind = _without_image_folder(file).rpartition(".")
+        other = first.setdefault(stem, file)
+        twice += [(other, file)] if extension_of(other) != f".{kind.lower()}" else []
+    if 3 * len(twice) < len(files):
+        return []
+    return [f"{twice[0][0]} and {twice[0][1]} have one name: if one image lies there in two formats, "
+            "leave one out, or give `group_by`"]
+
+
+def box_doubts(
+    files: list[str],
+    others: list[str],  # that are no images
+) -> list[str]:  # sentences
+    "Say that a file beside each image is not read, as it mostly holds boxes."
+    stems = {file.rpartition("/")[2].rpartition(".")[0] for file in files}
+    kinds = Counter(extension_of(other) for other in others
+                    if other.rpartition("/")[2].rpartition(".")[0] in stems)
+    kind, n = kinds.most_common(1)[0] if kinds else ("", 0)
+    return [f"{n} {kind} are called like images and are not read: boxes and texts are no classes"
+            ] if n > 3 and 2 * n > len(files) else []
+
+
+def unlabelled_doubts(
+    files: list[str],
+    label: dict[str, str | None],
+) -> list[str]:  # sentences
+    "Say that a class may be of images without one, or that names begin with what may be classes."
+    names = {*label.values()} - {None}
+    words = {"pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "inference",
+             "unknown"}
+    found = [f"the folder {name} is taken for a class, though it may hold images without one"
+             for name in sorted(names) if {*words_of(name)} & words]
+    if names or len(files) < 8:
+        return found
+    form = re.compile(r"([^\W\d_][^\d/]*?)[\s_.\-(]*\d[\d\s_.\-()]*")
+    heads = Counter()
+    for file in files:
+        match = form.fullmatch(file.rpartition("/")[2].rpartition(".")[0])
+        heads[match[1] if match else None] += 1
+        if len(heads) > 50 or None in heads:
+            return found
+    if len(heads) < 2 or min(heads.values()) < 2 or all(split_word(h)[0] for h in heads):
+        return found
+    return [*found, f"names begin with {some_names(sorted(heads))}: if these are classes, put each "
+                    "into a folder of its own, or write a table"]
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #4c01758e
 def _without_image_folder(file):
     "A file's path without the folders that only tell images from masks."
@@ -389,7 +507,7 @@ def _without_image_folder(file):
     return "/".join([*(f for f in folders if read_folder(f)[1] != "image"), name])
 
 
-def _tables(listing, files, folder_class):
+def _tables(listing, files, folder_class, folder_split):
     "What tables, or a file beside each image, say of the classes."
     names = [name for name in listing.others if extension_of(name) in TABLE_EXTENSIONS]
     if not listing.others:
@@ -398,7 +516,7 @@ def _tables(listing, files, folder_class):
     names = [name for name in names if name.rpartition(".")[0] not in stems]
     names = sorted(names, key=lambda name: name.count("/"))[:32]
     read = {name: partial(listing.read, name) for name in names}
-    found = read_labels(files, read, folder_class)
+    found = read_labels(files, read, folder_class, folder_split)
     by_folder = len({*folder_class.values()} - {None}) > 1
     if not found.label and not by_folder:
         beside = read_sidecars(files, {*listing.others}, listing.read)
