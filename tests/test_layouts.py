@@ -968,7 +968,8 @@ def rows(head, lines):
 DIAGNOSES, FOUR, EIGHT = ("no", "yes"), range(4), range(8)
 LEVELS = {
     # form of the files: classes, images, groups (0: every image alone), what is warned of
-    "hospitals": (grid("hospital_{h}/{c}/{i}.png", h="AB", c=DIAGNOSES, i=FOUR), DIAGNOSES, 16, 2, ""),
+    "hospitals": (
+        grid("hospital_{h}/{c}/{i}.png", h="AB", c=DIAGNOSES, i=FOUR), DIAGNOSES, 16, 2, ""),
     "folds": (grid("fold{h}/{c}/{i}.png", h=(1, 2, 3), c=DIAGNOSES, i=FOUR), DIAGNOSES, 24, 3, ""),
     "idc": (grid("{p}/{c}/{p}_{i}.png", p=(8863, 8912, 9004), c="01", i=FOUR), "01", 24, 3, ""),
     "patients in classes": (
@@ -990,7 +991,8 @@ LEVELS = {
     "previews": (grid("a/{i}.png", i=EIGHT) | grid("a/small/{i}.png", i=EIGHT), ("a",), 8, 0,
                  "8 images lie beside the folder small"),
     "yolo": (grid("{s}/images/{i}.png", s=("train", "valid"), i=EIGHT)
-             | {f"{s}/labels/{i}.txt": b"0 .5 .5 .1 .1\n" for s in ("train", "valid") for i in EIGHT},
+             | {f"{s}/labels/{i}.txt": b"0 .5 .5 .1 .1\n"
+                for s in ("train", "valid") for i in EIGHT},
              ("set",), 16, 0, "16 .txt are called like images"),
     "without a class": (grid("{c}/{i}.png", c=("no", "pred", "yes"), i=FOUR), ("no", "pred", "yes"),
                         12, 0, "pred is taken for a class, though it may hold images without"),
@@ -1041,8 +1043,8 @@ NUMBERED = {
     "pannuke": ("f/images/{i}.png", "f/masks/{i}.png", lambda i: objects(i, first=125)),
     "ctc": ("x/01/t{i:03}.tif", "x/01_ST/SEG/man_seg{i:03}.tif",
             lambda i: objects(i, dtype=np.uint16)),
-    "cityscapes": ("leftImg8bit/b/b_{i}_000019_leftImg8bit.png", "gtFine/b/b_{i}_000019_gtFine_ids.png",
-                   objects),
+    "cityscapes": ("leftImg8bit/b/b_{i}_000019_leftImg8bit.png",
+                   "gtFine/b/b_{i}_000019_gtFine_ids.png", objects),
 }  # fmt: skip
 
 

@@ -341,9 +341,9 @@ def pixel_doubts(
     alike = [keys[row] for row, image in zip(rows, some, strict=True) if _two_values(image)]
     if not 2 <= len(alike) <= 0.9 * len(rows):
         return []
-    return [f"{len(alike)} of {len(rows)} images that were looked at have two values, as masks have "
-            f"({some_names(alike, 2)}): if they are masks, call them 7_mask.png beside 7.png, or "
-            "put them into a folder `masks`"]
+    return [f"{len(alike)} of {len(rows)} images that were looked at have two values, as masks "
+            f"have ({some_names(alike, 2)}): if they are masks, call them 7_mask.png beside 7.png, "
+            "or put them into a folder `masks`"]
 
 
 def _two_values(image):

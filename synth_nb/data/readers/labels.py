@@ -243,7 +243,8 @@ SPLIT_COLUMNS = {"split", "set", "subset", "partition", "usage", "phase", "datas
 GROUP_WORDS = ("patient", "subject", "participant", "hasta", "lesion", "slide", "case", "specimen",
                "donor", "animal", "mouse", "person", "video", "sequence", "clip", "volume")
 OTHER_WORDS = {
-    "id", "rle", "encoded", "pixels", "points", "polygon", "frame", "sex", "gender", "age", "side", "laterality", "view", "site", "study", "series", "width",
+    "id", "rle", "encoded", "pixels", "points", "polygon", "frame",
+    "sex", "gender", "age", "side", "laterality", "view", "site", "study", "series", "width",
     "height", "date", "fold", "source", "hospital", "magnification", "scanner", "path", "year",
     "bbox", "x", "xmin", "xmax", "ymin", "ymax", "key", "mask", "size", "bytes", "url", "license"}
 
@@ -405,8 +406,8 @@ def read_labels(
         if found is not None:
             _add_table(done, found, files, folder_class)
         elif table and len(files) > 7 and abs(len(table.rows) - len(files)) < 2:
-            done.doubts.append(f"{name} has a row for each of {len(files)} images, it seems, and is "
-                               "not used: no column names their files")
+            done.doubts.append(f"{name} has a row for each of {len(files)} images, it seems, and "
+                               "is not used: no column names their files")
     if not any((folder_split or {}).values()):
         _take_lists(done, lists, files)
     return _fitting(done, files, folder_class)
@@ -448,7 +449,8 @@ def _take_lists(done, lists, files):
     if done.split or len({*split.values()}) < 2 or "train" not in split.values():
         return
     if twice or len(split) < len(files):
-        why = "an image is in two of them" if twice else f"{len(files) - len(split)} images are in none"
+        n = len(files) - len(split)
+        why = "an image is in two of them" if twice else f"{n} images are in none"
         done.doubts.append(f"lists of splits ({some_names(lists)}) are not used: {why}")
     else:
         done.split = split

@@ -371,7 +371,7 @@ def read_levels(
             f"folders lie on two levels, {some_names(sorted(inner))} hold {some_names(shared)} each"
             ": the first are taken for classes; if the second are, give one of the first alone")
     else:
-        found.doubts += _not_told_apart(lefts)
+        found.doubts += _folders_in_classes(lefts)
     below = {} if found.group else _groups_below(lefts)
     if below:
         names = some_names(sorted({*below.values()}))
@@ -388,7 +388,7 @@ def _technical(name):
                for word in words)
 
 
-def _not_told_apart(lefts):
+def _folders_in_classes(lefts):
     "What to say of class folders that hold several folders, if these have names."
     for k in range(1, 4):
         inner = defaultdict(set)

@@ -303,7 +303,7 @@ def _without_masks(listing, pairs, image, mask, why):
 # %% ../../../nbs/library/data/readers/listing.ipynb #cbd26335
 def twin_folders(
     files: list[str],  # sorted
-) -> list[dict[str, str]]:  # file of the one folder → of the other; both ways; empty: there are none
+) -> list[dict[str, str]]:  # file of the one folder → of the other, and back
     "Two folders whose files have the same names: `x/7.png` and `y/7.png`."
     if len(files) % 2 or "/" not in files[0]:
         return []
@@ -346,7 +346,8 @@ def _twin_masks(listing):
 DOCUMENTS = {
     "", *TABLE_EXTENSIONS, ".md", ".rst", ".pdf", ".html", ".htm", ".xml", ".yaml", ".yml", ".py",
     ".ipynb", ".log", ".doc", ".docx", ".xlsx", ".xls", ".ini", ".toml", ".cff", ".bib", ".cls",
-    ".sha256", ".md5", ".lock", ".safetensors", ".url", ".sh", ".license", ".names", ".data", ".cfg", ".db"}
+    ".sha256", ".md5", ".lock", ".safetensors", ".url", ".sh", ".license", ".names",
+    ".data", ".cfg", ".db"}
 
 
 def unread_doubts(
@@ -430,7 +431,8 @@ def read_listing(
                    found.one_class or listing.title, False, notes, doubts)
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #f60e5cac
-SIDES = re.compile(r"(?i)(.+?)(?:[\s_.\-]+(?:left|right|od|os|l|r|cc|mlo|frontal|lateral)|(?<=\d)[lr])")
+SIDES = re.compile(r"(?i)(.+?)(?:[\s_.\-]+(?:left|right|od|os|l|r|cc|mlo|frontal|lateral)"
+                   r"|(?<=\d)[lr])")
 
 
 def pairs_of_sides(
@@ -459,8 +461,8 @@ def twice_doubts(
         twice += [(other, file)] if extension_of(other) != f".{kind.lower()}" else []
     if 3 * len(twice) < len(files):
         return []
-    return [f"{twice[0][0]} and {twice[0][1]} have one name: if one image lies there in two formats, "
-            "leave one out, or give `group_by`"]
+    return [f"{twice[0][0]} and {twice[0][1]} have one name: if one image lies there in two "
+            "formats, leave one out, or give `group_by`"]
 
 
 def box_doubts(
