@@ -38,9 +38,7 @@ WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # h
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 
 # %% ../../nbs/library/diffusion/text.ipynb #7fe658c2
-def count_words(
-    captions: list[str],
-) -> Counter:  # word, its bytes as letters → how often it occurs
+def count_words(captions: list[str]) -> Counter:  # word, its bytes as letters → how often it occurs
     "Words of all captions, in lower case, as CLIP cuts them."
     from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -101,11 +99,8 @@ def new_tokenizer(
     return tokenizer
 
 # %% ../../nbs/library/diffusion/text.ipynb #81719835
-def token_ids(
-    tokenizer: CLIPTokenizer,
-    captions: list[str],
-    empty: bool = False,  # whether an empty text is meant
-) -> Tensor:  # (N, length) int64
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str], empty: bool = False) -> Tensor:
+    # empty: whether an empty text is meant → (N, length) int64
     "Numbers of the tokens. Warns of captions that are cut; raises `ValueError` for empty ones."
     if not empty and (blank := [i for i, text in enumerate(captions) if not text.strip()]):
         raise ValueError(f"caption {blank[0]} is empty: write what the image is to show")
@@ -261,9 +256,8 @@ def read_text_model(
     return tokenizer, encoder.eval().requires_grad_(False)
 
 # %% ../../nbs/library/diffusion/text.ipynb #67105b99
-def load_text_model(
-    name: str,  # owner/model, owner/model@revision, or ./folder: a CLIP of transformers
-) -> tuple[CLIPTokenizer, CLIPTextModel, TextImageProjection]:
+def load_text_model(name: str) -> tuple[CLIPTokenizer, CLIPTextModel, TextImageProjection]:
+    # owner/model, owner/model@revision, or ./folder: a CLIP of transformers
     """A published CLIP's text side.
 
     Raises `ValueError` or `OSError` in one sentence that says what to do.
