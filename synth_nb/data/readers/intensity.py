@@ -153,7 +153,7 @@ class Intensity:
 
     def of_arrays(self) -> tuple[float, float] | None:
         "The range for arrays and pages of more than 8 bits; None: of the type."
-        return self._range("arrays", lambda: (span for scan in self.scans for span in scan()))
+        return self._range("arrays", lambda: (s for scan in self.scans for s in _readable(scan)))
 
     def to_8_bits(self, values: np.ndarray) -> np.ndarray:
         "Pixels of an array as bytes. Raises `ImageError` for numbers without a known range."
@@ -192,6 +192,14 @@ def _scan(source):
     with ThreadPoolExecutor(4) as pool:
         spans = list(pool.map(one, range(len(source))))
     return [span for span in spans if span is not None]
+
+
+def _readable(scan):
+    "The values of one file, as far as they can be read; its pages say what is wrong."
+    try:
+        yield from scan()
+    except (ImageError, OSError):
+        return
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #d6c1a6e2
 def limits_of(
