@@ -108,8 +108,9 @@ def resume_checkpoint(
         return None
     state = read_checkpoint(_previous(newest))
     os.replace(_previous(newest), newest)  # the next one must not push out the only whole one
-    print(f"{display_path(newest)} {why}, so the training goes on from the checkpoint before it, of "
-          f"step {state['position']['step']}")
+    step = state["position"]["step"]
+    print(f"{display_path(newest)} {why}, so the training goes on from the checkpoint before it, "
+          f"of step {step}")
     return state
 
 # %% ../../nbs/library/training/checkpoints.ipynb #e4e66bbe
@@ -128,6 +129,7 @@ def branch_checkpoint(
         position["best"] = math.inf
         best.unlink()
     write_checkpoint(folder, state)
+    _previous(checkpoint_path(folder)).unlink(missing_ok=True)  # of another course
     return state
 
 # %% ../../nbs/library/training/checkpoints.ipynb #8d830c88
