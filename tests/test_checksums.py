@@ -64,15 +64,15 @@ def test_a_flipped_bit_of_a_checkpoint_is_found_or_changes_nothing(tmp_path, cap
     first.fit()
     newest, wanted = tmp_path / "checkpoints/newest.pt", first.state()
     before = newest.with_name("previous.pt").read_bytes()
-    whole, moments = newest.read_bytes(), random.Random(0)
+    content, moments = newest.read_bytes(), random.Random(0)
     found = 0
-    for bit in moments.sample(range(8 * len(whole)), 40):
-        newest.write_bytes(flipped(whole, bit))
+    for bit in moments.sample(range(8 * len(content)), 40):
+        newest.write_bytes(flipped(content, bit))
         newest.with_name("previous.pt").write_bytes(before)
         capsys.readouterr()
         again = trainer(tmp_path)
-        said = capsys.readouterr().out
-        fell_back = "is damaged" in said and "from the checkpoint before it, of step 12\n" in said
+        message = capsys.readouterr().out
+        fell_back = "is damaged" in message and "from the checkpoint before it, of step 12\n" in message
         assert again.position.step == (12 if fell_back else 16)
         again.fit()
         assert same(again.state(), wanted), bit
@@ -83,10 +83,10 @@ def test_a_flipped_bit_of_a_checkpoint_is_found_or_changes_nothing(tmp_path, cap
 def test_each_byte_of_a_tensor_in_a_checkpoint_is_checked(tmp_path):
     weights = torch.randn(1000)
     torch.save(dict(weights=weights), path := tmp_path / "a.pt")
-    whole = path.read_bytes()
-    at = whole.index(weights.numpy().tobytes())
+    content = path.read_bytes()
+    at = content.index(weights.numpy().tobytes())
     for byte in range(at, at + 4000, 97):
-        path.write_bytes(flipped(whole, 8 * byte + byte % 8))
+        path.write_bytes(flipped(content, 8 * byte + byte % 8))
         with pytest.raises(RuntimeError, match="not those that were written; remove it to start"):
             read_checkpoint(path)
 
@@ -276,10 +276,10 @@ def test_a_damaged_entry_of_the_cache_is_made_again(make, tmp_path):
     files = payload(make.__name__)
     assert files and same(make(tmp_path), wanted)
     for path in files:
-        whole = path.read_bytes()
-        assert len(whole)
-        bits = [moments.randrange(8 * len(whole)) for _ in range(2)]
-        for changed in [flipped(whole, bit) for bit in bits] + [whole[: len(whole) // 2]]:
+        content = path.read_bytes()
+        assert len(content)
+        bits = [moments.randrange(8 * len(content)) for _ in range(2)]
+        for changed in [flipped(content, bit) for bit in bits] + [content[: len(content) // 2]]:
             path.write_bytes(changed)
             torch.manual_seed(moments.randrange(1000))  # what is made again asks for none
             assert same(make(tmp_path), wanted), (path.name, len(changed))
@@ -315,12 +315,12 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path, monkeypatch):
                     dict(fingerprint="a"))
     run = start()
     left = ["checkpoints/.newest-abcd1234.pt", ".manifest-ab_d1234.json", ".model-abcd1234/new/w"]
-    kept = ["checkpoints/newest.pt", "samples/.hidden-name.npy", "model/w"]
-    for name in left + kept:
+    stay = ["checkpoints/newest.pt", "samples/.hidden-name.npy", "model/w"]
+    for name in left + stay:
         run.path(name).write_text("a")
     assert start().folder == run.folder
     assert not any((run.folder / name).exists() for name in left)
-    assert all((run.folder / name).exists() for name in kept)
+    assert all((run.folder / name).exists() for name in stay)
     run.finish()
     scales(None)
     (path,) = payload("scales")
