@@ -71,8 +71,8 @@ def test_a_flipped_bit_of_a_checkpoint_is_found_or_changes_nothing(tmp_path, cap
         newest.with_name("previous.pt").write_bytes(before)
         capsys.readouterr()
         again = trainer(tmp_path)
-        message = capsys.readouterr().out
-        fell_back = "is damaged" in message and "from the checkpoint before it, of step 12\n" in message
+        words = capsys.readouterr().out
+        fell_back = "is damaged" in words and "from the checkpoint before it, of step 12\n" in words
         assert again.position.step == (12 if fell_back else 16)
         again.fit()
         assert same(again.state(), wanted), bit
