@@ -61,10 +61,8 @@ def new_autoencoder(
     )
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #45697a5f
-def perceptual_distance(
-    ours: list[Tensor],  # feature maps (B, C, H, W), layer by layer
-    theirs: list[Tensor],  # the same of the images to resemble
-) -> Tensor:  # scalar ≥ 0
+def perceptual_distance(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:  # scalar ≥ 0
+    # ours: feature maps (B, C, H, W), layer by layer; theirs: the same of the images to resemble
     "Squared distance of unit-length feature vectors, averaged over places, summed over layers."
     pairs = zip(ours, theirs, strict=True)
     squares = [
@@ -73,11 +71,8 @@ def perceptual_distance(
     return torch.stack(squares).sum()
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #f034cccc
-def perceptual_term(
-    embedder,  # with `layers(images in [0, 1])`
-    restored: Tensor,  # (B, C, H, W) in [-1, 1]
-    images: Tensor,  # likewise
-) -> Tensor:  # scalar
+def perceptual_term(embedder, restored: Tensor, images: Tensor) -> Tensor:
+    # embedder: with `layers(images in [0, 1])`; restored (B, C, H, W) in [-1, 1] → scalar
     "The perceptual distance; gradients go through the restored images."
     with torch.no_grad():
         wanted = embedder.layers(images / 2 + 0.5)
@@ -140,9 +135,7 @@ def add_scaling_layers(
     vae.register_to_config(use_quant_conv=True, use_post_quant_conv=True)
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #2bd5d399
-def fold_shift(
-    vae: AutoencoderKL,  # changed in place
-):
+def fold_shift(vae: AutoencoderKL):  # changed in place
     "Take the shift of the latents, if it has one, and their scale into the 1×1 convolutions."
     config = vae.config
     if not config.shift_factor:

@@ -24,9 +24,7 @@ NAME_COLUMNS = ("file_name", "file", "filename", "path", "image", "key")
 TEXT_COLUMNS = ("text", "caption", "prompt", "description")
 
 # %% ../../nbs/library/diffusion/captions.ipynb #37da717e
-def read_rows(
-    path: Path,  # .csv, .tsv, .jsonl or .json
-) -> pd.DataFrame:  # all cells are text
+def read_rows(path: Path) -> pd.DataFrame:  # .csv, .tsv, .jsonl or .json → all cells are text
     "A table of text. Raises `DataError` where it cannot be read."
     try:
         if path.suffix in (".jsonl", ".json"):
@@ -86,10 +84,8 @@ def match_keys(
     return check_captions(found, where)
 
 # %% ../../nbs/library/diffusion/captions.ipynb #e6dd45cf
-def check_captions(
-    captions: dict[str, str],  # by key
-    where: str,  # for the message
-) -> dict[str, str]:  # the same
+def check_captions(captions: dict[str, str], where: str) -> dict[str, str]:
+    # captions: by key → the same
     "Refuse empty captions; raises `DataError`."
     empty = [key for key, text in captions.items() if not text.strip()]
     if empty:
@@ -178,10 +174,8 @@ def measured_captions(
     return {key: f"{kind}, {text}" for key, text in zip(data.keys, words, strict=True)}
 
 # %% ../../nbs/library/diffusion/captions.ipynb #978bc2ec
-def best_captions(
-    data: ImageDataset,
-    source: str = "",  # what the data set was opened from
-) -> str:  # `column:`, classes or colours
+def best_captions(data: ImageDataset, source: str = "") -> str:
+    # source: what the data set was opened from → `column:`, classes or colours
     "Where the captions come from for `auto`."
     tables = [read_rows(path) for path in metadata_files(source).values()]
     if {str(c).lower() for table in tables for c in table.columns} & set(TEXT_COLUMNS):

@@ -92,9 +92,7 @@ def with_unit_std(
     return EmbeddingConditioner(embedder, mean.float(), (matrix / std).float())
 
 
-def check_distinct(
-    embeddings: Tensor,  # (N, D) of the training images
-):
+def check_distinct(embeddings: Tensor):  # (N, D) of the training images
     "Raise `DataError` where all images are alike."
     if (embeddings - embeddings[:1]).abs().max() < 1e-6:
         alike = "the training images are all alike to the encoder"
@@ -115,11 +113,8 @@ def fit_components(
     return with_unit_std(embedder, flat.mean(0), torch.eye(flat.shape[1]), flat)
 
 # %% ../../nbs/library/diffusion/conditions.ipynb #7ef145fa
-def random_crops(
-    images: np.ndarray,  # (N, C, H, W) uint8
-    share: float,  # of the sides that stays
-    rng: np.random.Generator,
-) -> np.ndarray:  # (N, C, h, w)
+def random_crops(images: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    # images (N, C, H, W) uint8; share: of the sides that stays → (N, C, h, w)
     "Every image without a border, cut at a random place."
     height, width = images.shape[2:]
     h, w = max(int(height * share), 8), max(int(width * share), 8)

@@ -31,9 +31,7 @@ from ..core.runs import Samples, load_model
 from ..core.seeding import derive_seed
 
 # %% ../../nbs/library/diffusion/sets.ipynb #f28fb4ac
-def contents(
-    thing,  # a model, or a part of one
-):  # plain values
+def contents(thing):  # a model, or a part of one
     "What a model consists of, as digests and plain values."
     if isinstance(thing, nn.Module):
         return weights_digest(thing)
@@ -64,10 +62,7 @@ def sample_part(
     return model.sample(count, derive_seed(seed, first), **options)
 
 # %% ../../nbs/library/diffusion/sets.ipynb #41cd56d8
-def write_part(
-    path: Path,
-    samples: Samples,
-):
+def write_part(path: Path, samples: Samples):
     "Write samples atomically."
     tensors = dict(images=to_uint8(samples.images), labels=samples.labels,
                    conditions=samples.conditions, masks=samples.masks)
@@ -76,9 +71,8 @@ def write_part(
         save_file(tensors, file, dict(keys=json.dumps(samples.keys)))
 
 # %% ../../nbs/library/diffusion/sets.ipynb #8c2e31e1
-def read_part(
-    path: Path,
-) -> dict | None:  # tensors by name, and `keys`; None where it is missing or damaged
+def read_part(path: Path) -> dict | None:
+    # tensors by name, and `keys`; None where it is missing or damaged
     "Samples that were written."
     try:
         with safe_open(path, "pt") as file:

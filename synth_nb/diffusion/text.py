@@ -41,9 +41,7 @@ WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # h
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 
 # %% ../../nbs/library/diffusion/text.ipynb #7fe658c2
-def count_words(
-    captions: list[str],
-) -> Counter:  # word, its bytes as letters → how often it occurs
+def count_words(captions: list[str]) -> Counter:  # word, its bytes as letters → how often it occurs
     "Words of all captions, in lower case, as CLIP cuts them."
     from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -104,11 +102,8 @@ def new_tokenizer(
     return tokenizer
 
 # %% ../../nbs/library/diffusion/text.ipynb #81719835
-def token_ids(
-    tokenizer: CLIPTokenizer,
-    captions: list[str],
-    empty: bool = False,  # whether an empty text is meant
-) -> Tensor:  # (N, length) int64
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str], empty: bool = False) -> Tensor:
+    # empty: whether an empty text is meant → (N, length) int64
     "Numbers of the tokens. Warns of captions that are cut; raises `ValueError` for empty ones."
     if not empty and (blank := [i for i, text in enumerate(captions) if not text.strip()]):
         raise ValueError(f"caption {blank[0]} is empty: write what the image is to show")
@@ -415,17 +410,17 @@ def text_conditions(
     if own and text_encoder:
         raise ParameterError(f"parameter `text_encoder` is {text_encoder!r}, but {pretrained} "
                              "brings its own text model: leave it empty")
-    device, parts, judge = embedder.mean.device, (), embedder.id
+    device, parts, trained_beside = embedder.mean.device, (), embedder.id
     if conditioner is None and (own or text_encoder):
         parts = load_text_model(text_encoder) if text_encoder else read_text_model(checkpoint)
         if parts[-1] is None or own:  # it was not trained beside images
             features = embed_images(embedder, train.images)
             parts = pretrained_text_model(*parts[:2], texts, features, device)
         else:
-            judge = f"hf:{text_encoder}"
+            trained_beside = f"hf:{text_encoder}"
         parts[1].to(device)
     elif conditioner is None:
         parts = fit_text_model(texts, embed_images(embedder, train.images), components)
-    conditioner = conditioner or TextConditioner(*parts, judge)
+    conditioner = conditioner or TextConditioner(*parts, trained_beside)
     kinds, owners = caption_numbers(texts)  # each is encoded once
     return conditioner, conditioner.tokens(kinds)[owners][None], held_out_texts

@@ -87,10 +87,7 @@ class SectionVAE(ModelMixin, ConfigMixin):
 
 # %% ../../nbs/library/em/autoencoder.ipynb #80e34f61
 @torch.no_grad()
-def init_principal(
-    vae: SectionVAE,
-    images: Tensor,  # (N, channels, H, W) in [-1, 1]
-):
+def init_principal(vae: SectionVAE, images: Tensor):  # images (N, channels, H, W) in [-1, 1]
     "Set the linear parts to the principal components of squares of pixels."
     squares = F.pixel_unshuffle(images, vae.config.downsampling)
     squares = squares.transpose(0, 1).flatten(1).double()

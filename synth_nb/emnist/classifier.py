@@ -235,12 +235,8 @@ def class_ssim(
     return ssim(images[mine], real[theirs]).mean().item()
 
 # %% ../../nbs/library/emnist/classifier.ipynb #9984f123
-def embedder_scores(
-    embedder: Embedder,
-    fake: Tensor,  # (N, C, H, W) uint8
-    real: Tensor,  # (M, C, H, W) uint8
-    seed: int = 0,
-) -> list[dict]:  # rows of `epoch_scores`
+def embedder_scores(embedder: Embedder, fake: Tensor, real: Tensor, seed: int = 0) -> list[dict]:
+    # fake (N, C, H, W) uint8; real (M, C, H, W) uint8 → rows of `epoch_scores`
     "Distances to real images, and the class score where the embedder has classes."
     a, b = embed_images(embedder, real), embed_images(embedder, fake, cache=False)
     order = torch.randperm(len(a), generator=torch.Generator().manual_seed(seed))
@@ -285,9 +281,7 @@ def epoch_scores(
     return pd.DataFrame([counts | row for row in rows]).reindex(columns=columns)
 
 # %% ../../nbs/library/emnist/classifier.ipynb #9b7c6ec3
-def epoch_file(
-    epoch: int,
-) -> str:
+def epoch_file(epoch: int) -> str:
     "The original's name of an epoch's numbers."
     return f"evaluation_metrics_epoch_{epoch}_random_seed.csv"
 

@@ -27,10 +27,8 @@ from .stacks import check_growth, as_image_error, tiff_pages, unpack_to_cache
 from ...core.files import resolve, display_path
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #3d3d8fe7
-def safe_name(
-    name: str,  # of a member, as the archive has it
-    archive: str,  # for the message
-) -> str:  # relative, with `/`
+def safe_name(name: str, archive: str) -> str:
+    # name: of a member, as the archive has it → relative, with `/`
     "A member's name as a key. Raises `DataError` for one that leaves the archive."
     key = name.replace("\\", "/")
     if key.startswith("/") or re.match("[A-Za-z]:", key) or ".." in key.split("/"):
@@ -69,9 +67,7 @@ def _zip_reader(
     return read
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #6ad9359d
-def zip_archive(
-    path: Path,
-) -> Archive:
+def zip_archive(path: Path) -> Archive:
     "Open a zip. Raises `DataError` for one that is cut off, locked, or grows too much."
     name = display_path(path)
     try:
@@ -90,10 +86,7 @@ def zip_archive(
 DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by first bytes
 
 
-def check_link(
-    member: tarfile.TarInfo,  # a link
-    archive: str,  # for the message
-):
+def check_link(member: tarfile.TarInfo, archive: str):  # member: a link
     "Raise `DataError` for a link that leads out of the archive."
     start = PurePosixPath(member.name).parent if member.issym() else PurePosixPath()
     end = os.path.normpath(start / member.linkname.replace("\\", "/"))
@@ -130,9 +123,7 @@ def tar_members(
     return offsets, odd
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #4609e60e
-def tar_archive(
-    path: Path,
-) -> Archive:
+def tar_archive(path: Path) -> Archive:
     "Open a tar, compressed or not. Raises `DataError`; `OSError` without room to unpack it."
     with open(path, "rb") as file:
         start = file.read(8)
@@ -151,9 +142,7 @@ def tar_archive(
     return Archive({key: size for key, (_, size) in offsets.items()}, read, odd)
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #e2d0863c
-def open_archive(
-    path: str | Path,  # absolute, or relative to the project root
-) -> Archive:
+def open_archive(path: str | Path) -> Archive:  # absolute, or relative to the project root
     "Open a zip or tar. Raises `FileNotFoundError`, `IsADirectoryError` or `DataError`."
     path = resolve(path)
     if path.is_dir():
@@ -173,11 +162,8 @@ def open_archive(
 MAX_IMAGE_BYTES = 2**29  # of one image file
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #df6ed6ed
-def list_members(
-    archive: Archive,
-    name: str,  # for messages
-    title: str,  # the class where nothing names one
-) -> Listing:
+def list_members(archive: Archive, name: str, title: str) -> Listing:
+    # title: the class where nothing names one
     "The members of an archive; what holds files itself, and links, are skipped."
     names, skipped = [], []
     for key, size in archive.sizes.items():
@@ -195,9 +181,7 @@ def list_members(
     return Listing.of(name, title, sorted(names), archive.read, skipped)
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #c65b0801
-def check_single_page(
-    content: bytes,  # of an image file
-) -> bytes:  # the same
+def check_single_page(content: bytes) -> bytes:  # of an image file → the same
     "Pass an image on. Raises `ImageError` for a TIFF with several pages."
     n = sum(map(len, tiff_pages(BytesIO(content))))
     if n > 1:

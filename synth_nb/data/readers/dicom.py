@@ -66,10 +66,8 @@ def _rescaled(
     return values * slope + intercept, (low, high)
 
 
-def _window_of(
-    header,  # pydicom `Dataset`
-    i: int,  # frame
-) -> tuple[float, float, str] | None:  # centre, width, form
+def _window_of(header, i: int) -> tuple[float, float, str] | None:
+    # header: pydicom `Dataset`; i: frame → centre, width, form
     "The window of a frame."
     find = partial(_frame_value, header, i, "FrameVOILUTSequence")
     centre, width = find("WindowCenter"), float(find("WindowWidth", 0))
@@ -99,11 +97,8 @@ def _grey_values(
     return to_8_bits(1 - greys if inverted else greys)
 
 # %% ../../../nbs/library/data/readers/dicom.ipynb #b6e4014b
-def _read_frame(
-    path: Path,
-    i: int,  # frame
-    intensity: Intensity | None = None,
-) -> np.ndarray:  # uint8 (H, W) or (H, W, 3)
+def _read_frame(path: Path, i: int, intensity: Intensity | None = None) -> np.ndarray:
+    # i: frame → uint8 (H, W) or (H, W, 3)
     "Read one frame of a DICOM file. Raises `ImageError`."
     from pydicom.pixels import apply_color_lut
 
@@ -132,10 +127,7 @@ def _stored_frame(path, i):
         raise ImageError(f"{kind} needs a decoder: pip install 'pylibjpeg[all]'") from None
 
 # %% ../../../nbs/library/data/readers/dicom.ipynb #aad29c07
-def _spans(
-    path: Path,
-    n: int,  # frames
-):  # yields a `Span` of each grey frame without a window
+def _spans(path: Path, n: int):  # n: frames → yields a `Span` of each grey frame without a window
     "The values that the frames of a file use, in the units of the scanner."
     from pydicom import dcmread
 
@@ -151,9 +143,8 @@ def _spans(
         yield Span(float(greys.min()), float(greys.max()), low, high)
 
 # %% ../../../nbs/library/data/readers/dicom.ipynb #754a8cf1
-def _patient_group(
-    header,  # pydicom `Dataset`
-) -> str | None:  # the same for all files of a patient; None where nothing is known
+def _patient_group(header) -> str | None:
+    # pydicom `Dataset` → the same for all files of a patient; None where nothing is known
     "A name for a patient, or else for a study, that does not say who it is."
     for name in ("PatientID", "StudyInstanceUID"):
         value = str(header.get(name) or "").strip()
@@ -162,10 +153,7 @@ def _patient_group(
     return None
 
 # %% ../../../nbs/library/data/readers/dicom.ipynb #7a08fba4
-def dicom_stack(
-    path: Path,
-    intensity: Intensity | None = None,
-) -> Stack:
+def dicom_stack(path: Path, intensity: Intensity | None = None) -> Stack:
     "Open a DICOM file. Raises `ImageError`, and `ImportError` without pydicom."
     try:
         from pydicom import dcmread
@@ -184,9 +172,7 @@ def dicom_stack(
                  groups=[group] * n if group else None, scan=lambda: _spans(path, n))
 
 
-def is_dicom(
-    path: Path,
-) -> bool:
+def is_dicom(path: Path) -> bool:
     "Whether a file says that it is DICOM, whatever it is called."
     try:
         with open(path, "rb") as file:

@@ -71,9 +71,7 @@ SOURCE_KINDS = {
 }
 
 # %% ../../../nbs/library/data/readers/find.ipynb #189b45ba
-def address_message(
-    address: str,  # of a page or file
-) -> str:  # one sentence
+def address_message(address: str) -> str:  # of a page or file → one sentence
     "Say what to do with an address."
     hub = re.search(r"huggingface\.co/datasets/([\w.-]+/[\w.-]+)", address)
     if hub:
@@ -88,9 +86,8 @@ def address_message(
     )
 
 # %% ../../../nbs/library/data/readers/find.ipynb #e59f4808
-def find_opener(
-    source: str | Path,  # a name, `kind:what`, or a path
-) -> tuple[Callable[..., Source], tuple]:  # the function and its first arguments
+def find_opener(source: str | Path) -> tuple[Callable[..., Source], tuple]:
+    # a name, `kind:what`, or a path → the function and its first arguments
     "The function that opens a source."
     word = str(source)
     if word in NAMED_SOURCES:

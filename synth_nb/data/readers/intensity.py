@@ -53,10 +53,8 @@ class Span:
                     min(self.least, other.least), max(self.most, other.most))
 
 
-def span_of(
-    values: np.ndarray,  # as stored
-    most: float | None = None,  # of the type, where the header knows better
-) -> Span:
+def span_of(values: np.ndarray, most: float | None = None) -> Span:
+    # values: as stored; most: of the type, where the header knows better
     "The least and largest value, and those of the type."
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if values.dtype.kind == "f":
@@ -65,9 +63,7 @@ def span_of(
     return Span(low, high, float(kind.min), float(kind.max if most is None else most))
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #3f45307c
-def fitting_range(
-    span: Span,
-) -> tuple[float, float] | None:  # None: the whole range of the type
+def fitting_range(span: Span) -> tuple[float, float] | None:  # None: the whole range of the type
     "The range of values that bytes are made of."
     if span.low < 0:
         narrow = 4 * (span.high - span.low) <= span.most - span.least
@@ -78,9 +74,8 @@ def fitting_range(
     return 0.0, 2.0**bits - 1
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #b6658a8e
-def parse_intensity(
-    wanted: str | tuple[float, float],  # auto, dtype, window, or "low, high"
-) -> str | tuple[float, float]:
+def parse_intensity(wanted: str | tuple[float, float]) -> str | tuple[float, float]:
+    # auto, dtype, window, or "low, high"
     "Check the parameter. Raises `ParameterError`."
     if wanted in ("auto", "dtype", "window"):
         return wanted
@@ -112,9 +107,8 @@ def depth_of(
         return ""
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #f94fc5b8
-def stored_span(
-    content: bytes,  # of an image with more than 8 bits
-) -> Span | None:  # None for one that cannot be read or goes beyond 16 bits
+def stored_span(content: bytes) -> Span | None:
+    # of an image with more than 8 bits → None for one that cannot be read or goes beyond 16 bits
     "The values of one image."
     try:
         image = open_image(content)

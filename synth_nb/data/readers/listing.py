@@ -96,9 +96,7 @@ def list_files(
     return images, bad
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #24968701
-def labels_beside(
-    names: list[str],
-) -> set[str]:  # files that only hold what another one needs
+def labels_beside(names: list[str]) -> set[str]:  # files that only hold what another one needs
     "Labels in HDF5 beside their images, as PCam has them; they are read with these."
     kinds = [name for name in names if name.lower().endswith((".h5", ".hdf5"))]
     stems = {re.sub(r"(?i)x\.\w+$", "", name) for name in kinds if re.search(r"(?i)x\.\w+$", name)}
@@ -139,9 +137,8 @@ class Listing:
         return [ListedImage(file, file) for file in files], []
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #d46f8a58
-def tabulated_masks(
-    listing: Listing,
-) -> dict[str, list[str]]:  # image → masks; empty where no table names any
+def tabulated_masks(listing: Listing) -> dict[str, list[str]]:
+    # image → masks; empty where no table names any
     "Masks by the `mask_file_name` of the tables. Raises `DataError` for a damaged one."
     found = {}
     for table in sorted(f for f in listing.others if f.rpartition("/")[2] == "metadata.jsonl"):
@@ -159,9 +156,7 @@ def tabulated_masks(
     return found
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #fc0cf7b7
-def looks_like_mask(
-    content: bytes | np.ndarray,
-) -> bool:
+def looks_like_mask(content: bytes | np.ndarray) -> bool:
     "Whether a picture has two values, or a few as numbered areas have, but for soft borders."
     image = open_image(content)
     values = np.asarray(image if image.mode == "P" else to_mode(image, 1))
@@ -171,10 +166,8 @@ def looks_like_mask(
     return float(ends.mean()) > 0.9
 
 
-def check_pair(
-    content: bytes | np.ndarray,  # of an image
-    masks: list[bytes | np.ndarray],
-) -> str | None:  # None: a pair; empty: a picture; else why the mask cannot be used
+def check_pair(content: bytes | np.ndarray, masks: list[bytes | np.ndarray]) -> str | None:
+    # content: of an image → None: a pair; empty: a picture; else why the mask cannot be used
     "Whether masks fit an image."
     try:
         size = open_image(content).size
@@ -215,9 +208,8 @@ class MaskReader:
         return parts[0] if len(parts) == 1 else join_masks(parts)
 
 
-def join_masks(
-    parts: list[bytes | np.ndarray],  # masks of one image
-) -> np.ndarray:  # (H, W) uint8, 0 … 255
+def join_masks(parts: list[bytes | np.ndarray]) -> np.ndarray:
+    # masks of one image → (H, W) uint8, 0 … 255
     "What any of several masks covers. Raises `ImageError` where their sizes differ."
     values = [mask_values(open_image(part)) for part in parts]
     if len({v.shape for v in values}) > 1:
@@ -225,9 +217,7 @@ def join_masks(
     return np.maximum.reduce(values)
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #33170447
-def masks_in(
-    listing: Listing,
-) -> MaskPairs:
+def masks_in(listing: Listing) -> MaskPairs:
     "Images and their masks, by a table or by names that pixels agree with."
     tabulated = tabulated_masks(listing)
     if tabulated:
@@ -280,9 +270,7 @@ DOCUMENTS = {
     ".sha256", ".md5", ".lock", ".safetensors", ".url", ".sh", ".license", ".names", ".db"}
 
 
-def unread_doubts(
-    listing: Listing,
-) -> list[str]:  # sentences
+def unread_doubts(listing: Listing) -> list[str]:
     "Say which files are not read that may well be images, and which folders vanish with them."
     unread = [file for file in listing.others if extension_of(file) not in DOCUMENTS]
     bare = [file for file in listing.others if not extension_of(file)]
@@ -301,9 +289,7 @@ def unread_doubts(
     return [f"{n} file{'s are' if n > 1 else ' is'} not read: {counts}{lost}{advice}"]
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #2619fe2b
-def class_order(
-    names: set[str],
-) -> list[str]:  # in the order of the labels
+def class_order(names: set[str]) -> list[str]:  # in the order of the labels
     "Sort class names, by value where all of them are whole numbers."
     if all(name.removeprefix("-").isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
@@ -323,11 +309,8 @@ class Reading:
     doubts: list[str]
 
 
-def read_listing(
-    listing: Listing,
-    pairs: MaskPairs,
-    images: list[ListedImage],  # of the files that are images
-) -> Reading:
+def read_listing(listing: Listing, pairs: MaskPairs, images: list[ListedImage]) -> Reading:
+    # images: of the files that are images
     "Folders, then tables. Raises `DataError` for StyleGAN's table that does not fit."
     files = list(dict.fromkeys(image.file for image in images))
     others = listing.others

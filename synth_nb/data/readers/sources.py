@@ -131,11 +131,8 @@ def to_mode(
     return image.convert("RGB" if channels == 3 else "L")
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #286c2543
-def resize_and_crop(
-    image: Image.Image,  # mode L or RGB
-    height: int,  # pixels
-    width: int,  # pixels
-) -> Image.Image:  # (height, width)
+def resize_and_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    # image: mode L or RGB; height and width: pixels → (height, width)
     "Scale the side that is shorter for this shape, antialiased, and crop the centre."
     w, h = image.size
     if (h, w) == (height, width):
@@ -148,20 +145,14 @@ def resize_and_crop(
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #2b719d56
-def resize_to(
-    image: Image.Image,  # mode L or RGB
-    height: int,  # pixels
-    width: int,  # pixels
-) -> Image.Image:  # (height, width)
+def resize_to(image: Image.Image, height: int, width: int) -> Image.Image:
+    # image: mode L or RGB; height and width: pixels → (height, width)
     "Scale the image to this shape, antialiased, whatever happens to its proportions."
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def letterbox(
-    image: Image.Image,  # mode L or RGB
-    height: int,  # pixels, at most `width`
-    width: int,  # pixels
-) -> Image.Image:  # (width, width)
+def letterbox(image: Image.Image, height: int, width: int) -> Image.Image:
+    # image: mode L or RGB; height: pixels, at most `width`; width: pixels → (width, width)
     "The middle of an image, with black above and below that makes it square."
     square = Image.new(image.mode, (width, width))
     square.paste(resize_and_crop(image, height, width), (0, (width - height) // 2))
@@ -186,9 +177,7 @@ def cropped_size(
     return width, width
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #5d0c3b7e
-def palette_values(
-    image: Image.Image,  # mode P
-) -> np.ndarray:  # (H, W) uint8
+def palette_values(image: Image.Image) -> np.ndarray:  # mode P → (H, W) uint8
     "Grey values of a grey palette; of a colour palette the numbers 0 and 1. Raises `ImageError`."
     numbers, seen = np.asarray(image), np.asarray(image.convert("RGB"))
     known = np.array(image.getpalette("RGB")).reshape(-1, 3)
@@ -199,9 +188,7 @@ def palette_values(
     return seen[..., 0]
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #023eb570
-def composite_on_black(
-    image: Image.Image,  # with or without alpha
-) -> Image.Image:  # without
+def composite_on_black(image: Image.Image) -> Image.Image:  # with or without alpha → without
     "What shows of an image on a black ground."
     if not image.has_transparency_data:
         return image
@@ -209,9 +196,8 @@ def composite_on_black(
     return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
 
 
-def numbered_object(
-    values: np.ndarray,  # (H, W) uint8
-) -> int | None:  # such a grey value; None where there is none
+def numbered_object(values: np.ndarray) -> int | None:
+    # (H, W) uint8 → such a grey value; None where there is none
     "A grey value between ground and middle that fills squares of 3 pixels, as no soft border does."
     dim = (values >= int(values.min()) + 16) & (values <= 127)  # a JPEG's ground is not even
     if not dim.any():

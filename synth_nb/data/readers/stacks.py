@@ -86,9 +86,8 @@ def _without_log(name: str):
         logger.removeFilter(others)
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #b9cb1d5d
-def _chained_pages(
-    tiff,  # `tifffile.TiffFile`
-) -> list[int]:  # byte offsets of the pages' directories
+def _chained_pages(tiff) -> list[int]:
+    # `tifffile.TiffFile` → byte offsets of the pages' directories
     "Follow the chain to its end. Raises `ImageError` for a circle or a break."
     pages, seen = [], set()
     for page in tiff.pages:  # one by one: `len` would run in a long circle for ever
@@ -107,10 +106,8 @@ def _chained_pages(
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #756bb6b5
-def channels_of(
-    tiff,  # `tifffile.TiffFile`
-    pages: int,
-) -> tuple[int, int]:  # channels stored as pages (1: none), pages from one to the next
+def channels_of(tiff, pages: int) -> tuple[int, int]:
+    # tiff: `tifffile.TiffFile` → channels stored as pages (1: none), pages from one to the next
     "How many pages make one image, from the axes that ImageJ and OME write. Raises `ImageError`."
     if not (tiff.is_imagej or tiff.is_ome or tiff.is_shaped):
         return 1, 1
@@ -152,11 +149,7 @@ def tiff_pages(
 class _PageFile(io.FileIO):
     "A TIFF that seems to begin with another page."
 
-    def __init__(
-        self,
-        path: Path,
-        at: int,  # byte offset of the page's directory
-    ):
+    def __init__(self, path: Path, at: int):  # at: byte offset of the page's directory
         super().__init__(path)
         head = super().read(16)
         order = "<" if head[:1] == b"I" else ">"
@@ -172,10 +165,8 @@ class _PageFile(io.FileIO):
         return changed + found[len(changed) :]
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #f17a64b7
-def _stored_page(
-    path: Path,
-    at: int,  # byte offset of the page's directory
-) -> Image.Image:  # upright
+def _stored_page(path: Path, at: int) -> Image.Image:
+    # at: byte offset of the page's directory → upright
     "One page of a TIFF as it is stored. Raises `ImageError`."
     with as_image_error(), _PageFile(path, at) as file:
         image = Image.open(file, formats=("TIFF",))
@@ -184,11 +175,8 @@ def _stored_page(
         return ImageOps.exif_transpose(image)
 
 
-def _read_page(
-    path: Path,
-    at: tuple[int, ...],  # byte offsets of the directories of its channels
-    intensity: Intensity | None,
-) -> np.ndarray:  # uint8 (H, W) or (H, W, 3)
+def _read_page(path: Path, at: tuple[int, ...], intensity: Intensity | None) -> np.ndarray:
+    # at: byte offsets of the directories of its channels → uint8 (H, W) or (H, W, 3)
     "Read one image of a TIFF; a second or third channel of its own page is green and blue."
     planes = []
     for offset in at:
@@ -209,10 +197,8 @@ def _sixteen_bits(values):
     return values.astype(np.uint16) if values.min() >= 0 and 255 < values.max() < 2**16 else values
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #014cca93
-def tiff_stack(
-    path: Path,
-    intensity: Intensity | None = None,
-) -> Stack | None:  # None for a single page, which is an image like any other
+def tiff_stack(path: Path, intensity: Intensity | None = None) -> Stack | None:
+    # None for a single page, which is an image like any other
     "Open a TIFF. Raises `ImageError` for a damaged one."
     with open(path, "rb") as file:
         pages = tiff_pages(file)
@@ -261,9 +247,7 @@ def one_image(
     return image[..., 0] if "C" in letters and image.shape[-1] == 1 else image
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #72ec0fd2
-def _map_array(
-    path: Path,  # of a .npy file
-) -> np.ndarray:  # read-only, memory-mapped
+def _map_array(path: Path) -> np.ndarray:  # of a .npy file → read-only, memory-mapped
     "Open an array without reading it. Raises `ImageError` for what is no array of numbers."
     try:
         return np.lib.format.open_memmap(path, mode="r")
@@ -274,10 +258,8 @@ def _map_array(
         raise ImageError("truncated" if cut else "not an array of NumPy") from None
 
 
-def _check_range(
-    array: np.ndarray,  # of a shape that `array_axes` knows
-    intensity: Intensity | None,
-):
+def _check_range(array: np.ndarray, intensity: Intensity | None):
+    # array: of a shape that `array_axes` knows
     "Raise `ImageError` when its numbers have no known range; fractions are all looked at."
     wide = array.dtype.kind in "iu" and array.dtype.itemsize > 1
     if intensity is None or not (wide or array.dtype.kind == "f") or array.max() == array.min():
@@ -293,10 +275,7 @@ def _blocks_of(array):
     return (array[start : start + rows] for start in range(0, len(array), rows))
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #b1f6ee5b
-def npy_stack(
-    path: Path,  # of a .npy file
-    intensity: Intensity | None = None,
-) -> Stack:
+def npy_stack(path: Path, intensity: Intensity | None = None) -> Stack:  # path: of a .npy file
     "Open an array of images. Raises `ImageError`."
     array = _map_array(path)
     letters = array_axes(array.shape)
@@ -329,9 +308,7 @@ def check_growth(
         raise DataError(f"{name} unpacks to {size}, beyond {MAX_GROWTH} to 1: it is not opened")
 
 
-def _file_digest(
-    path: Path,
-) -> str:  # 40 hex digits
+def _file_digest(path: Path) -> str:  # 40 hex digits
     "Content hash of a file of any size."
     with open(path, "rb") as file:
         return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=20)).hexdigest()
@@ -369,9 +346,7 @@ def unpack_to_cache(
     return target
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #de4d6e0d
-def _shapes_in(
-    file: zipfile.ZipFile,
-) -> dict[str, tuple[int, ...]]:  # name of each array → shape
+def _shapes_in(file: zipfile.ZipFile) -> dict[str, tuple[int, ...]]:  # name of each array → shape
     "Names and shapes of the arrays in an .npz file, from their headers alone."
     shapes = {}
     for name in file.namelist():
@@ -438,11 +413,8 @@ def label_array(
     return _named(fitting, LABEL_ARRAYS, split)
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #d13b16b3
-def _names_in(
-    file: zipfile.ZipFile,
-    name: str,  # labels or groups
-    n: int,  # images
-) -> list[str] | None:  # one per image; None where there is no such array
+def _names_in(file: zipfile.ZipFile, name: str, n: int) -> list[str] | None:
+    # name: labels or groups; n: images → one per image; None where there is no such array
     "Labels or groups as text. Raises `ImageError` when they do not fit the images."
     if f"{name}.npy" not in file.namelist():
         return None
@@ -458,9 +430,7 @@ def _names_in(
     return [str(value) for value in np.atleast_1d(values).tolist()]
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #063e5997
-def joined(
-    parts: dict[str | None, Stack],  # split → its images
-) -> Stack:
+def joined(parts: dict[str | None, Stack]) -> Stack:  # split → its images
     "The images of all splits, one after another."
     if None in parts:
         return parts[None]
@@ -474,10 +444,7 @@ def joined(
                  (f"splits from arrays: {some_names(parts)}",))
 
 
-def npz_stack(
-    path: Path,  # of an .npz file
-    intensity: Intensity | None = None,
-) -> Stack:
+def npz_stack(path: Path, intensity: Intensity | None = None) -> Stack:  # path: of an .npz file
     "Open an .npz file. Raises `ImageError`, also for labels that do not fit the images."
     with as_image_error(), zipfile.ZipFile(path) as file:
         shapes, parts = _shapes_in(file), {}

@@ -36,9 +36,7 @@ class H5Array:
             return self.file[self.name][i]
 
 
-def open_h5(
-    path: Path,
-):  # an `h5py.File`
+def open_h5(path: Path):  # an `h5py.File`
     "Open a file. Raises `ImportError` that names the extra, or `ImageError`."
     try:
         import h5py
@@ -48,9 +46,7 @@ def open_h5(
         return h5py.File(path, "r")
 
 
-def h5_shapes(
-    path: Path,
-) -> dict[str, tuple[int, ...]]:  # name of each array → shape
+def h5_shapes(path: Path) -> dict[str, tuple[int, ...]]:  # name of each array → shape
     "The arrays in a file."
     shapes = {}
     with open_h5(path) as file:
@@ -81,10 +77,7 @@ def h5_labels(
             in "iubf" else value) for value in values]
 
 
-def h5_stack(
-    path: Path,
-    intensity: Intensity | None = None,
-) -> Stack:
+def h5_stack(path: Path, intensity: Intensity | None = None) -> Stack:
     "Open the images of an HDF5 file. Raises `ImageError`, and `ImportError` without h5py."
     shapes, parts = h5_shapes(path), {}
     for split, name in image_arrays(shapes).items():
@@ -172,9 +165,7 @@ class Volume:
 
 # %% ../../../nbs/library/data/readers/volumes.ipynb #13d29205
 def nifti_stack(
-    path: Path,
-    intensity: Intensity | None = None,
-    slices: Slices | None = None,
+    path: Path, intensity: Intensity | None = None, slices: Slices | None = None
 ) -> Stack:
     "Open a volume. Raises `ImageError`, and `ImportError` without nibabel."
     volume = Volume(path, slices or Slices())
