@@ -17,6 +17,7 @@ from .archives import archive_source
 from .budgets import guarded, read_bytes
 from .microscopy import em_source
 from .named import digits_source, emnist_source, hub_source, kaggle_source
+from .packaged import mni_source, retina_source
 from ..phantoms.em import em_phantom_source
 from ..phantoms.mr import mr_phantom_source
 from .slides import wsi_source
@@ -58,6 +59,8 @@ def _read(folder, file):
 NAMED_SOURCES = {
     "demo": demo_source,
     "digits": digits_source,
+    "retina": retina_source,
+    "mni": mni_source,
     "mr_phantom": mr_phantom_source,
     "em_phantom": em_phantom_source,
 }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...core.checksums import damage
 from ...core.files import atomic_write, cache_root, digest
 from ...core.parameters import ParameterError
 from .sources import ImageError, Source, in_range, open_image, open_lazily
@@ -222,13 +223,14 @@ def limits_of_set(
         return None
     intensity = source.intensity
     path = cache_root() / "ranges" / f"{digest(hashes)}.json"
-    if path.is_file() and intensity.wanted == "auto":
+    known = not damage(path, required=True)
+    if known and intensity.wanted == "auto":
         low, high, least, most = json.loads(path.read_text())
         intensity.spans["files"] = Span(low, high, least, most)
         intensity.found["files"] = fitting_range(intensity.spans["files"])
     limits = intensity.of_files(source)
-    if "files" in intensity.spans and not path.is_file():
+    if "files" in intensity.spans and not known:
         span = intensity.spans["files"]
-        with atomic_write(path) as file:
+        with atomic_write(path, checked=True) as file:
             file.write_text(json.dumps([span.low, span.high, span.least, span.most]))
     return limits

@@ -540,7 +540,7 @@ def cut_slide(
     "Write the tiles of one slide with their table, atomically. Raises `ImageError`."
     tiles = find_tiles(path, name, *options)
     table = tile_rows(name, tiles)
-    with atomic_folder(out / name) as fresh:
+    with atomic_folder(out / name, checked=False) as fresh:
         write_slide_tiles(tiles, [Path(row["file"]).name for row in table], fresh, workers)
         write_table(fresh / "tiles.csv", table)
     return table

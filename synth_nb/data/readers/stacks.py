@@ -28,7 +28,7 @@ from .budgets import (
 from .intensity import Intensity, Span, span_of, to_8_bits
 from .layout import some_names, split_word, words_of
 from .sources import DataError, ImageError, reason, to_mode
-from ...core.files import cache_root, digest, display_path, atomic_write
+from ...core.files import atomic_write, cache_entry, cache_root, digest, display_path
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #c0bf2680
 @dataclass
@@ -299,10 +299,17 @@ def unpack_to_cache(
 ) -> Path:  # in the cache
     "Unpack a file once. Raises `DataError` for one that is cut or grows, `OSError` without room."
     target = cache_root() / "archives" / f"{digest(_file_digest(path), part)}{Path(part).suffix}"
-    if target.is_file():
-        return target
+    with cache_entry(target) as missing:
+        if missing:
+            with atomic_write(target, checked=True) as fresh, opener() as source:
+                _unpack(path, source, fresh)
+    return target
+
+
+def _unpack(path: Path, source: BinaryIO, target: Path):
+    "Write what an unpacking stream gives, as far as it may grow and the disk has room."
     packed, n = path.stat().st_size, 0
-    with atomic_write(target) as fresh, opener() as source, open(fresh, "wb") as file:
+    with open(target, "wb") as file:
         for block in _blocks(path, source):
             n += len(block)
             check_growth(display_path(path), packed, n)
@@ -312,7 +319,6 @@ def unpack_to_cache(
                     f"no room to unpack {display_path(path)} in {cache}; set SYNTH_NB_CACHE"
                 )
             file.write(block)
-    return target
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #de4d6e0d
 def _shapes_in(file: zipfile.ZipFile) -> dict[str, tuple[int, ...]]:  # name of each array → shape

@@ -175,7 +175,8 @@ class Volume:
             if self.values is None:
                 values = np.asanyarray(self.image.dataobj)
                 self.values = values.reshape(values.shape[:3])
-            return np.rot90(self.values.take(self.indices[i], self.slices.axis)).copy()
+            along = np.moveaxis(self.values, self.slices.axis, 0)  # `take` would copy all of it
+            return np.rot90(along[self.indices[i]]).copy()
 
     def spans(self) -> Iterator[Span]:
         "The values of every slice."
