@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from .devices import environment, pick_device
+from .checksums import damage
 from .files import (
-    atomic_write, digest, display_path, project_root, read_json, resolve)
+    atomic_write, digest, display_path, project_root, read_json, resolve, tidy)
 from .fingerprint import FREE_PARAMETERS, code_version, library_hash, notebook_sources
 from .parameters import RENAMED_PARAMETERS, ParameterError
 from .progress import board, in_kernel
@@ -64,9 +65,11 @@ class Run:
     ) -> torch.Tensor:  # what `make` returned, now or at an earlier start
         "Images from the run folder, or made and saved there."
         path = sample_file(self.folder, f"{name}.npy")
-        if not path.exists():
+        if why := damage(path):
+            if path.exists():
+                print(f"{display_path(path)} {why}; it is made again")
             images = make()
-            with atomic_write(path) as f:
+            with atomic_write(path, checked=True) as f:
                 np.save(f, images.cpu().numpy())
         return torch.from_numpy(np.load(path))
 
@@ -182,7 +185,7 @@ def open_run(
     """Open the run folder that belongs to these parameters, data and code, or make it.
 
     Raises `ParameterError` when `run_name` names a folder that holds another run,
-    and `RuntimeError` when another process is writing it.
+    `RuntimeError` when another process is writing it, and `OSError` where nothing can be written.
     """
     identity = _identity(notebook, parameters, data, loader)
     folder = _run_folder(parameters, identity)
@@ -190,22 +193,27 @@ def open_run(
     if there and (different := differences(there.get("identity", {}), identity)):
         message = f"{display_path(folder)} holds another run ({'; '.join(different)})"
         raise ParameterError(f"{message}; choose another `run_name` or remove that folder")
-    folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
+    tidy(folder)
+    there = read_manifest(folder)  # another process may have ended meanwhile
     return _started(Run(folder, there), identity, parameters, data, loader)
 
 # %% ../../nbs/library/core/runs.ipynb #d0751ce2
 def _lock(folder: Path):
-    "Lock a run folder for this process."
+    "Lock a run folder for this process, which is made if it is not there."
     if folder in _held:
         return
     lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise RuntimeError(
             f"another process is writing {display_path(folder)}; wait for it or stop it"
         ) from None
+    except OSError as error:
+        why = f"nothing can be written there ({error.strerror or error})"
+        raise OSError(f"{display_path(folder)}: {why}; choose another `outputs`") from None
     _held[folder] = lock
 
 # %% ../../nbs/library/core/runs.ipynb #3450874f
@@ -218,18 +226,28 @@ def _relative(values: dict) -> dict:
     }
 
 # %% ../../nbs/library/core/runs.ipynb #39111573
+ROUNDING = ("device", "gpu", "processor", "instructions", "threads", "float32")  # decide it
+
+
+def _check_machine(run: Run, machine: dict):
+    "Print in one sentence that a run goes on where rounding differs."
+    if run.manifest.get("status") in (None, "complete"):
+        return
+    there = run.manifest.get("environment") or {}
+    other = [n for n in ROUNDING if there.get(n) is not None and there[n] != machine.get(n)]
+    if other:
+        before, now = (", ".join(f"{n} {e.get(n)}" for n in other) for e in (there, machine))
+        print(f"{run} was computed with {before} and goes on with {now}: rounding differs, so it "
+              "ends with other weights than one that was not stopped")
+
+
 def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str) -> Run:
     "Write the manifest of a run that begins or goes on."
     parameters, data = _relative(parameters), _relative(data)
-    starts = [*run.manifest.get("starts", []), now()]
     device = pick_device(parameters.get("device", "auto"))
     processes = parameters.get("num_processes", 1) * parameters.get("num_nodes", 1)
-    machine, before = environment(device, processes), run.manifest.get("environment") or {}
-    goes_on = starts[1:] and run.manifest.get("status") != "complete"
-    if goes_on and (threads := before.get("threads")) not in (None, machine["threads"]):
-        print(f"{run} was computed with {threads} threads and goes on with {machine['threads']}: "
-              "rounding differs, so it ends with other weights than one that was not stopped "
-              f"(OMP_NUM_THREADS={threads} keeps them)")
+    machine = environment(device, processes)
+    _check_machine(run, machine)
     run.update(
         notebook=identity["notebook"],
         name=run.folder.name,
@@ -241,7 +259,7 @@ def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str
         identity=identity,
         code=code_version(),
         environment=machine,
-        starts=starts,
+        starts=[*run.manifest.get("starts", []), now()],
         ended=None,
     )
     board.set_info(folder=str(run))
@@ -300,6 +318,17 @@ def _missing(home: Path, model: Path) -> str:
         return f"{model.name} was not saved in {display_path(home)}: {saved}"
     return f"{model} is missing: the run was not finished, or only its tables were kept"
 
+# %% ../../nbs/library/core/runs.ipynb #5c90fa6f
+def _complete(home: Path, model: Path):
+    "Give a model folder the name that a killed process could not."
+    if home in _held or not list(model.parent.glob(f".{model.name}-*")):
+        return
+    try:
+        with FileLock(home / ".lock", timeout=0):
+            tidy(model)
+    except OSError:  # being written, or not to be written here
+        pass
+
 # %% ../../nbs/library/core/runs.ipynb #e07c94b2
 def _refuse_code(model: Path):  # a model folder, perhaps a stranger's
     "Raise `ValueError` for a model folder that brings code, or names classes of other libraries."
@@ -355,8 +384,13 @@ def load_model(
     inside = Path("checkpoints", f"epoch_{epoch}") if epoch else Path("model")
     model = folder / inside if folder == home else folder
     if not model.is_dir():
+        _complete(home, model)
+    if not model.is_dir():
         raise FileNotFoundError(_missing(home, model))
     _refuse_code(model)
+    if why := damage(model):
+        remedy = "copy it again, or remove its checksums.json if you changed it yourself"
+        raise ValueError(f"{display_path(model)} {why}; {remedy}")
     module, _, name = loader.partition(":")
     loaded = getattr(importlib.import_module(module), name)(model, pick_device(device))
     loaded.release = _release_of(loaded, home)

@@ -24,15 +24,14 @@ from ..data.quality.export import check_target, export
 from .latents import weights_digest
 from ..training.processes import launch, this_process
 from ..evaluation.release import release_summary
-from ..core.files import digest, resolve, atomic_write
+from ..core.checksums import damage
+from ..core.files import atomic_write, digest, resolve
 from ..core.parameters import ParameterError
 from ..core.progress import with_progress
 from ..core.runs import Samples, load_model, sample_part
 
 # %% ../../nbs/library/diffusion/sets.ipynb #f28fb4ac
-def contents(
-    thing,  # a model, or a part of one
-):  # plain values
+def contents(thing):  # a model, or a part of one
     "What a model consists of, as digests and plain values."
     if isinstance(thing, nn.Module):
         return weights_digest(thing)
@@ -51,22 +50,20 @@ def contents(
     return thing
 
 # %% ../../nbs/library/diffusion/sets.ipynb #41cd56d8
-def write_part(
-    path: Path,
-    samples: Samples,
-):
+def write_part(path: Path, samples: Samples):
     "Write samples atomically."
     tensors = dict(images=to_uint8(samples.images), labels=samples.labels,
                    conditions=samples.conditions, masks=samples.masks)
     tensors = {k: v.cpu().contiguous() for k, v in tensors.items() if v is not None}
-    with atomic_write(path) as file:
+    with atomic_write(path, checked=True) as file:
         save_file(tensors, file, dict(keys=json.dumps(samples.keys)))
 
 # %% ../../nbs/library/diffusion/sets.ipynb #8c2e31e1
-def read_part(
-    path: Path,
-) -> dict | None:  # tensors by name, and `keys`; None where it is missing or damaged
+def read_part(path: Path) -> dict | None:
+    # tensors by name, and `keys`; None where it is missing or damaged
     "Samples that were written."
+    if damage(path):
+        return None
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}

@@ -222,7 +222,7 @@ def release_summary(record: dict) -> list[str]:  # record: of a `Release`
              f"({by['features']} by features of {record['embedder']}, {by['pixels']} by pixels).")
     rule = (f"An image was refused when it lay nearer to one of {record['train']} training images, "
             f"in {record['views']} symmetric versions, than all but {record['alpha']:.1%} of "
-            f"unseen real images do (split-conformal over {record['held_out']} {record['of']}, so of "
+            f"unseen real images do (split-conformal over {record['held_out']} {record['of']}; of "
             f"new real images {record['expected']:.1%} would be refused).")
     costs = [f"{name} {digits(x['accepted'])}, of untested ones {digits(x['drawn'])}"
              for name, x in record["cost"].items()]

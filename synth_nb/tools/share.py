@@ -327,7 +327,7 @@ def export_model(
     if not (record.folder / "model").is_dir():
         raise ParameterError(f"{display_path(record.folder)} has no `model`, only tables")
     target = _free_folder(folder)
-    with atomic_folder(target) as new:
+    with atomic_folder(target, checked=False) as new:
         shutil.copytree(record.folder / "model", new / "model")
         for path in record.folder.glob("*.*"):
             if path.name in _EXPORTED or path.suffix == ".png":

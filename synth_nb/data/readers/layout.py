@@ -13,9 +13,8 @@ from functools import lru_cache
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #fdc34c7c
 @lru_cache(2**16)
-def words_of(
-    name: str,  # of a folder or file
-) -> tuple[str, ...]:  # lower case; runs of letters, and runs of digits
+def words_of(name: str) -> tuple[str, ...]:
+    # of a folder or file → lower case; runs of letters, and runs of digits
     "The words of a name, cut at signs, digits and capitals."
     spaced = re.sub(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
     return tuple(re.findall(r"[^\W\d_]+|\d+", spaced.lower()))
@@ -87,9 +86,8 @@ NEUTRAL_WORDS = IMAGE_WORDS | {
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #a18c2a56
 @lru_cache(2**14)
-def split_word(
-    name: str,  # of a folder
-) -> tuple[str | None, tuple[str, ...]]:  # train, val, test or None; words besides, if any count
+def split_word(name: str) -> tuple[str | None, tuple[str, ...]]:
+    # of a folder → train, val, test or None; words besides, if any count
     "The split that a folder's name speaks of, and what else it says."
     exact = SPLIT_NAMES.get(name.strip().lower())
     if exact:
@@ -162,9 +160,7 @@ def split_of_names(
     return None
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #23d3089e
-def find_splits(
-    folders: Counter,  # `Folder` → images, without what wraps them
-) -> SplitLevel | None:
+def find_splits(folders: Counter) -> SplitLevel | None:  # images by `Folder`, without wrappers
     "The level of folders that names splits: the first, or one inside of every class folder."
     for depth in range(3):
         if depth and not all(len(f) > depth for f in folders):
@@ -193,9 +189,7 @@ def _eval_beside_dev(split):
 Rest = dict[Folder, tuple[str | None, Folder]]  # folder → its split; class folder and below
 
 
-def inner_wrapping(
-    rest: Rest,
-) -> Counter:  # split → how many folders wrap all of it
+def inner_wrapping(rest: Rest) -> Counter:  # split → how many folders wrap all of it
     "Folders inside of a split that wrap everything in it, and hold folders themselves."
     found = Counter()
     while True:
@@ -213,9 +207,7 @@ def inner_wrapping(
         found.update(outer)
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #faf0301b
-def folder_per_image(
-    files: list[str],
-) -> bool:
+def folder_per_image(files: list[str]) -> bool:
     "Whether every image lies in a folder of its own: of its name, or `image` in each."
     def own(file):
         parts = file.rsplit("/", 2)[-2:]
@@ -227,9 +219,7 @@ def folder_per_image(
 
 
 @lru_cache(2**16)
-def folder_parts(
-    folder: str,  # relative, with `/`; empty for the top
-) -> Folder:
+def folder_parts(folder: str) -> Folder:  # relative, with `/`; empty for the top
     "The parts of a folder's path."
     return tuple(folder.split("/")) if folder else ()
 
@@ -244,9 +234,7 @@ def some_names(
     return ", ".join(map(str, names[:most])) + more
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #ae236492
-def class_doubts(
-    rest: Rest,
-) -> list[str]:  # sentences
+def class_doubts(rest: Rest) -> list[str]:
     "Class folders that speak of splits, or hold folders that do."
     names = sorted({left[0] for _, left in rest.values() if left})
     inside = {left[1] for _, left in rest.values() if len(left) > 1}
@@ -260,7 +248,7 @@ def class_doubts(
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #c85f54a8
 def take_splits(
-    folders: Counter,  # `Folder` → images, without what wraps them
+    folders: Counter,  # images by `Folder`, without wrappers
 ) -> tuple[Rest, list[str]]:  # without folders that lie outside; what was taken for what
     "Take the splits out of the folders, and what wraps all of a split."
     level, notes = find_splits(folders), []

@@ -26,9 +26,8 @@ OBSERVERS = ("manual", "ho")  # numbered by who drew them, and not by parts
 
 
 @lru_cache(2**16)
-def read_folder(
-    name: str,  # of one folder
-) -> tuple[str, str]:  # what a mask's folder and its image's have in common; kind of mask
+def read_folder(name: str) -> tuple[str, str]:
+    # of one folder → what a mask's folder and its image's have in common; kind of mask
     "The word that makes a folder one of masks (`image`: of images; empty: neither), and the rest."
     words = [w for w in words_of(name) if w not in ("st", "nd", "rd", "th")]
     masks = [w for w in words if w in RANKS]
@@ -58,9 +57,8 @@ HINTS = ("mask", "msk", "seg", "gt", "truth", "manual", "lab", "lbl", "ann", "le
 HINT = re.compile(rf"(?i){'|'.join(HINTS)}")
 
 
-def read_stem(
-    stem: str,  # of a file
-) -> tuple[str, str]:  # what is left of it; kind of mask, empty for none
+def read_stem(stem: str) -> tuple[str, str]:
+    # of a file → what is left of it; kind of mask, empty for none
     "The word at either end that makes a file a mask, and the rest of its name."
     if not HINT.search(stem):
         return stem, ""
@@ -100,9 +98,7 @@ def read_folders_of(
     return tuple(rest for rest, _ in read if rest), "" if kind == "image" else kind
 
 
-def form_of(
-    file: str,  # relative, with `/`
-) -> Form:
+def form_of(file: str) -> Form:  # relative, with `/`
     "Read one name."
     folder, _, name = file.rpartition("/")
     stem = name[: len(name) - len(extension_of(name))] or name
@@ -184,10 +180,8 @@ def pairs_by_stem(
     return found
 
 
-def nearest(
-    file: str,
-    others: list[str] | None,  # of one name
-) -> str | None:  # None where two are as near
+def nearest(file: str, others: list[str] | None) -> str | None:
+    # others: of one name → None where two are as near
     "The file that shares most folders with another."
     def shared(other):
         pairs = zip(file.split("/"), other.split("/"), strict=False)
@@ -199,9 +193,7 @@ def nearest(
     return depths[0][1] if depths[0][0] > depths[1][0] else None
 
 
-def shared_suffix(
-    stems: list[str],
-) -> str:  # with its sign; empty for none
+def shared_suffix(stems: list[str]) -> str:  # with its sign; empty for none
     "The ending that all names have, from a sign on."
     last = stems[0]
     for stem in stems:
@@ -236,9 +228,7 @@ def pairs_by_name(
     return found, {kind: orphans[kind] for kind in found}
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #f34cef5d
-def pairs_by_sibling(
-    forms: dict[str, Form],
-) -> dict[str, list[str]]:  # image → masks
+def pairs_by_sibling(forms: dict[str, Form]) -> dict[str, list[str]]:  # image → masks
     "Masks in a folder beside one other, whose files have the same names."
     beside, stems = defaultdict(set), defaultdict(dict)
     for file, form in forms.items():
@@ -258,9 +248,7 @@ def pairs_by_sibling(
     return found
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #80771ccd
-def pairs_by_extension(
-    files: list[str],
-) -> dict[str, list[str]]:  # image → masks
+def pairs_by_extension(files: list[str]) -> dict[str, list[str]]:  # image → masks
     "A photograph and a picture without loss of the same name: the second may be a mask."
     if len(files) % 2 or len({file.rpartition(".")[0] for file in files}) * 2 != len(files):
         return {}
