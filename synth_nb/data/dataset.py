@@ -326,11 +326,8 @@ def class_doubts(
     return doubts
 
 
-def pixel_doubts(
-    pixels: np.ndarray,  # (N, C, H, W) uint8
-    keys: list[str],
-    most: int = 64,  # images to look at
-) -> list[str]:  # sentences
+def pixel_doubts(pixels: np.ndarray, keys: list[str], most: int = 64) -> list[str]:
+    # pixels: (N, C, H, W) uint8; most: images to look at → sentences
     "Whether all images are nearly black, as 12 bits in 16 are, or some look like masks."
     rows = np.linspace(0, len(pixels) - 1, min(most, len(pixels))).astype(int)
     some = [pixels[row] for row in rows]

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..core.files import atomic_write, digest, write_texts
+from ..core.checksums import damage
+from ..core.files import atomic_write, digest, read_json, write_texts
 from ..core.parameters import ParameterError
 from ..core.progress import Progress, in_kernel
 from ..core.seeding import derive_seed
@@ -171,11 +172,11 @@ def synthetic_pairs(
     known = cells.known(rows)
     key = digest(cells.data, cells.images[rows], known, seed)[:12]
     path = cells.folder / "samples" / f"pairs_{fraction:g}_{seed}_{key}.npz"
-    if not path.is_file():
+    if damage(path):
         work = cells.folder / "checkpoints" / path.stem
         images, masks = cells.generate(cells.images, known, rows, protocol.n_synthetic,
                                        derive_seed(protocol.seed, 1000 + seed), work)
-        with atomic_write(path) as f:
+        with atomic_write(path, checked=True) as f:
             np.savez_compressed(f, images=images, masks=masks)
         shutil.rmtree(work, ignore_errors=True)
     with np.load(path) as stored:
@@ -202,7 +203,7 @@ def train_cell(cells: Cells, arm: str, fraction: float, seed: int, folder: Path)
 def run_cell(cells: Cells, arm: str, fraction: float, seed: int) -> list[dict]:  # a row per block
     "Train one network and score it on the test blocks, or read the stored scores."
     path = cells.folder / "cells" / f"{arm.replace(' ', '_')}_{fraction:g}_{seed}.json"
-    if path.is_file() and (stored := json.loads(path.read_text()))["key"] == cells.key:
+    if not damage(path) and (stored := read_json(path))["key"] == cells.key:
         return stored["rows"]
     work = cells.folder / "checkpoints" / f"{path.stem}_{cells.key[:12]}"
     segmenter, test = train_cell(cells, arm, fraction, seed, work), cells.split.test
@@ -213,7 +214,7 @@ def run_cell(cells: Cells, arm: str, fraction: float, seed: int) -> list[dict]: 
     about = dict(arm=arm, fraction=fraction, seed=seed, labelled=labelled)
     rows = [about | row for row in scores.blocks.to_dict("records") if row["foreground"]]
     content = dict(key=cells.key, weights=weights, threshold=segmenter.threshold, rows=rows)
-    with atomic_write(path) as f:
+    with atomic_write(path, checked=True) as f:
         f.write_text(json.dumps(content, indent=1) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return rows

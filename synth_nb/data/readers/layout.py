@@ -13,9 +13,8 @@ from functools import lru_cache
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #fdc34c7c
 @lru_cache(2**16)
-def words_of(
-    name: str,  # of a folder or file
-) -> tuple[str, ...]:  # lower case; runs of letters, and runs of digits
+def words_of(name: str) -> tuple[str, ...]:
+    # of a folder or file → lower case; runs of letters, and runs of digits
     "The words of a name, cut at signs, digits and capitals."
     spaced = re.sub(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
     return tuple(re.findall(r"[^\W\d_]+|\d+", spaced.lower()))
@@ -87,9 +86,8 @@ NEUTRAL_WORDS = IMAGE_WORDS | {
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #a18c2a56
 @lru_cache(2**14)
-def split_word(
-    name: str,  # of a folder
-) -> tuple[str | None, tuple[str, ...]]:  # train, val, test or None; words besides, if any count
+def split_word(name: str) -> tuple[str | None, tuple[str, ...]]:
+    # of a folder → train, val, test or None; words besides, if any count
     "The split that a folder's name speaks of, and what else it says."
     name = re.sub(r"^\s*(?:\d+|[A-Za-z])[.)]\s+", "", name)  # `b. Testing Set` of a list
     exact = SPLIT_NAMES.get(name.strip().lower())
@@ -183,9 +181,7 @@ def held_out_beside(folders) -> dict[str, str] | None:  # as `split_of_names` gi
     return dict.fromkeys(others, "train") | spoken if len(shared) > 1 else None
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #23d3089e
-def find_splits(
-    folders: Counter,  # `Folder` → images, without what wraps them
-) -> SplitLevel | None:
+def find_splits(folders: Counter) -> SplitLevel | None:  # images by `Folder`, without wrappers
     "The level of folders that names splits: the first, or one inside of every class folder."
     for depth in range(3):
         if depth and not all(len(f) > depth for f in folders):
@@ -216,9 +212,7 @@ def _eval_beside_dev(split):
 Rest = dict[Folder, tuple[str | None, Folder]]  # folder → its split; class folder and below
 
 
-def inner_wrapping(
-    rest: Rest,
-) -> Counter:  # split → how many folders wrap all of it
+def inner_wrapping(rest: Rest) -> Counter:  # split → how many folders wrap all of it
     "Folders inside of a split that wrap everything in it, and hold folders themselves."
     found = Counter()
     while True:
@@ -236,9 +230,7 @@ def inner_wrapping(
         found.update(outer)
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #faf0301b
-def folder_per_image(
-    files: list[str],
-) -> bool:
+def folder_per_image(files: list[str]) -> bool:
     "Whether every image lies in a folder of its own: of its name, or `image` in each."
     def own(file):
         parts = file.rsplit("/", 2)[-2:]
@@ -250,9 +242,7 @@ def folder_per_image(
 
 
 @lru_cache(2**16)
-def folder_parts(
-    folder: str,  # relative, with `/`; empty for the top
-) -> Folder:
+def folder_parts(folder: str) -> Folder:  # relative, with `/`; empty for the top
     "The parts of a folder's path."
     return tuple(folder.split("/")) if folder else ()
 
@@ -267,9 +257,7 @@ def some_names(
     return ", ".join(map(str, names[:most])) + more
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #ae236492
-def class_doubts(
-    rest: Rest,
-) -> list[str]:  # sentences
+def class_doubts(rest: Rest) -> list[str]:
     "Class folders that speak of splits, or hold folders that do."
     names = sorted({left[0] for _, left in rest.values() if left})
     inside = {left[1] for _, left in rest.values() if len(left) > 1}
@@ -299,10 +287,9 @@ CLASS_FOLDERS = {"class", "cls", "label", "grade", "type", "stage", "level", "ca
                  "cluster", "digit", "sınıf", "sinif", "evre"}
 
 
-def folder_role(
-    names: set[str],  # of the folders of one level
-    carried: bool = False,  # whether the files in each begin with its name
-) -> str:  # groups, parts, classes, or numbers: it is not known what they number
+def folder_role(names: set[str], carried: bool = False) -> str:
+    # names: of the folders of one level; carried: whether the files in each begin with its name
+    # → groups, parts, classes, or numbers: it is not known what they number
     "What folders stand for."
     patterns = {re.sub(r"\d+|(?<=[\s_-])[A-Z]$", "#", name) for name in names}
     words = [{*words_of(pattern)} for pattern in patterns]
@@ -333,10 +320,8 @@ class Levels:
     doubts: list[str] = field(default_factory=list)
 
 
-def read_levels(
-    rest: "Rest",  # without splits
-    stems: dict[Folder, str],  # folder → the name of a file in it
-) -> Levels:
+def read_levels(rest: "Rest", stems: dict[Folder, str]) -> Levels:
+    # rest: without splits; stems: folder → the name of a file in it
     "Which level of folders names classes, and which one what belongs together."
     found = Levels(dict(rest))
     for _ in range(3):
@@ -413,7 +398,7 @@ def _groups_below(lefts):
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #c85f54a8
 def take_splits(
-    folders: Counter,  # `Folder` → images, without what wraps them
+    folders: Counter,  # images by `Folder`, without wrappers
 ) -> tuple[Rest, list[str]]:  # without folders that lie outside; what was taken for what
     "Take the splits out of the folders, and what wraps all of a split."
     level, notes = find_splits(folders), []
@@ -449,9 +434,8 @@ class Folders:
     doubts: list[str] = field(default_factory=list)  # what may be wrong
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #4075d7e3
-def drop_copies(
-    folders: Counter,  # `Folder` → images; changed
-) -> list[str]:  # sentences
+def drop_copies(folders: Counter) -> list[str]:
+    # folders: `Folder` → images; changed → sentences
     "Take out a folder that holds folders of the same names as lie beside it, as an archive's copy."
     inner, doubts = inner_names(filter(None, folders)), []
     for name in sorted(inner):
@@ -464,10 +448,8 @@ def drop_copies(
     return doubts
 
 
-def drop_minor_folder(
-    folders: Counter,  # `Folder` → images
-    rest: Rest,  # the same, without splits; changed
-) -> list[str]:  # sentences
+def drop_minor_folder(folders: Counter, rest: Rest) -> list[str]:
+    # folders: `Folder` → images; rest: the same, without splits; changed → sentences
     "Take out a single folder beside as many images or more: it is no class, perhaps of previews."
     top = sum(folders[f] for f, (_, left) in rest.items() if not left)
     names = {left[0] for _, left in rest.values() if left}

@@ -6,6 +6,7 @@
 __all__ = ['Listing', 'listed_source']
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #ec1e0e13
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .budgets import as_image_error, check_entries, check_table, guarded
 from .dicom import dicom_stack, is_dicom
 from .intensity import Intensity
 from .labels import (
@@ -63,6 +65,7 @@ def _list_file(
     stack = reader(path, intensity, **more) if reader else None
     if stack is None:
         return [ListedImage(file, file)], ()
+    check_entries(stack.pages, "pages")
     if intensity is not None and stack.scan:
         intensity.scans.append(stack.scan)
     n, digits = stack.pages, max(3, len(str(stack.pages - 1)))
@@ -87,18 +90,17 @@ def list_files(
             images.append(ListedImage(file, file))
             continue
         try:
-            found, noted = _list_file(folder, file, intensity, slices or Slices())
+            with as_image_error():
+                found, noted = _list_file(folder, file, intensity, slices or Slices())
             images += found
             if notes is not None:
                 notes += [note for note in noted if note not in notes]
-        except (DataError, OSError) as e:
-            bad.append((file, str(e) if isinstance(e, DataError) else reason(e)))
+        except DataError as e:
+            bad.append((file, str(e)))
     return images, bad
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #24968701
-def labels_beside(
-    names: list[str],
-) -> set[str]:  # files that only hold what another one needs
+def labels_beside(names: list[str]) -> set[str]:  # files that only hold what another one needs
     "Labels in HDF5 beside their images, as PCam has them; they are read with these."
     kinds = [name for name in names if name.lower().endswith((".h5", ".hdf5"))]
     stems = {re.sub(r"(?i)x\.\w+$", "", name) for name in kinds if re.search(r"(?i)x\.\w+$", name)}
@@ -121,6 +123,7 @@ class Listing:
     def of(cls, name, title, names, read, skipped=(), path=None, slices=None) -> "Listing":
         "Sort names by their extensions; in a folder, what has none may be DICOM."
         known = {*EXTENSIONS["image"], *EXTENSIONS["stack"]}
+        check_entries(max(1, len(names)), f"files in {name}")
         images, others, beside = [], [], labels_beside(names)
         for file in names:
             if file in beside:
@@ -132,6 +135,12 @@ class Listing:
             (images if image else others).append(file)
         return cls(name, title, images, others, read, [*skipped], path, slices)
 
+    def text(self, file) -> bytes:
+        "Content of a table. Raises `ImageError` for one that its images do not need."
+        content = self.read(file)
+        check_table(len(content), len(self.images), file)
+        return content
+
     def pages(self, files, intensity=None, notes=None):
         "The images of some of its files; files without one, and why."
         if self.path:
@@ -139,29 +148,35 @@ class Listing:
         return [ListedImage(file, file) for file in files], []
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #d46f8a58
-def tabulated_masks(
-    listing: Listing,
-) -> dict[str, list[str]]:  # image → masks; empty where no table names any
+def tabulated_masks(listing: Listing) -> dict[str, list[str]]:
+    # image → masks; empty where no table names any
     "Masks by the `mask_file_name` of the tables. Raises `DataError` for a damaged one."
     found = {}
     for table in sorted(f for f in listing.others if f.rpartition("/")[2] == "metadata.jsonl"):
         top = table.removesuffix("metadata.jsonl")
         try:
-            lines = listing.read(table).decode().split("\n")
+            lines = listing.text(table).decode().split("\n")
             rows = [parse_json("a line", line.encode()) for line in lines if line.strip()]
-            pairs = [(row["file_name"], row["mask_file_name"]) for row in rows
-                     if "mask_file_name" in row]
+            pairs = [(_below(top, row["file_name"]), _below(top, row["mask_file_name"]))
+                     for row in rows if "mask_file_name" in row]
         except ImageError as error:
             raise DataError(f"metadata.jsonl in {listing.name} cannot be read: {error}") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"metadata.jsonl of {listing.name} is damaged: {error!r}") from None
-        found |= {top + image: [top + mask] for image, mask in pairs}
+            why = error if isinstance(error, DataError) else f"{error!r:.100}"
+            raise DataError(f"metadata.jsonl of {listing.name} is damaged: {why}") from None
+        found |= {image: [mask] for image, mask in pairs}
     return found
 
+
+def _below(top, name):
+    "A file that a table in the folder `top` names. Raises `DataError` for one outside of the set."
+    path = posixpath.normpath(top + name)
+    if name.startswith("/") or path.startswith("../"):
+        raise DataError(f"{name!r:.60} leads out of it")
+    return path
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #fc0cf7b7
-def looks_like_mask(
-    content: bytes | np.ndarray,
-) -> bool:
+def looks_like_mask(content: bytes | np.ndarray) -> bool:
     "Whether a picture has two values, or a few as numbered areas have, but for soft borders."
     image = open_image(content)
     values = np.asarray(image if image.mode == "P" else to_mode(image, 1))
@@ -171,9 +186,7 @@ def looks_like_mask(
     return float(ends.mean()) > 0.9
 
 
-def numbers_areas(
-    content: bytes | np.ndarray,
-) -> bool:
+def numbers_areas(content: bytes | np.ndarray) -> bool:
     "Whether a picture numbers areas or objects, the ground 0, and is no mask of two values."
     image = open_image(content)
     values = np.asarray(image)  # of a palette its numbers
@@ -186,13 +199,11 @@ def numbers_areas(
         mask_values(image)
     except ImageError:
         return image.mode != "P" or not any(image.getpalette("RGB")[:3])
-    return values.max() > 255 and len(np.unique(values)) > 2
+    return values.max() > 255
 
 
-def check_pair(
-    content: bytes | np.ndarray,  # of an image
-    masks: list[bytes | np.ndarray],
-) -> str | None:  # None: a pair; "": a picture; "numbers": of areas; else why masks cannot be used
+def check_pair(content: bytes | np.ndarray, masks: list[bytes | np.ndarray]) -> str | None:
+    # content: of an image → None: a pair; "": a picture; "numbers": of areas; else why not
     "Whether masks fit an image."
     try:
         size = open_image(content).size
@@ -217,6 +228,8 @@ class MaskReader:
         files = sorted({file for several in masks.values() for file in several})
         self.listing, self.masks, self.pages = listing, masks, defaultdict(list)
         self.numbered = numbered  # areas by numbers: all above 0 belongs
+        self.there = {*listing.images} & {*files}
+        files = [file for file in files if file in self.there]
         images, self.bad = listing.pages(files, Intensity((0, 1)))  # arrays: the same
         for image in images:
             self.pages[image.file].append(image)
@@ -225,6 +238,8 @@ class MaskReader:
         "Contents of the masks of a file's page. Raises `ImageError` where there is none."
         found = []
         for mask in self.masks[file]:
+            if mask not in self.there:
+                raise ImageError(f"its mask {mask} is not there")
             if page >= len(self.pages[mask]):
                 raise ImageError(f"its mask {mask} has {len(self.pages[mask])} pages")
             listed = self.pages[mask][page]
@@ -238,9 +253,8 @@ class MaskReader:
         return parts[0] if len(parts) == 1 else join_masks(parts)
 
 
-def join_masks(
-    parts: list[bytes | np.ndarray],  # masks of one image
-) -> np.ndarray:  # (H, W) uint8, 0 … 255
+def join_masks(parts: list[bytes | np.ndarray]) -> np.ndarray:
+    # masks of one image → (H, W) uint8, 0 … 255
     "What any of several masks covers. Raises `ImageError` where their sizes differ."
     values = [mask_values(open_image(part)) for part in parts]
     if len({v.shape for v in values}) > 1:
@@ -248,9 +262,7 @@ def join_masks(
     return np.maximum.reduce(values)
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #33170447
-def masks_in(
-    listing: Listing,
-) -> MaskPairs:
+def masks_in(listing: Listing) -> MaskPairs:
     "Images and their masks, by a table or by names that pixels agree with."
     tabulated = tabulated_masks(listing)
     if tabulated:
@@ -287,8 +299,8 @@ def _check_first(listing, reader, file):
         return check_pair(content, reader.parts(file))
     except OSError:
         return None
-    except DataError as e:
-        return str(e)
+    except Exception as e:
+        return reason(e)
 
 
 def _without_masks(listing, pairs, image, mask, why):
@@ -301,9 +313,8 @@ def _without_masks(listing, pairs, image, mask, why):
     return MaskPairs(pairs.images, left_out=sorted(masks), doubts=[*pairs.doubts, doubt])
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #cbd26335
-def twin_folders(
-    files: list[str],  # sorted
-) -> list[dict[str, str]]:  # file of the one folder → of the other, and back
+def twin_folders(files: list[str]) -> list[dict[str, str]]:
+    # files: sorted → file of the one folder → of the other, and back
     "Two folders whose files have the same names: `x/7.png` and `y/7.png`."
     if len(files) % 2 or "/" not in files[0]:
         return []
@@ -350,9 +361,7 @@ DOCUMENTS = {
     ".data", ".cfg", ".db"}
 
 
-def unread_doubts(
-    listing: Listing,
-) -> list[str]:  # sentences
+def unread_doubts(listing: Listing) -> list[str]:
     "Say which files are not read that may well be images, and which folders vanish with them."
     unread = [file for file in listing.others if extension_of(file) not in DOCUMENTS]
     bare = [file for file in listing.others if not extension_of(file)]
@@ -371,11 +380,9 @@ def unread_doubts(
     return [f"{n} file{'s are' if n > 1 else ' is'} not read: {counts}{lost}{advice}"]
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #2619fe2b
-def class_order(
-    names: set[str],
-) -> list[str]:  # in the order of the labels
+def class_order(names: set[str]) -> list[str]:  # in the order of the labels
     "Sort class names, by value where all of them are whole numbers."
-    if all(name.removeprefix("-").isdecimal() for name in names):
+    if all(name.removeprefix("-").isdecimal() and len(name) < 100 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
@@ -393,15 +400,12 @@ class Reading:
     doubts: list[str]
 
 
-def read_listing(
-    listing: Listing,
-    pairs: MaskPairs,
-    images: list[ListedImage],  # of the files that are images
-) -> Reading:
+def read_listing(listing: Listing, pairs: MaskPairs, images: list[ListedImage]) -> Reading:
+    # images: of the files that are images
     "Folders, then tables. Raises `DataError` for StyleGAN's table that does not fit."
     files = list(dict.fromkeys(image.file for image in images))
     others = listing.others
-    numbers, flat = stylegan_labels(files, others, listing.read, listing.name)
+    numbers, flat = stylegan_labels(files, others, listing.text, listing.name)
     if flat:
         notes = ["labels from dataset.json"] if numbers else ["StyleGAN's form: no classes"]
         return Reading({}, numbers, {}, {}, listing.title, True, notes, [])
@@ -435,9 +439,8 @@ SIDES = re.compile(r"(?i)(.+?)(?:[\s_.\-]+(?:left|right|od|os|l|r|cc|mlo|frontal
                    r"|(?<=\d)[lr])")
 
 
-def pairs_of_sides(
-    files: list[str],
-) -> dict[str, str]:  # file → what both sides have in common; empty where most have no other side
+def pairs_of_sides(files: list[str]) -> dict[str, str]:
+    # file → what both sides have in common; empty where most have no other side
     "Eyes and breasts of one person: `7_left.png` and `7_right.png`, `01L` and `01R`."
     if not SIDES.fullmatch(files[0].rpartition(".")[0]):
         return {}
@@ -448,9 +451,7 @@ def pairs_of_sides(
     return {file: match[1] for file, match in stems.items()}
 
 
-def twice_doubts(
-    files: list[str],
-) -> list[str]:  # sentences
+def twice_doubts(files: list[str]) -> list[str]:  # sentences
     "Say that images of one name lie there in two formats, where most do."
     if len({extension_of(file) for file in files[:: max(1, len(files) // 64)]}) < 2:
         return []
@@ -465,10 +466,8 @@ def twice_doubts(
             "formats, leave one out, or give `group_by`"]
 
 
-def box_doubts(
-    files: list[str],
-    others: list[str],  # that are no images
-) -> list[str]:  # sentences
+def box_doubts(files: list[str], others: list[str]) -> list[str]:
+    # others: files that are no images → sentences
     "Say that a file beside each image is not read, as it mostly holds boxes."
     stems = {file.rpartition("/")[2].rpartition(".")[0] for file in files}
     kinds = Counter(extension_of(other) for other in others
@@ -478,10 +477,7 @@ def box_doubts(
             ] if n > 3 and 2 * n > len(files) else []
 
 
-def unlabelled_doubts(
-    files: list[str],
-    label: dict[str, str | None],
-) -> list[str]:  # sentences
+def unlabelled_doubts(files: list[str], label: dict[str, str | None]) -> list[str]:  # sentences
     "Say that a class may be of images without one, or that names begin with what may be classes."
     names = {*label.values()} - {None}
     words = {"pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "inference",
@@ -517,11 +513,11 @@ def _tables(listing, files, folder_class, folder_split):
     stems = {file.rpartition(".")[0] for file in files} if len(names) > 16 else set()
     names = [name for name in names if name.rpartition(".")[0] not in stems]
     names = sorted(names, key=lambda name: name.count("/"))[:32]
-    read = {name: partial(listing.read, name) for name in names}
+    read = {name: partial(listing.text, name) for name in names}
     found = read_labels(files, read, folder_class, folder_split)
     by_folder = len({*folder_class.values()} - {None}) > 1
     if not found.label and not by_folder:
-        beside = read_sidecars(files, {*listing.others}, listing.read)
+        beside = read_sidecars(files, {*listing.others}, listing.text)
         if beside:
             found.label = beside
             found.notes.append("classes from a file beside each image")
@@ -590,6 +586,7 @@ def _page_numbers(images):
 
 def _readers(listing, pairs, images, pages, same_size):
     "Functions that read image i and its mask."
+    @guarded
     def content(i):
         return images[i].page() if images[i].page else listing.read(images[i].file)
 

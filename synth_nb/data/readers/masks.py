@@ -27,9 +27,8 @@ OBSERVERS = ("manual", "ho")  # numbered by who drew them, and not by parts
 
 
 @lru_cache(2**16)
-def read_folder(
-    name: str,  # of one folder
-) -> tuple[str, str]:  # what a mask's folder and its image's have in common; kind of mask
+def read_folder(name: str) -> tuple[str, str]:
+    # of one folder → what a mask's folder and its image's have in common; kind of mask
     "The word that makes a folder one of masks (`image`: of images; empty: neither), and the rest."
     words = [w for w in words_of(name) if w not in ("st", "nd", "rd", "th")]
     masks = [w for w in words if w in RANKS]
@@ -59,9 +58,8 @@ HINTS = ("mask", "msk", "seg", "gt", "truth", "manual", "lab", "lbl", "ann", "le
 HINT = re.compile(rf"(?i){'|'.join(HINTS)}")
 
 
-def read_stem(
-    stem: str,  # of a file
-) -> tuple[str, str]:  # what is left of it; kind of mask, empty for none
+def read_stem(stem: str) -> tuple[str, str]:
+    # of a file → what is left of it; kind of mask, empty for none
     "The word at either end that makes a file a mask, and the rest of its name."
     if not HINT.search(stem):
         return stem, ""
@@ -101,9 +99,7 @@ def read_folders_of(
     return tuple(rest for rest, _ in read if rest), "" if kind == "image" else kind
 
 
-def form_of(
-    file: str,  # relative, with `/`
-) -> Form:
+def form_of(file: str) -> Form:  # relative, with `/`
     "Read one name."
     folder, _, name = file.rpartition("/")
     stem = name[: len(name) - len(extension_of(name))] or name
@@ -169,10 +165,8 @@ class ImageIndex:
         return found if len(found) > 1 else []
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #5b4e2d00
-def pairs_by_stem(
-    forms: dict[str, Form],
-    lone: list[str],  # masks whose folders are called otherwise than those of any image
-) -> dict[str, str]:  # mask → image; all that end alike in a folder, or none of them
+def pairs_by_stem(forms: dict[str, Form], lone: list[str]) -> dict[str, str]:
+    # lone: masks whose folders are called otherwise than those of any image → mask → image
     """Masks and images of one name but for what all of a folder end with.
 
     `7_gtFine_color.png` is of `7_leftImg8bit.png`; where only numbers agree, these.
@@ -223,25 +217,19 @@ def _same_start(one, other):
     return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
 
 
-def last_number(
-    stem: str,
-) -> int | None:
+def last_number(stem: str) -> int | None:
     "The last number of a name."
     found = re.findall(r"\d+", stem)
     return int(found[-1]) if found else None
 
 
-def without_tail(
-    stem: str,
-) -> str:
+def without_tail(stem: str) -> str:
     "A name without its last word, which begins with a letter after a sign."
     return re.sub(r"(?<=.)[\s_.\-]+[^\W\d_][^\s_.\-]*$", "", stem)
 
 
-def nearest(
-    file: str,
-    others: list[str] | None,  # of one name
-) -> str | None:  # None where two are as near
+def nearest(file: str, others: list[str] | None) -> str | None:
+    # others: of one name → None where two are as near
     "The file that shares most folders with another."
     def shared(other):
         pairs = zip(file.split("/"), other.split("/"), strict=False)
@@ -255,7 +243,6 @@ def nearest(
         return others[0]
     depths = sorted(((shared(other), other) for other in others), reverse=True)
     return depths[0][1] if depths[0][0] > depths[1][0] else None
-
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #da592f9a
 def pairs_by_name(
@@ -308,9 +295,7 @@ def _merge(found, orphans, total):
             total[first] += total[kind]
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #f34cef5d
-def pairs_by_sibling(
-    forms: dict[str, Form],
-) -> dict[str, list[str]]:  # image → masks
+def pairs_by_sibling(forms: dict[str, Form]) -> dict[str, list[str]]:  # image → masks
     "Masks in a folder beside one other, whose files have the same names."
     beside, stems = defaultdict(set), defaultdict(dict)
     for file, form in forms.items():
@@ -330,9 +315,7 @@ def pairs_by_sibling(
     return found
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #80771ccd
-def pairs_by_extension(
-    files: list[str],
-) -> dict[str, list[str]]:  # image → masks
+def pairs_by_extension(files: list[str]) -> dict[str, list[str]]:  # image → masks
     "A photograph and a picture without loss of the same name: the second may be a mask."
     if len(files) % 2 or len({file.rpartition(".")[0] for file in files}) * 2 != len(files):
         return {}
