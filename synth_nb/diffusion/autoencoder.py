@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from ..data import ImageDataset, Views, to_float, view, largest_symmetry
 from ..core.devices import pick_device
 from .checkpoint import open_checkpoint, read_json, read_part
-from ..core.files import cache_root, digest, atomic_folder
+from ..core.files import atomic_folder, cache_entry, cache_root, digest
 from ..core.parameters import ParameterError
 from ..core.seeding import seed_everything
 from ..training.loop import Phase, Trainer, TrainingConfig
@@ -287,9 +286,8 @@ def fit_autoencoder(
     perceptual = f"{embedder.id}-{embedder.revision}" if embedder else ""
     key = digest(dataset.fingerprint, settings, perceptual, precision, AUTOENCODER_VERSION)[:16]
     folder = cache_root() / "autoencoders" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # who comes second finds what the first trained
-        if not (folder / "model").is_dir():
+    with cache_entry(folder / "model") as missing:  # who comes second finds what the first trained
+        if missing:
             train_autoencoder(dataset, folder, embedder, device, precision, settings)
     return load_autoencoder(folder / "model", device)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +19,7 @@ from ..data import DataError, ImageDataset
 from .latents import view_embeddings
 from .pretrained import PromptShift
 from ..embedders import Embedder, embed_images, image_keys
-from ..core.files import cache_root, digest, atomic_write
+from ..core.files import atomic_write, cache_entry, cache_root, digest
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
 
@@ -195,12 +194,11 @@ def fit_tuned_head(
     settings = (embedder.id, embedder.revision, k, steps, views, HEAD_VERSION)
     key = digest(image_keys(train.images), labels, *settings)[:16]
     path = cache_root() / "heads" / f"{key}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
+    with cache_entry(path) as missing:
+        if missing:
             seen = torch.cat([known[None], augmented_embeddings(embedder, train.images, views)])
             mean, matrix = tune_head(seen, train.labels, k, steps)
-            with atomic_write(path) as f:
+            with atomic_write(path, checked=True) as f:
                 save_file(dict(mean=mean, matrix=matrix.contiguous()), f)
     found = load_file(path)
     return with_unit_std(embedder.id, found["mean"], found["matrix"], known)

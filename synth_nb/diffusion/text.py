@@ -18,7 +18,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,7 +31,7 @@ from .conditions import principal_directions
 from ..embedders import Embedder, embed_images
 from ..embedders.hub import model_folder
 from ..core.devices import quiet_logging
-from ..core.files import cache_root, digest, atomic_folder
+from ..core.files import atomic_folder, cache_entry, cache_root, digest
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
 
@@ -243,9 +242,8 @@ def fit_text_model(
         raise DataError(f"{alike}, so text would steer nothing: give `captions` that differ")
     key = digest(captions, features.numpy(), width, steps, TEXT_VERSION)[:16]
     folder = cache_root() / "text" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.is_dir():
+    with cache_entry(folder) as missing:
+        if missing:
             tokenizer, encoder, projection = train_text_model(captions, features, width, steps)
             with atomic_folder(folder) as part, quiet_logging(logging):
                 tokenizer.save_pretrained(part / "tokenizer")

@@ -24,7 +24,7 @@ class DiffusionFeatures(nn.Module):
     ):
         super().__init__()
         self.vae, self.unet, self.levels = model.vae, model.unet, levels
-        self.signal = noise_levels(model.scheduler)[0][list(levels)].tolist()
+        self.alphas = noise_levels(model.scheduler)[0][list(levels)].tolist()
         self.window, self.downsampling = model.settings["size"][0], model.vae.config.downsampling
         self.register_buffer("mean", model.mean.view(-1, 1, 1).clone())
         self.register_buffer("std", model.std.clone())
@@ -38,7 +38,7 @@ class DiffusionFeatures(nn.Module):
         hooks = [block.register_forward_hook(lambda *call: found.append(call[2]))
                  for block in self.unet.unet.up_blocks]
         try:
-            for level, alpha in zip(self.levels, self.signal, strict=True):
+            for level, alpha in zip(self.levels, self.alphas, strict=True):
                 times = torch.full((len(x),), level, device=x.device)
                 self.unet(alpha * z, times, unconditional_tokens(len(x)).to(x.device))
         finally:

@@ -43,6 +43,7 @@ from synth_nb.em.pairs import (
 from ..segmentation.arms import forward_flops
 from ..training.processes import in_own_process
 from ..core.devices import pick_device
+from ..core.checksums import damage
 from ..core.files import atomic_folder
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng, derive_seed
@@ -340,11 +341,11 @@ class PairGenerator:
     def backbone(self, images: np.ndarray, seed: int, folder: Path) -> DiffusionFeatures:
         "Features of a model of sections alone, trained on all of them, or stored in the folder."
         folder = Path(folder)
-        if not (folder / "model").is_dir():
+        if damage(folder / "model"):
             config = replace(self.config, mode="sections")
             training = PairTrainer(folder / "work", config, images, None, seed=derive_seed(seed, 1))
             training.fit()
-            with atomic_folder(folder / "model") as part:
+            with atomic_folder(folder / "model", checked=True) as part:
                 save(training.model(), part)
             shutil.rmtree(folder / "work", ignore_errors=True)
         return DiffusionFeatures(load(folder / "model", pick_device(self.config.device)))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..core.checksums import damage
 from ..core.files import atomic_write
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
@@ -49,7 +50,7 @@ def pretrained_denoiser(
     "A segmenter's network that has learnt to denoise."
     with fork_rng(seed):
         net = ResidualUNet(images.shape[1], widths)
-        if not path.is_file():
+        if damage(path):
             symmetry = largest_symmetry(*images.shape[2:])
             data = Pairs(images, np.zeros_like(images), symmetry=symmetry, empty=True)
             plan = TrainingConfig(1, batch_size, steps * batch_size, seed=seed, device=device,
@@ -58,7 +59,7 @@ def pretrained_denoiser(
                                    **options)
             trainer.fit()
             state = trainer.model("unet").state_dict()
-            with atomic_write(path) as file:
+            with atomic_write(path, checked=True) as file:
                 save_file({k: v.cpu().contiguous() for k, v in state.items()}, file)
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         net.load_state_dict(load_file(path))

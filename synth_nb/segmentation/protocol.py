@@ -20,7 +20,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from ..core.files import atomic_write, digest, write_texts
+from ..core.checksums import damage
+from ..core.files import atomic_write, digest, read_json, write_texts
 from ..core.parameters import ParameterError
 from ..core.progress import Progress, in_kernel
 from ..core.seeding import derive_seed
@@ -225,14 +226,14 @@ def synthetic_pairs(
     key = digest(cells.data, cells.images[rows], known, seed)[:12]
     names = [f"pairs_{fraction:g}_{seed}_{key}", f"candidates_{fraction:g}_{seed}_{key}"]
     path, other = (cells.folder / "samples" / f"{name}.npz" for name in names[:: 1 - 2 * pool])
-    if not path.is_file():
+    if damage(path):
         work = cells.folder / "checkpoints" / names[0]
         n = protocol.n_synthetic * (1 + pool * CANDIDATES)
         images, masks = cells.generate(cells.images, known, rows, n,
                                        derive_seed(protocol.seed, 1000 + seed), work)
-        with atomic_write(path) as f:
+        with atomic_write(path, checked=True) as f:
             np.savez_compressed(f, images=images, masks=masks)
-        if other.is_file() or "T" not in protocol.arms:  # else they come from the same training
+        if not damage(other) or "T" not in protocol.arms:  # else they come from the same training
             shutil.rmtree(work, ignore_errors=True)
     with np.load(path) as stored:
         images, masks = stored["images"], stored["masks"]
@@ -294,7 +295,7 @@ def run_cell(cells: Cells, arm: str, fraction: float, seed: int) -> list[dict]: 
     "Train one network and score it on the test blocks, or read the stored scores."
     path = cells.folder / "cells" / f"{arm.replace(' ', '_')}_{fraction:g}_{seed}.json"
     key = cells.key_of(arm)
-    if path.is_file() and (stored := json.loads(path.read_text()))["key"] == key:
+    if not damage(path) and (stored := read_json(path))["key"] == key:
         return stored["rows"]
     work = cells.folder / "checkpoints" / f"{path.stem}_{key[:12]}"
     segmenter, test = train_cell(cells, arm, fraction, seed, work), cells.split.test
@@ -305,7 +306,7 @@ def run_cell(cells: Cells, arm: str, fraction: float, seed: int) -> list[dict]: 
     about = dict(arm=arm, fraction=fraction, seed=seed, labelled=labelled)
     rows = [about | row for row in scores.blocks.to_dict("records") if row["foreground"]]
     content = dict(key=key, weights=weights, threshold=segmenter.threshold, rows=rows)
-    with atomic_write(path) as f:
+    with atomic_write(path, checked=True) as f:
         f.write_text(json.dumps(content, indent=1) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return rows

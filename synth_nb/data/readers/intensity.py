@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...core.checksums import damage
 from ...core.files import atomic_write, cache_root, digest
 from ...core.parameters import ParameterError
 from .sources import ImageError, Source, in_range, open_image, open_lazily
@@ -153,7 +154,7 @@ class Intensity:
 
     def of_arrays(self) -> tuple[float, float] | None:
         "The range for arrays and pages of more than 8 bits; None: of the type."
-        return self._range("arrays", lambda: (span for scan in self.scans for span in scan()))
+        return self._range("arrays", lambda: (s for scan in self.scans for s in _readable(scan)))
 
     def to_8_bits(self, values: np.ndarray) -> np.ndarray:
         "Pixels of an array as bytes. Raises `ImageError` for numbers without a known range."
@@ -193,6 +194,14 @@ def _scan(source):
         spans = list(pool.map(one, range(len(source))))
     return [span for span in spans if span is not None]
 
+
+def _readable(scan):
+    "The values of one file, as far as they can be read; its pages say what is wrong."
+    try:
+        yield from scan()
+    except (ImageError, OSError):
+        return
+
 # %% ../../../nbs/library/data/readers/intensity.ipynb #d6c1a6e2
 def limits_of(
     source: Source,
@@ -214,13 +223,14 @@ def limits_of_set(
         return None
     intensity = source.intensity
     path = cache_root() / "ranges" / f"{digest(hashes)}.json"
-    if path.is_file() and intensity.wanted == "auto":
+    known = not damage(path, required=True)
+    if known and intensity.wanted == "auto":
         low, high, least, most = json.loads(path.read_text())
         intensity.spans["files"] = Span(low, high, least, most)
         intensity.found["files"] = fitting_range(intensity.spans["files"])
     limits = intensity.of_files(source)
-    if "files" in intensity.spans and not path.is_file():
+    if "files" in intensity.spans and not known:
         span = intensity.spans["files"]
-        with atomic_write(path) as file:
+        with atomic_write(path, checked=True) as file:
             file.write_text(json.dumps([span.low, span.high, span.least, span.most]))
     return limits

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 
 from .layout import some_names, split_word, words_of
-from .sources import DataError
+from .sources import DataError, reason
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #5cee839f
 def decode_text(content: bytes) -> str:
@@ -165,7 +165,7 @@ class FileIndex:
                 for form in (path, path.rpartition(".")[0]):
                     end = form.rpartition("/")[2] if n < 2 else "/".join(form.split("/")[-n:])
                     if n == 0 and end.isdecimal():
-                        end = str(int(end))
+                        end = end.lstrip("0") or "0"
                     known[end] = file if known.get(end, file) == file else None
         return self.ends[n]
 
@@ -181,7 +181,7 @@ class FileIndex:
             found = self.level(n).get("/".join(parts[-n:]))
             if found:
                 return found
-        return self.level(0).get(str(int(path))) if path.isdecimal() else None
+        return self.level(0).get(path.lstrip("0") or "0") if path.isdecimal() else None
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #2d486169
 @dataclass
@@ -352,14 +352,16 @@ def read_labels(
     for name in sorted(tables, key=lambda name: (name.count("/"), name)):
         if re.search(r"(?i)submission", name):
             continue
-        table = read_table(name, tables[name]())
-        if table is None or len(table.rows) < 2:
-            continue
-        index = index or FileIndex(files)
-        found = match_table(table, index)
-        if found is None:
-            continue
-        _add_table(done, found, files, folder_class)
+        try:
+            table = read_table(name, tables[name]())
+            if table is None or len(table.rows) < 2:
+                continue
+            index = index or FileIndex(files)
+            found = match_table(table, index)
+            if found is not None:
+                _add_table(done, found, files, folder_class)
+        except Exception as error:  # images are images without it
+            done.doubts.append(f"{name} is not read: {reason(error)}")
     return _fitting(done, files, folder_class)
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #7be693af
@@ -446,10 +448,10 @@ def read_sidecars(
             continue
         found = {}
         for file, name in beside.items():
-            text = decode_text(read(name)).strip()
             try:
+                text = decode_text(read(name)).strip()
                 value = json.loads(text) if kind == ".json" else text
-            except ValueError:
+            except (ValueError, OSError, RecursionError):
                 return {}
             if isinstance(value, dict):
                 value = next((value[k] for k in CLASS_WORDS if k in value), None)
@@ -475,7 +477,10 @@ def synset_names(
     if not classes or not all(re.fullmatch(r"n\d{8}", name) for name in classes):
         return {}
     for text in texts:
-        pairs = re.findall(r"^(n\d{8})[\s,:]+([^\n,]+)", decode_text(text()), re.M)
+        try:
+            pairs = re.findall(r"^(n\d{8})[\s,:]+([^\n,]+)", decode_text(text()), re.M)
+        except (DataError, OSError):
+            continue
         names = {number: name.strip() for number, name in pairs}
         found = {name: names.get(name, "") for name in classes}
         if all(found.values()) and len({*found.values()}) == len(found):

@@ -6,6 +6,7 @@
 __all__ = ['Listing', 'listed_source']
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #ec1e0e13
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .budgets import as_image_error, check_entries, check_table, guarded
 from .dicom import dicom_stack, is_dicom
 from .intensity import Intensity
 from .labels import (
@@ -63,6 +65,7 @@ def _list_file(
     stack = reader(path, intensity, **more) if reader else None
     if stack is None:
         return [ListedImage(file, file)], ()
+    check_entries(stack.pages, "pages")
     if intensity is not None and stack.scan:
         intensity.scans.append(stack.scan)
     n, digits = stack.pages, max(3, len(str(stack.pages - 1)))
@@ -87,12 +90,13 @@ def list_files(
             images.append(ListedImage(file, file))
             continue
         try:
-            found, noted = _list_file(folder, file, intensity, slices or Slices())
+            with as_image_error():
+                found, noted = _list_file(folder, file, intensity, slices or Slices())
             images += found
             if notes is not None:
                 notes += [note for note in noted if note not in notes]
-        except (DataError, OSError) as e:
-            bad.append((file, str(e) if isinstance(e, DataError) else reason(e)))
+        except DataError as e:
+            bad.append((file, str(e)))
     return images, bad
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #24968701
@@ -119,6 +123,7 @@ class Listing:
     def of(cls, name, title, names, read, skipped=(), path=None, slices=None) -> "Listing":
         "Sort names by their extensions; in a folder, what has none may be DICOM."
         known = {*EXTENSIONS["image"], *EXTENSIONS["stack"]}
+        check_entries(max(1, len(names)), f"files in {name}")
         images, others, beside = [], [], labels_beside(names)
         for file in names:
             if file in beside:
@@ -129,6 +134,12 @@ class Listing:
                 image = is_dicom(path / file)
             (images if image else others).append(file)
         return cls(name, title, images, others, read, [*skipped], path, slices)
+
+    def text(self, file) -> bytes:
+        "Content of a table. Raises `ImageError` for one that its images do not need."
+        content = self.read(file)
+        check_table(len(content), len(self.images), file)
+        return content
 
     def pages(self, files, intensity=None, notes=None):
         "The images of some of its files; files without one, and why."
@@ -144,16 +155,25 @@ def tabulated_masks(listing: Listing) -> dict[str, list[str]]:
     for table in sorted(f for f in listing.others if f.rpartition("/")[2] == "metadata.jsonl"):
         top = table.removesuffix("metadata.jsonl")
         try:
-            lines = listing.read(table).decode().split("\n")
+            lines = listing.text(table).decode().split("\n")
             rows = [parse_json("a line", line.encode()) for line in lines if line.strip()]
-            pairs = [(row["file_name"], row["mask_file_name"]) for row in rows
-                     if "mask_file_name" in row]
+            pairs = [(_below(top, row["file_name"]), _below(top, row["mask_file_name"]))
+                     for row in rows if "mask_file_name" in row]
         except ImageError as error:
             raise DataError(f"metadata.jsonl in {listing.name} cannot be read: {error}") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"metadata.jsonl of {listing.name} is damaged: {error!r}") from None
-        found |= {top + image: [top + mask] for image, mask in pairs}
+            why = error if isinstance(error, DataError) else f"{error!r:.100}"
+            raise DataError(f"metadata.jsonl of {listing.name} is damaged: {why}") from None
+        found |= {image: [mask] for image, mask in pairs}
     return found
+
+
+def _below(top, name):
+    "A file that a table in the folder `top` names. Raises `DataError` for one outside of the set."
+    path = posixpath.normpath(top + name)
+    if name.startswith("/") or path.startswith("../"):
+        raise DataError(f"{name!r:.60} leads out of it")
+    return path
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #fc0cf7b7
 def looks_like_mask(content: bytes | np.ndarray) -> bool:
@@ -189,7 +209,8 @@ class MaskReader:
     def __init__(self, listing: Listing, masks: dict[str, list[str]]):
         files = sorted({file for several in masks.values() for file in several})
         self.listing, self.masks, self.pages = listing, masks, defaultdict(list)
-        images, self.bad = listing.pages(files)
+        self.there = {*listing.images} & {*files}
+        images, self.bad = listing.pages([file for file in files if file in self.there])
         for image in images:
             self.pages[image.file].append(image)
 
@@ -197,6 +218,8 @@ class MaskReader:
         "Contents of the masks of a file's page. Raises `ImageError` where there is none."
         found = []
         for mask in self.masks[file]:
+            if mask not in self.there:
+                raise ImageError(f"its mask {mask} is not there")
             if page >= len(self.pages[mask]):
                 raise ImageError(f"its mask {mask} has {len(self.pages[mask])} pages")
             listed = self.pages[mask][page]
@@ -250,8 +273,8 @@ def _check_first(listing, reader, file):
         return check_pair(content, reader.parts(file))
     except OSError:
         return None
-    except DataError as e:
-        return str(e)
+    except Exception as e:
+        return reason(e)
 
 
 def _without_masks(listing, pairs, image, mask, why):
@@ -291,7 +314,7 @@ def unread_doubts(listing: Listing) -> list[str]:
 # %% ../../../nbs/library/data/readers/listing.ipynb #2619fe2b
 def class_order(names: set[str]) -> list[str]:  # in the order of the labels
     "Sort class names, by value where all of them are whole numbers."
-    if all(name.removeprefix("-").isdecimal() for name in names):
+    if all(name.removeprefix("-").isdecimal() and len(name) < 100 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
@@ -314,7 +337,7 @@ def read_listing(listing: Listing, pairs: MaskPairs, images: list[ListedImage]) 
     "Folders, then tables. Raises `DataError` for StyleGAN's table that does not fit."
     files = list(dict.fromkeys(image.file for image in images))
     others = listing.others
-    numbers, flat = stylegan_labels(files, others, listing.read, listing.name)
+    numbers, flat = stylegan_labels(files, others, listing.text, listing.name)
     if flat:
         notes = ["labels from dataset.json"] if numbers else ["StyleGAN's form: no classes"]
         return Reading({}, numbers, {}, {}, listing.title, True, notes, [])
@@ -357,11 +380,11 @@ def _tables(listing, files, folder_class):
     stems = {file.rpartition(".")[0] for file in files} if len(names) > 16 else set()
     names = [name for name in names if name.rpartition(".")[0] not in stems]
     names = sorted(names, key=lambda name: name.count("/"))[:32]
-    read = {name: partial(listing.read, name) for name in names}
+    read = {name: partial(listing.text, name) for name in names}
     found = read_labels(files, read, folder_class)
     by_folder = len({*folder_class.values()} - {None}) > 1
     if not found.label and not by_folder:
-        beside = read_sidecars(files, {*listing.others}, listing.read)
+        beside = read_sidecars(files, {*listing.others}, listing.text)
         if beside:
             found.label = beside
             found.notes.append("classes from a file beside each image")
@@ -439,6 +462,7 @@ def _page_numbers(images):
 
 def _readers(listing, pairs, images, pages, same_size):
     "Functions that read image i and its mask."
+    @guarded
     def content(i):
         return images[i].page() if images[i].page else listing.read(images[i].file)
 

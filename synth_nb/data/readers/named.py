@@ -7,8 +7,10 @@ __all__ = ['digits_source', 'emnist_source', 'open_hub', 'hub_source', 'kaggle_s
 
 # %% ../../../nbs/library/data/readers/named.ipynb #cbdaf4a9
 import gzip
+import math
 import re
 import string
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from filelock import FileLock
 from PIL import Image
 
 from .layout import SPLIT_NAMES
-from .sources import DataError, ImageError, Source, read_bytes
+from .budgets import check_growth, read_bytes
+from .sources import DataError, ImageError, Source
 from .intensity import to_8_bits
 from .stacks import unpack_to_cache, npz_stack
 from ...core.files import cache_root, resolve, display_path
@@ -79,7 +82,7 @@ def read_idx(path: Path) -> np.ndarray:  # with or without .gz → uint8, read-o
     start = 4 + 4 * len(shape)
     if head[:3] != b"\0\0\x08" or not shape:
         raise DataError(f"{display_path(path)} is not an IDX file of bytes")
-    if plain.stat().st_size < start + int(np.prod(shape)) or 0 in shape:
+    if plain.stat().st_size < start + math.prod(shape) or 0 in shape:
         raise DataError(f"{display_path(path)} is cut off: remove it and download it again")
     return np.memmap(plain, np.uint8, "r", start, tuple(shape))
 
@@ -213,6 +216,7 @@ def mat_parts(
     from scipy.io import loadmat
 
     try:
+        check_growth(display_path(path), path.stat().st_size, unpacked_size(path))
         data, parts = loadmat(path, simplify_cells=True)["dataset"], []
         for split in ("train", "test"):
             images = np.asarray(data[split]["images"], np.uint8).reshape(-1, 28, 28)
@@ -225,6 +229,21 @@ def mat_parts(
     except Exception as e:  # SciPy has errors of its own for what is no such file
         raise DataError(f"{display_path(path)} is not EMNIST's MATLAB file: {e}") from None
     return parts
+
+
+def unpacked_size(path: Path) -> int:  # of a MATLAB file, version 5 → bytes
+    "What the packed elements of a file say that they unpack to."
+    total = 0
+    with open(path, "rb") as file:
+        order = "little" if file.read(128)[126:] == b"IM" else "big"
+        while len(head := file.read(8)) == 8:
+            kind, size = (int.from_bytes(head[k : k + 4], order) for k in (0, 4))
+            inside = file.tell()
+            if kind == 15:  # packed: its first eight bytes are a head again
+                head = zlib.decompressobj().decompress(file.read(min(size, 64)), 8)
+            total += int.from_bytes(head[4:], order)
+            file.seek(inside + size)
+    return total
 
 # %% ../../../nbs/library/data/readers/named.ipynb #6753259a
 def emnist_parts(what: str, upright: str | bool) -> list[Part]:  # what: as `emnist_source` takes it

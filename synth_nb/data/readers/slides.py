@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #f7d4a8d2
+from .budgets import as_image_error
 from .sources import (
     EXTENSIONS, DataError, ImageError, Source, existing_folder, is_ignored)
 from .layout import split_and_class
@@ -210,6 +211,7 @@ def find_tiles(
 ) -> SlideTiles:
     "Find the tiles of a slide. Raises `ImageError` for a bad slide, `DataError` without `mpp`."
     with open_slide(path) as slide:
+        _check_pixels(slide.dimensions, path)
         grid = new_grid(slide, slide_mpp(slide, name, mpp_of_slide), tile, mpp)
         try:
             fractions = tissue_fractions(slide, grid)
@@ -217,6 +219,15 @@ def find_tiles(
             raise ImageError(f"damaged: {str(e).splitlines()[0]}") from None
     chosen = np.argwhere(fractions >= tissue)
     return SlideTiles(path, grid, chosen, fractions[tuple(chosen.T)])
+
+
+def _check_pixels(dimensions: tuple[int, int], path: Path):  # width, height of level 0
+    "Raise `ImageError` for more pixels than a file can hold; several files make one .mrxs or .vms."
+    alone = path.suffix.lower() not in (".mrxs", ".vms", ".vmu")
+    most = max(2**32, 1000 * path.stat().st_size) if alone else 2**38
+    if dimensions[0] * dimensions[1] > most:
+        raise ImageError(f"{dimensions[1]}x{dimensions[0]} pixels, more than the {most:,} that a "
+                         "file of this size may have")
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #a220849a
 def check_tiling(tile: int, mpp: float, tissue: float, mpp_of_slide: float | None):
@@ -247,7 +258,8 @@ def find_all_tiles(
     def one(item):
         name, size = item
         try:
-            found = find_tiles(slides[name], name, size, *options)
+            with as_image_error():
+                found = find_tiles(slides[name], name, size, *options)
         except ImageError as e:
             return str(e)
         return found if len(found.chosen) else "no tissue"
@@ -528,7 +540,7 @@ def cut_slide(
     "Write the tiles of one slide with their table, atomically. Raises `ImageError`."
     tiles = find_tiles(path, name, *options)
     table = tile_rows(name, tiles)
-    with atomic_folder(out / name) as fresh:
+    with atomic_folder(out / name, checked=False) as fresh:
         write_slide_tiles(tiles, [Path(row["file"]).name for row in table], fresh, workers)
         write_table(fresh / "tiles.csv", table)
     return table

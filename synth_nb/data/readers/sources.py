@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['GAP', 'EXTENSIONS', 'ADVICE', 'parse_size', 'DataError', 'ImageError', 'open_lazily', 'open_image', 'in_range',
            'to_mode', 'cropped_size', 'mask_values', 'decode', 'reason', 'Source', 'demo_source', 'list_names',
-           'is_ignored', 'extension_of', 'complete_groups', 'how_to_get', 'existing_folder', 'no_images_message',
-           'read_bytes']
+           'is_ignored', 'extension_of', 'complete_groups', 'how_to_get', 'existing_folder', 'no_images_message']
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #6ec267f9
 import io
@@ -51,6 +50,12 @@ GAP = "gap between train and val"  # why an image between two neighbours is in n
 # %% ../../../nbs/library/data/readers/sources.ipynb #9fc5791d
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 
+
+def known_formats() -> list[str]:  # for Pillow
+    "The formats that are read here; Pillow has others, and one of them starts a program."
+    Image.init()
+    return [f for f in FORMATS if f in Image.OPEN]
+
 # %% ../../../nbs/library/data/readers/sources.ipynb #0176c92a
 EXTENSIONS = {
     "image": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jfif", ".jpe",
@@ -75,8 +80,7 @@ def open_lazily(
         except ImportError:
             raise ImageError("HEIC needs a plugin: pip install 'synth_nb[heif]'") from None
         register_heif_opener()
-    Image.init()
-    return Image.open(io.BytesIO(content), formats=[f for f in FORMATS if f in Image.OPEN])
+    return Image.open(io.BytesIO(content), formats=known_formats())
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #038b73a6
 def open_image(
@@ -258,8 +262,6 @@ def decode(
         if mask is not None:
             fitted = CROPS[crop](open_mask(mask, image.size), height, width)
             pixels = np.concatenate([pixels, (np.asarray(fitted) > 127)[..., None]], 2)
-    except MemoryError:
-        raise
     except Exception as e:
         raise ImageError(reason(e)) from e
     return np.ascontiguousarray(pixels.transpose(2, 0, 1).astype(np.uint8, copy=False))
@@ -272,6 +274,8 @@ def reason(
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, ImageError):
         return text
+    if isinstance(error, MemoryError):
+        return "damaged, or it needs more memory than there is"
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if isinstance(error, Image.DecompressionBombError):
@@ -335,7 +339,7 @@ def list_names(
         kind = PermissionError if isinstance(error, PermissionError) else OSError
         raise kind(f"the folder {error.filename} cannot be read: {error.strerror}") from None
 
-    names, seen = [], set()
+    names, seen = [], {*map(str, Path(os.path.realpath(folder)).parents)}  # no link leads up
     for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(here)
         folders[:] = [] if real in seen else [f for f in folders if not is_ignored(f)]
@@ -446,12 +450,3 @@ def no_images_message(
     advice = next((f"; {ADVICE[kind]}" for kind, _ in most if kind in ADVICE), "")
     known = " ".join(EXTENSIONS["image"] + EXTENSIONS["stack"])
     return f"{folder} holds no images but {found}; known extensions are {known}{advice}"
-
-
-def read_bytes(
-    path: Path,
-) -> bytes:
-    "Content of a regular file. Raises `ImageError` for a pipe or a broken link."
-    if not path.is_file():
-        raise ImageError("not a file, or a broken link")
-    return path.read_bytes()
