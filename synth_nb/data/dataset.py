@@ -337,17 +337,27 @@ def class_doubts(
     return doubts
 
 
-def dark_doubts(
-    pixels: np.ndarray,  # (N, C, H, W) uint8
-    most: int = 64,  # images to look at
-) -> list[str]:  # sentences
-    "Whether all images are nearly black, as colours of 12 bits in 16 are."
+def pixel_doubts(pixels: np.ndarray, keys: list[str], most: int = 64) -> list[str]:
+    # pixels: (N, C, H, W) uint8; most: images to look at → sentences
+    "Whether all images are nearly black, as 12 bits in 16 are, or some look like masks."
     rows = np.linspace(0, len(pixels) - 1, min(most, len(pixels))).astype(int)
-    highest = max((int(pixels[row].max()) for row in rows), default=255)
-    if not 0 < highest < 40:
+    some = [pixels[row] for row in rows]
+    highest = max((int(image.max()) for image in some), default=255)
+    if 0 < highest < 40:
+        return [f"all images are nearly black, the largest value is {highest} of 255: give their "
+                "range as `intensity`, or save colours with 8 bits"]
+    alike = [keys[row] for row, image in zip(rows, some, strict=True) if _two_values(image)]
+    if not 2 <= len(alike) <= 0.9 * len(rows):
         return []
-    return [f"all images are nearly black, the largest value is {highest} of 255: give their range "
-            "as `intensity`, or save colours with 8 bits"]
+    return [f"{len(alike)} of {len(rows)} images that were looked at have two values, as masks "
+            f"have ({some_names(alike, 2)}): if they are masks, call them 7_mask.png beside 7.png, "
+            "or put them into a folder `masks`"]
+
+
+def _two_values(image):
+    "Whether an image is black and white but for borders, or all but black."
+    dark, bright = (image < 9).mean(), (image > 246).mean()
+    return (min(dark, bright) > 0.02 and dark + bright > 0.9) or image.max() < 16
 
 
 def without_gap(
@@ -384,8 +394,9 @@ def assemble(
         groups = own or groups
         about = with_note(about, "read_as", note)
     split = choose_split(named, groups, seed, val_fraction)
-    dark = dark_doubts(images.images) if source.ordered else []
-    for doubt in [*class_doubts(source.classes, labels, split), *dark]:
+    seen = source.ordered and source.masks is None
+    seen = pixel_doubts(images.images, keys) if seen else []
+    for doubt in [*class_doubts(source.classes, labels, split), *seen]:
         about = with_note(about, "doubts", doubt)
     ds = ImageDataset(source.name, source.classes, torch.tensor(labels), keys, groups, split,
                       **crops_of(source, images.indices), hashes=images.hashes,

@@ -105,9 +105,7 @@ def halves_by_position(held_out: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(upper), np.sort(lower[apart] if apart.sum() >= MIN_IMAGES else lower)
 
 
-def halves_by_group(
-    groups: np.ndarray, counts: dict[str, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def halves_by_group(groups: np.ndarray, counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     "Complete groups, the largest first, to the half that has fewer images."
     halves, sizes = {}, [0, 0]
     for name in sorted(counts, key=lambda g: (-counts[g], g)):
@@ -237,10 +235,8 @@ def save(
 RENAMED_SETTINGS = {"candidates": "best_of"}  # in the files of older models
 
 
-def load(
-    folder: Path,  # written by `save`
-    device: torch.device | str = "cpu",
-) -> ConditionedModel:
+def load(folder: Path, device: torch.device | str = "cpu") -> ConditionedModel:
+    # folder: written by `save`
     "A saved model. Raises what `load_parts` raises."
     pipeline, tensors, settings = load_parts(folder, device)
     settings = {RENAMED_SETTINGS.get(name, name): value for name, value in settings.items()}

@@ -30,9 +30,7 @@ UNET_LAYOUTS = {
 }
 
 # %% ../../nbs/library/diffusion/model.ipynb #b852a47f
-def time_conditioning(
-    condition_dim: int,
-) -> dict:  # for the constructor
+def time_conditioning(condition_dim: int) -> dict:  # for the constructor
     "Options by which the condition is added to the time embedding."
     return dict(
         addition_embed_type="text",
@@ -68,10 +66,7 @@ def unet_from_layout(
     )
 
 # %% ../../nbs/library/diffusion/model.ipynb #cf323183
-def init_weights(
-    net: nn.Module,  # changed in place
-    seed: int,
-):
+def init_weights(net: nn.Module, seed: int):  # net: changed in place
     "Draw the first weights of every layer anew, from a seed of its own."
     with fork_rng():
         for name, module in net.named_modules():

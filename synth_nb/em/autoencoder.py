@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/em/autoencoder.ipynb #23929edd
 from ..data.loader import SYMMETRIES, view
+from ..core.checksums import damage
 from ..core.devices import pick_device, quiet_logging
 from ..core.files import atomic_folder
 from ..core.parameters import ParameterError
@@ -88,10 +89,7 @@ class SectionVAE(ModelMixin, ConfigMixin):
 
 # %% ../../nbs/library/em/autoencoder.ipynb #80e34f61
 @torch.no_grad()
-def init_principal(
-    vae: SectionVAE,
-    images: Tensor,  # (N, channels, H, W) in [-1, 1]
-):
+def init_principal(vae: SectionVAE, images: Tensor):  # images (N, channels, H, W) in [-1, 1]
     "Set the linear parts to the principal components of squares of pixels."
     squares = F.pixel_unshuffle(images, vae.config.downsampling)
     squares = squares.transpose(0, 1).flatten(1).double()
@@ -197,7 +195,7 @@ def fit_vae(
 ) -> SectionVAE:  # frozen
     "Train an autoencoder, or continue a stopped training of the same folder."
     folder = Path(folder)
-    if not (folder / "model").is_dir():
+    if damage(folder / "model"):
         plan = TrainingConfig(
             epochs, batch_size, -(-steps // epochs) * batch_size, accumulate, seed, device,
             precision, best="loss_held_out" if patience and val else "",

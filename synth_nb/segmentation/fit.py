@@ -8,6 +8,7 @@ __all__ = ['random_warps', 'warp_pair', 'augment_photometric', 'Pairs', 'crop_fo
 
 # %% ../../nbs/library/segmentation/fit.ipynb #27cb06cb
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,7 +184,7 @@ def new_training(
     net: ResidualUNet,
     plan: TrainingConfig,
     lr: float = 2e-3,
-    loss: str = "bce+iou",
+    loss: str | Callable = "bce+iou",  # or (networks, batch) → scalar
     ema: float = 0.98,
     optimizer: str = "adam",  # adam, adam8bit or adafactor
     **options,  # of `Trainer`: evaluate, save
@@ -196,7 +197,8 @@ def new_training(
     steps = plan.epochs * plan.steps_per_epoch(len(data))
     chosen = new_optimizer(net.parameters(), optimizer, lr, fused=True)
     rate = warmup(chosen, min(50, steps // 10), steps)
-    phase = Phase(SegmentationLoss(loss), chosen, scheduler=rate)
+    loss = SegmentationLoss(loss) if isinstance(loss, str) else loss
+    phase = Phase(loss, chosen, scheduler=rate)
     return Trainer(folder, data, dict(unet=net), [phase], plan, dict(unet=ema), what="segmenter",
                    **options)
 
@@ -251,6 +253,7 @@ def fit_segmenter(
     evaluations: int = 1,
     device: str = "auto",
     training: dict | None = None,  # more of `TrainingConfig`: accumulate, checkpointing, …
+    start: Callable | None = None,  # () → the network to start from; None: a new residual U-Net
     **options,  # of `new_training`
 ) -> Segmenter:
     "Train a segmenter, and choose its threshold on validation."
@@ -264,7 +267,7 @@ def fit_segmenter(
             device=device, precision="fp32", best="loss_val", patience=evaluations + 1,
             **(training or {}),
         )
-        net = ResidualUNet(data.images.shape[1], widths)
+        net = start() if start else ResidualUNet(data.images.shape[1], widths)
         trainer = new_training(folder, data, net, plan, evaluate=evaluate, **options)
         trainer.fit()
         net = trainer.model("unet").eval()
