@@ -17,12 +17,11 @@ from pathlib import Path
 
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine
+from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillException
 from papermill.log import logger
 from traitlets.config import Config
 
-import synth_nb.tools.entry  # noqa: F401  registers this engine, wherever the library lies
 from .grid import declared_parameters
 from ..core.progress import Drawing, Terminal, duration, read_feed
 from ..core.parameters import ParameterError, check_names
@@ -191,3 +190,6 @@ class DefaultEngine(NBClientEngine):
         ours = any("check_parameters(globals()" in source for source in sources)
         engine = SynthEngine if ours else NBClientEngine
         return engine.execute_managed_notebook(nb_man, kernel_name, **options)
+
+
+papermill_engines.register(None, DefaultEngine)  # as `entry` does, before it is imported
