@@ -104,9 +104,7 @@ def split_data(
     return train, held_out, halves
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #7a3b1616
-def check_start(
-    parameters: dict,  # of a story
-):
+def check_start(parameters: dict):  # of a story
     "Refuse what cannot be trained before anything is opened; raises as `check_unet` does."
     p = parameters
     if p["pretrained"]:
@@ -170,10 +168,7 @@ def open_vae(
     return vae, to_uint8(decode_all(vae, latents))
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #47c291f8
-def sample_columns(
-    experiment: Experiment,
-    count: int = 10,
-) -> Tensor:  # int64
+def sample_columns(experiment: Experiment, count: int = 10) -> Tensor:  # int64
     "Rows of held-out images for a picture, evenly spread."
     return torch.linspace(0, len(experiment.held_out) - 1, count).long()
 
@@ -195,10 +190,7 @@ def sampling_options(experiment: Experiment) -> dict:  # as `ConditionedModel.dr
     return options | dict(precision=experiment.precision)
 
 
-def new_network(
-    experiment: Experiment,
-    data: ExperimentData,
-):  # `UNet2DConditionModel`
+def new_network(experiment: Experiment, data: ExperimentData):  # `UNet2DConditionModel`
     "The network before its training."
     config = DiffusionConfig.of(experiment.parameters)
     latents = encode_all(data.vae, experiment.held_out.select([0]))

@@ -202,12 +202,8 @@ class PairModel:
         return self.sample_for(masks, seed, **options)
 
 # %% ../../nbs/library/em/pairs.ipynb #f56d8929
-def sample_for(
-    self: PairModel,
-    masks: np.ndarray,  # (N, 1, H, W), 0 or 1
-    seed: int = 0,
-    **options,  # of `SamplingConfig`
-) -> Samples:
+def sample_for(self: PairModel, masks: np.ndarray, seed: int = 0, **options) -> Samples:
+    # masks (N, 1, H, W), 0 or 1; options: of `SamplingConfig`
     "An image for each mask; for mask-conditioned models. Raises `ParameterError` for others."
     if self.joint:
         raise ParameterError("this model makes its own masks: use `sample`, or train with "

@@ -6,7 +6,8 @@
 __all__ = ['unet_widths', 'latent_set', 'PairTrainingConfig', 'PairTrainer', 'PairGenerator']
 
 # %% ../../nbs/library/em/training.ipynb #8f49a3f5
-from dataclasses import asdict, dataclass
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +28,23 @@ from synth_nb.em.autoencoder import (
     fit_vae,
     reconstructed,
 )
+from .features import DiffusionFeatures
 from .masks import coverage
 from synth_nb.em.pairs import (
     PairModel,
     PairUNet,
     coverage_tokens,
+    load,
     mask_tokens,
     residual_spectrum,
+    save,
     unconditional_tokens,
 )
+from ..segmentation.arms import forward_flops
 from ..training.processes import in_own_process
+from ..core.devices import pick_device
+from ..core.checksums import damage
+from ..core.files import atomic_folder
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng, derive_seed
 from ..training.loop import Phase, Trainer, TrainingConfig
@@ -329,3 +337,30 @@ class PairGenerator:
         training.fit()
         pairs = training.model().sample(n, derive_seed(seed, 2))
         return to_uint8(pairs.images).numpy(), pairs.masks.numpy().astype(np.uint8)
+
+    def backbone(self, images: np.ndarray, seed: int, folder: Path) -> DiffusionFeatures:
+        "Features of a model of sections alone, trained on all of them, or stored in the folder."
+        folder = Path(folder)
+        if damage(folder / "model"):
+            config = replace(self.config, mode="sections")
+            training = PairTrainer(folder / "work", config, images, None, seed=derive_seed(seed, 1))
+            training.fit()
+            with atomic_folder(folder / "model", checked=True) as part:
+                save(training.model(), part)
+            shutil.rmtree(folder / "work", ignore_errors=True)
+        return DiffusionFeatures(load(folder / "model", pick_device(self.config.device)))
+
+    def training_flops(self, chunk: int, masked: bool = True) -> float:
+        "Operations of the training of a generator, or of the model of sections behind `backbone`."
+        c = self.config
+        channels = 2 if masked and c.mode == "joint" else 1
+        with fork_rng(0):
+            vae = SectionVAE(channels, c.latent_channels, c.vae_width,
+                             downsampling=c.vae_downsampling)
+            unet = PairUNet(c.latent_channels, widths=c.widths)
+        z = torch.zeros(1, c.latent_channels, *[chunk // c.vae_downsampling] * 2)
+        x, token = torch.zeros(1, channels, chunk, chunk), unconditional_tokens(1)
+        pair = forward_flops(lambda: vae.decode(vae.encode(x).latent_dist.mean))
+        step = forward_flops(lambda: unet(z, torch.ones(1), token))
+        draws = c.epochs * c.images_per_epoch
+        return 3.0 * (pair * c.vae_steps * c.vae_batch_size + step * draws)

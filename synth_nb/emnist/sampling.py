@@ -28,9 +28,7 @@ from .model import crop_to
 
 # %% ../../nbs/library/emnist/sampling.ipynb #0123dcbb
 @contextmanager
-def with_class_vectors(
-    unet: UNet2DModel,
-):
+def with_class_vectors(unet: UNet2DModel):
     "Inside, a conditional network takes vectors of classes, (B, D), instead of labels."
     table = unet.class_embedding
     if table is not None:
@@ -184,10 +182,8 @@ def interpolate(
     return crop_to(images, model.image_size).cpu()
 
 # %% ../../nbs/library/emnist/sampling.ipynb #c6cadae7
-def text_labels(
-    classes: list[str],  # of a model
-    text: str,
-) -> list[int | None]:  # a label for every character, None for a space
+def text_labels(classes: list[str], text: str) -> list[int | None]:
+    # of a model → a label for every character, None for a space
     "Labels of a text; a letter of the other case does where its own is missing."
     found, missing = [], []
     for character in text:

@@ -29,10 +29,8 @@ from ..figures.plots import COLOURS, new_figure
 from ..core.seeding import derive_seed
 
 # %% ../../nbs/library/emnist/useful.ipynb #b1b1fb9b
-def balanced(
-    first: list[Tensor],  # rows of each class
-    second: list[Tensor],
-) -> tuple[Tensor, Tensor]:  # rows of either, as many of every class
+def balanced(first: list[Tensor], second: list[Tensor]) -> tuple[Tensor, Tensor]:
+    # first: rows of each class → rows of either, as many of every class
     "Rows of two sets, the fewer repeated."
     sides = [[], []]
     for pair in zip(first, second, strict=True):

@@ -76,10 +76,7 @@ class Settings:
                                  f"{size} pixels, got {self.freeze_d}")
 
 # %% ../../nbs/library/stylegan2/config.ipynb #7bb86453
-def auto_values(
-    size: int,  # pixels
-    gpus: int = 1,
-) -> dict:
+def auto_values(size: int, gpus: int = 1) -> dict:  # size: pixels
     "The values of `auto`."
     batch = max(min(gpus * min(4096 // size, 32), 64), gpus)
     return dict(
@@ -138,9 +135,7 @@ def choose_settings(
     return Settings(**dict(image_size=size, gpus=gpus) | values | dict(batch_size=batch) | changes)
 
 # %% ../../nbs/library/stylegan2/config.ipynb #84279a8b
-def square_side(
-    image_size: int | str,  # 512, "512" or "512x512"
-) -> int:
+def square_side(image_size: int | str) -> int:  # 512, "512" or "512x512"
     "Side of a square image. Raises `ParameterError` for anything else."
     height, width = parse_size(image_size)
     if height != width:
@@ -243,11 +238,8 @@ ORIGINAL_PARAMETERS = {  # → parameter here, and its meaning
 }
 
 # %% ../../nbs/library/stylegan2/config.ipynb #23d75e9c
-def original_value(
-    word: str,  # of the original
-    value,
-    original: dict,  # all of them
-):  # as the parameter here takes it
+def original_value(word: str, value, original: dict):
+    # word: of the original; original: all of them → as the parameter here takes it
     "A value in today's words. Raises `ParameterError` for one that has no counterpart."
     on = value in (True, 1, "1", "true", "True")
     if word in ("mirror", "cond"):

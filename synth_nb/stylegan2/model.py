@@ -87,11 +87,7 @@ def one_hot(
     return F.one_hot(labels, classes).float()
 
 # %% ../../nbs/library/stylegan2/model.ipynb #48a1dec5
-def check_generation(
-    n: int,
-    truncation: float,
-    noise_mode: str,
-):
+def check_generation(n: int, truncation: float, noise_mode: str):
     "Raise `ParameterError` for values that no image can be drawn with."
     if n < 1:
         raise ParameterError(f"`n` must be 1 or more images, got {n}")
@@ -205,9 +201,7 @@ def load(
     return StyleToImage(network.to(device).eval())
 
 # %% ../../nbs/library/stylegan2/model.ipynb #b55c9ca1
-def exported_generator(
-    path: Path,  # written by `export_official`
-) -> Generator:
+def exported_generator(path: Path) -> Generator:  # written by `export_official`
     "The best generator in exported weights. Raises `CheckpointError` where there is none."
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -47,18 +47,13 @@ def refuse_unknown(
         raise ParameterError(f"`{word}` has no option `{name}`; {hint}")
 
 
-def check_activation(
-    activation: str,
-):
+def check_activation(activation: str):
     "Refuse what the papers' networks do not use; raises `ParameterError`."
     if activation != "lrelu":
         raise ParameterError(f"`activation` must be 'lrelu', got {activation!r}: it is built in")
 
 # %% ../../nbs/library/stylegan2/networks.ipynb #466283ea
-def check_image(
-    img_resolution: int,
-    img_channels: int,
-):
+def check_image(img_resolution: int, img_channels: int):
     "Refuse images that the networks cannot have; raises `ParameterError`."
     n = img_resolution
     if isinstance(n, bool) or not isinstance(n, int) or n < 4 or n & (n - 1):
@@ -81,11 +76,8 @@ def channels_by_resolution(
     return found
 
 # %% ../../nbs/library/stylegan2/networks.ipynb #168abe7f
-def compute_dtype(
-    like: Tensor,  # a parameter of the block
-    half: bool,  # the block is among the `num_fp16_res` highest
-    force_fp32: bool,
-) -> torch.dtype:
+def compute_dtype(like: Tensor, half: bool, force_fp32: bool) -> torch.dtype:
+    # like: a parameter of the block; half: the block is among the `num_fp16_res` highest
     "What a block computes in."
     kind = like.device.type
     if not force_fp32 and torch.is_autocast_enabled(kind):
@@ -110,12 +102,8 @@ def _half_from(img_resolution: int, num_fp16_res: int) -> int:
     return max(2 * img_resolution // 2**num_fp16_res, 8)
 
 # %% ../../nbs/library/stylegan2/networks.ipynb #91f82abd
-def conv_weights(
-    outputs: int,
-    inputs: int,
-    size: int,  # 1 or 3
-    up: int = 1,
-) -> Tensor:  # (outputs, inputs, size, size), normal
+def conv_weights(outputs: int, inputs: int, size: int, up: int = 1) -> Tensor:
+    # size: 1 or 3 → (outputs, inputs, size, size), normal
     """Weights of a convolution, laid out in memory as it reads them, so that none are copied.
 
     Channels come last; a transposed convolution reads what others call its outputs first.
@@ -266,22 +254,14 @@ class Mapping(nn.Module):
         return torch.cat([near, x[:, truncation_cutoff:]], 1)
 
 # %% ../../nbs/library/stylegan2/networks.ipynb #486615e0
-def check_width(
-    x: Tensor | None,
-    width: int,
-    name: str,
-):
+def check_width(x: Tensor | None, width: int, name: str):
     "Refuse what is not (B, width); raises `ParameterError`."
     shape = tuple(getattr(x, "shape", ())) or type(x).__name__
     if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != width:
         raise ParameterError(f"`{name}` must be (B, {width}) for this network, got {shape}")
 
 # %% ../../nbs/library/stylegan2/networks.ipynb #5def5f2e
-def check_classes(
-    c: Tensor | None,  # (B, c_dim)
-    c_dim: int,
-    batch: int | None,  # images
-):
+def check_classes(c: Tensor | None, c_dim: int, batch: int | None):  # c (B, c_dim); batch: images
     "Refuse missing and unfitting classes; raises `ParameterError`."
     if c_dim and c is None:
         raise ParameterError(f"this network needs classes: give `c` (B, {c_dim}), one-hot")
@@ -353,13 +333,7 @@ class StyledConv(nn.Module):
 class ToImage(nn.Module):
     "Features to pixels: a modulated 1×1 convolution without demodulation."
 
-    def __init__(
-        self,
-        inputs: int,
-        img_channels: int,
-        w_dim: int,
-        conv_clamp: float | None = None,
-    ):
+    def __init__(self, inputs: int, img_channels: int, w_dim: int, conv_clamp: float | None = None):
         super().__init__()
         self.affine = EqualizedLinear(w_dim, inputs, bias=1.0)
         self.weight = nn.Parameter(torch.randn(img_channels, inputs, 1, 1))
@@ -443,9 +417,7 @@ NOISE_MODES = ("random", "const", "none")
 ARCHITECTURES = ("skip", "resnet", "orig")
 
 
-def check_architecture(
-    architecture: str,
-):
+def check_architecture(architecture: str):
     "Raises `ParameterError` for an unknown one."
     if architecture not in ARCHITECTURES:
         raise ParameterError(f"`architecture` must be one of {ARCHITECTURES}, got {architecture!r}")
@@ -633,12 +605,8 @@ class DiscriminatorHead(nn.Module):
         self.fc = EqualizedLinear(inputs * 16, inputs, active=True)
         self.out = EqualizedLinear(inputs, cmap_dim or 1)
 
-    def forward(
-        self,
-        x: Tensor | None,  # (B, inputs, 4, 4)
-        img: Tensor | None,  # (B, img_channels, 4, 4)
-        cmap: Tensor | None,  # (B, cmap_dim)
-    ) -> Tensor:  # (B, 1)
+    def forward(self, x: Tensor | None, img: Tensor | None, cmap: Tensor | None) -> Tensor:
+        # x (B, inputs, 4, 4); img (B, img_channels, 4, 4); cmap (B, cmap_dim) → (B, 1)
         "Logits, always in full precision."
         dtype = self.fc.weight.dtype
         with _no_autocast(self.fc.weight):

@@ -23,7 +23,7 @@ from torch.utils._triton import has_triton
 
 # %% ../../nbs/library/training/loop.ipynb #6e2293d3
 from ..core.devices import pick_device, pick_precision
-from ..core.files import atomic_folder, display_path, resolve
+from ..core.files import atomic_folder, display_path, resolve, tidy
 from ..core.parameters import ParameterError, check_value
 from ..core.progress import Progress, duration
 from ..core.runs import read_manifest
@@ -34,6 +34,7 @@ from synth_nb.training.checkpoints import (
     branch_checkpoint,
     checkpoint_path,
     read_checkpoint,
+    resume_checkpoint,
     sync_checkpoint,
     write_checkpoint,
 )
@@ -382,14 +383,15 @@ class Trainer:
 
     def resume(self, epoch: int = 0):
         "Continue from the newest checkpoint, if there is one, or from an epoch's saved state."
+        if self.is_writer:
+            tidy(checkpoint_path(self.folder).parent)
         if epoch:
             branch_checkpoint(self.folder, epoch)
-        path = checkpoint_path(self.folder)
         if self.accelerator and self.config.num_nodes > 1:
-            sync_checkpoint(self.accelerator, path)
+            sync_checkpoint(self.accelerator, checkpoint_path(self.folder))
         self.log = MetricsLog(self.folder, self.new_trackers())
-        if path.is_file():
-            self.load_state(read_checkpoint(path))
+        if state := resume_checkpoint(self.folder):
+            self.load_state(state)
         else:
             seed_everything(self.config.seed)
         if self.is_writer:
@@ -537,6 +539,8 @@ class Trainer:
         self.losses.clear()
         for optimizer, saved in zip(self.optimizers.values(), state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            for memory in optimizer.state.values():  # still lies in the mapped file
+                memory |= {k: v.clone() for k, v in memory.items() if torch.is_tensor(v)}
         for phase, saved in zip(self.phases, state["schedulers"], strict=True):
             if phase.scheduler:
                 phase.scheduler.load_state_dict(saved)
@@ -636,7 +640,7 @@ class Trainer:
         every = config.snapshot_every if self.save else 0
         snapshots = config.epochs // every if every else 0
         state = 4 * (parameters + averaged) + remembered
-        disk = state * (3 if config.best else 2) + snapshots * 4 * parameters
+        disk = state * (4 if config.best else 3) + snapshots * 4 * parameters
         several = f", {config.processes} processes" if config.processes > 1 else ""
         steps = f"steps {self.position.step} to {self.total} on {self.device.type}{several}"
         free = free_bytes(self.device)

@@ -23,9 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from ..core.parameters import ParameterError, check_value
 
 # %% ../../nbs/library/training/memory.ipynb #19eaa322
-def check_optimizer(kind: str):  # adam, adam8bit or adafactor
+def check_optimizer(kind: str):  # adam, adam8bit, adafactor or sgd
     "Refuse an optimiser that is not to be had here. Raises as `new_optimizer` does."
-    check_value("optimizer", kind)
+    check_value("optimizer", kind, choices=("adam", "adam8bit", "adafactor", "sgd"))
     if kind != "adam8bit":
         return
     if not torch.cuda.is_available():
@@ -38,9 +38,9 @@ def check_optimizer(kind: str):  # adam, adam8bit or adafactor
 # %% ../../nbs/library/training/memory.ipynb #19e7bdca
 def new_optimizer(
     parameters: Iterable[nn.Parameter],
-    kind: str = "adam",  # adam, adam8bit or adafactor
+    kind: str = "adam",  # adam, adam8bit, adafactor or sgd
     lr: float = 1e-3,  # of adafactor: the step as a share of a weight's size
-    betas: tuple[float, float] = (0.9, 0.999),  # of both kinds of Adam
+    betas: tuple[float, float] = (0.9, 0.999),  # of both kinds of Adam; the first of sgd, momentum
     weight_decay: float = 0.0,  # decoupled, as in AdamW
     eps: float = 1e-8,  # of both kinds of Adam
     fused: bool | None = None,  # Adam's step as one operation; None: as PyTorch chooses
@@ -53,13 +53,15 @@ def new_optimizer(
         return adam(parameters, **options, betas=betas, eps=eps, fused=fused)
     if kind == "adafactor":
         return torch.optim.Adafactor(parameters, **options)
+    if kind == "sgd":
+        return torch.optim.SGD(parameters, **options, momentum=betas[0])
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters, **options, betas=betas, eps=eps)
 
 # %% ../../nbs/library/training/memory.ipynb #926faebc
 def optimizer_bytes(
-    optimizer: Optimizer,  # as `new_optimizer` returns it, or SGD with momentum
+    optimizer: Optimizer,  # as `new_optimizer` returns it
 ) -> int:
     "What an optimiser remembers from its first step on."
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -20,11 +20,8 @@ from ..core.parameters import ParameterError
 from ..core.seeding import derive_seed
 
 # %% ../../nbs/library/training/schedules.ipynb #c0deff16
-def pass_order(
-    size: int,
-    seed: int,
-    weights: Tensor | None = None,  # (size,)
-) -> Tensor:  # (size,) int64: a permutation, or draws with replacement by weight
+def pass_order(size: int, seed: int, weights: Tensor | None = None) -> Tensor:
+    # weights (size,) → (size,) int64: a permutation, or draws with replacement by weight
     "In which order one pass goes through a data set."
     generator = torch.Generator().manual_seed(seed)
     if weights is None:
@@ -93,11 +90,8 @@ def linear_decay(
 class MovingAverage(AveragedModel):
     "Moving average of a network's weights and buffers; `.module` holds the averaged network."
 
-    def __init__(
-        self,
-        module: nn.Module,
-        decay: Callable[[int], float],  # β after so many updates
-    ):
+    def __init__(self, module: nn.Module, decay: Callable[[int], float]):
+        # decay: β after so many updates
         super().__init__(module, use_buffers=True)
         self.decay, self.updates = decay, 0
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...core.checksums import damage
 from ...core.files import atomic_write, cache_root, digest
 from ...core.parameters import ParameterError
 from .sources import ImageError, Source, in_range, open_image, open_lazily
@@ -53,10 +54,8 @@ class Span:
                     min(self.least, other.least), max(self.most, other.most))
 
 
-def span_of(
-    values: np.ndarray,  # as stored
-    most: float | None = None,  # of the type, where the header knows better
-) -> Span:
+def span_of(values: np.ndarray, most: float | None = None) -> Span:
+    # values: as stored; most: of the type, where the header knows better
     "The least and largest value, and those of the type."
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if values.dtype.kind == "f":
@@ -65,9 +64,7 @@ def span_of(
     return Span(low, high, float(kind.min), float(kind.max if most is None else most))
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #3f45307c
-def fitting_range(
-    span: Span,
-) -> tuple[float, float] | None:  # None: the whole range of the type
+def fitting_range(span: Span) -> tuple[float, float] | None:  # None: the whole range of the type
     "The range of values that bytes are made of."
     if span.low < 0:
         narrow = 4 * (span.high - span.low) <= span.most - span.least
@@ -78,9 +75,8 @@ def fitting_range(
     return 0.0, 2.0**bits - 1
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #b6658a8e
-def parse_intensity(
-    wanted: str | tuple[float, float],  # auto, dtype, window, or "low, high"
-) -> str | tuple[float, float]:
+def parse_intensity(wanted: str | tuple[float, float]) -> str | tuple[float, float]:
+    # auto, dtype, window, or "low, high"
     "Check the parameter. Raises `ParameterError`."
     if wanted in ("auto", "dtype", "window"):
         return wanted
@@ -112,9 +108,8 @@ def depth_of(
         return ""
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #f94fc5b8
-def stored_span(
-    content: bytes,  # of an image with more than 8 bits
-) -> Span | None:  # None for one that cannot be read or goes beyond 16 bits
+def stored_span(content: bytes) -> Span | None:
+    # of an image with more than 8 bits → None for one that cannot be read or goes beyond 16 bits
     "The values of one image."
     try:
         image = open_image(content)
@@ -159,7 +154,7 @@ class Intensity:
 
     def of_arrays(self) -> tuple[float, float] | None:
         "The range for arrays and pages of more than 8 bits; None: of the type."
-        return self._range("arrays", lambda: (span for scan in self.scans for span in scan()))
+        return self._range("arrays", lambda: (s for scan in self.scans for s in _readable(scan)))
 
     def to_8_bits(self, values: np.ndarray) -> np.ndarray:
         "Pixels of an array as bytes. Raises `ImageError` for numbers without a known range."
@@ -199,6 +194,14 @@ def _scan(source):
         spans = list(pool.map(one, range(len(source))))
     return [span for span in spans if span is not None]
 
+
+def _readable(scan):
+    "The values of one file, as far as they can be read; its pages say what is wrong."
+    try:
+        yield from scan()
+    except (ImageError, OSError):
+        return
+
 # %% ../../../nbs/library/data/readers/intensity.ipynb #d6c1a6e2
 def limits_of(
     source: Source,
@@ -220,13 +223,14 @@ def limits_of_set(
         return None
     intensity = source.intensity
     path = cache_root() / "ranges" / f"{digest(hashes)}.json"
-    if path.is_file() and intensity.wanted == "auto":
+    known = not damage(path, required=True)
+    if known and intensity.wanted == "auto":
         low, high, least, most = json.loads(path.read_text())
         intensity.spans["files"] = Span(low, high, least, most)
         intensity.found["files"] = fitting_range(intensity.spans["files"])
     limits = intensity.of_files(source)
-    if "files" in intensity.spans and not path.is_file():
+    if "files" in intensity.spans and not known:
         span = intensity.spans["files"]
-        with atomic_write(path) as file:
+        with atomic_write(path, checked=True) as file:
             file.write_text(json.dumps([span.low, span.high, span.least, span.most]))
     return limits

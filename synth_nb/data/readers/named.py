@@ -7,8 +7,10 @@ __all__ = ['digits_source', 'emnist_source', 'open_hub', 'hub_source', 'kaggle_s
 
 # %% ../../../nbs/library/data/readers/named.ipynb #cbdaf4a9
 import gzip
+import math
 import re
 import string
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from filelock import FileLock
 from PIL import Image
 
 from .layout import SPLIT_NAMES
-from .sources import DataError, ImageError, Source, read_bytes
+from .budgets import check_growth, read_bytes
+from .sources import DataError, ImageError, Source
 from .intensity import to_8_bits
 from .stacks import unpack_to_cache, npz_stack
 from ...core.files import cache_root, resolve, display_path
@@ -68,9 +71,7 @@ def to_characters(
     return [known[label - first] for label in labels]
 
 # %% ../../../nbs/library/data/readers/named.ipynb #37b87502
-def read_idx(
-    path: Path,  # with or without .gz
-) -> np.ndarray:  # uint8, read-only, memory-mapped
+def read_idx(path: Path) -> np.ndarray:  # with or without .gz → uint8, read-only, memory-mapped
     "Open an IDX file. Raises `DataError` for one that is no such file, or cut off."
     plain = (
         unpack_to_cache(path, path.stem, lambda: gzip.open(path)) if path.suffix == ".gz" else path
@@ -81,14 +82,13 @@ def read_idx(
     start = 4 + 4 * len(shape)
     if head[:3] != b"\0\0\x08" or not shape:
         raise DataError(f"{display_path(path)} is not an IDX file of bytes")
-    if plain.stat().st_size < start + int(np.prod(shape)) or 0 in shape:
+    if plain.stat().st_size < start + math.prod(shape) or 0 in shape:
         raise DataError(f"{display_path(path)} is cut off: remove it and download it again")
     return np.memmap(plain, np.uint8, "r", start, tuple(shape))
 
 # %% ../../../nbs/library/data/readers/named.ipynb #ccfcf043
-def emnist_files(
-    folder: Path,
-) -> dict[str, dict[str, tuple[Path, Path]]]:  # selection → train or test → images, labels
+def emnist_files(folder: Path) -> dict[str, dict[str, tuple[Path, Path]]]:
+    # selection → train or test → images, labels
     "EMNIST's own files in a folder, or where NIST's zip and torchvision put them below it."
     found = {}
     for inner in ("", "gzip", "raw", "EMNIST/raw"):
@@ -106,9 +106,7 @@ def emnist_files(
     return found
 
 # %% ../../../nbs/library/data/readers/named.ipynb #388832c4
-def download_emnist(
-    kind: str,  # one of `EMNIST_CLASSES`
-) -> Path:  # the folder that has it
+def download_emnist(kind: str) -> Path:  # one of `EMNIST_CLASSES` → the folder that has it
     "Fetch EMNIST into the cache, once. Raises `DataError` that says how to do it by hand."
     from torchvision.datasets import EMNIST
 
@@ -149,9 +147,7 @@ def idx_parts(
     return parts
 
 # %% ../../../nbs/library/data/readers/named.ipynb #604c2312
-def kind_of(
-    path: Path,
-) -> str:  # one of `EMNIST_CLASSES`
+def kind_of(path: Path) -> str:  # one of `EMNIST_CLASSES`
     "The selection that a file's name speaks of; letters where it speaks of none."
     named = re.search("|".join(EMNIST_CLASSES), path.name.lower().replace("emnist", ""))
     return named[0] if named else "letters"
@@ -178,9 +174,7 @@ def npz_parts(
     return [("train", stack.pages, fetch, to_characters(labels, kind, display_path(path)))]
 
 # %% ../../../nbs/library/data/readers/named.ipynb #6c14907f
-def read_csv_images(
-    path: Path,
-) -> tuple[np.ndarray, np.ndarray]:  # (N, 28, 28) uint8; labels
+def read_csv_images(path: Path) -> tuple[np.ndarray, np.ndarray]:  # (N, 28, 28) uint8; labels
     "A label and 784 pixels a line, with or without a header. Raises `DataError`."
     import pandas as pd
 
@@ -222,6 +216,7 @@ def mat_parts(
     from scipy.io import loadmat
 
     try:
+        check_growth(display_path(path), path.stat().st_size, unpacked_size(path))
         data, parts = loadmat(path, simplify_cells=True)["dataset"], []
         for split in ("train", "test"):
             images = np.asarray(data[split]["images"], np.uint8).reshape(-1, 28, 28)
@@ -235,11 +230,23 @@ def mat_parts(
         raise DataError(f"{display_path(path)} is not EMNIST's MATLAB file: {e}") from None
     return parts
 
+
+def unpacked_size(path: Path) -> int:  # of a MATLAB file, version 5 → bytes
+    "What the packed elements of a file say that they unpack to."
+    total = 0
+    with open(path, "rb") as file:
+        order = "little" if file.read(128)[126:] == b"IM" else "big"
+        while len(head := file.read(8)) == 8:
+            kind, size = (int.from_bytes(head[k : k + 4], order) for k in (0, 4))
+            inside = file.tell()
+            if kind == 15:  # packed: its first eight bytes are a head again
+                head = zlib.decompressobj().decompress(file.read(min(size, 64)), 8)
+            total += int.from_bytes(head[4:], order)
+            file.seek(inside + size)
+    return total
+
 # %% ../../../nbs/library/data/readers/named.ipynb #6753259a
-def emnist_parts(
-    what: str,  # as `emnist_source` takes it
-    upright: str | bool,
-) -> list[Part]:
+def emnist_parts(what: str, upright: str | bool) -> list[Part]:  # what: as `emnist_source` takes it
     "Find the files that are meant. Raises `DataError`, `ParameterError` or `FileNotFoundError`."
     path = download_emnist(what) if what in EMNIST_CLASSES else resolve(what)
     kind = what if what in EMNIST_CLASSES else None
@@ -291,9 +298,8 @@ def emnist_source(
                   about=dict(origin="EMNIST, NIST Special Database 19 (arXiv 1702.05373)"))
 
 # %% ../../../nbs/library/data/readers/named.ipynb #40c6ce33
-def parse_hub(
-    name: str,  # "owner/name", "owner/name@revision", "owner/name@revision/config"
-) -> tuple[str, str | None, str | None]:  # id, config, revision
+def parse_hub(name: str) -> tuple[str, str | None, str | None]:
+    # "owner/name", "owner/name@revision", "owner/name@revision/config" → id, config, revision
     "Parts of a name on the Hub. Raises `ParameterError`."
     word = r"[\w][\w.-]*"
     form = rf"({word}/{word}|{word}(?=@|$))(?:@(refs/\w+/{word}|[^/]+))?(?:/({word}))?"
@@ -304,21 +310,16 @@ def parse_hub(
     return match[1], match[3], match[2]
 
 # %% ../../../nbs/library/data/readers/named.ipynb #6a1bc1ba
-def load_hub(
-    name: str,  # on the Hub
-    config: str | None,
-    revision: str | None,
-):  # `datasets.DatasetDict`
+def load_hub(name: str, config: str | None, revision: str | None):
+    # name: on the Hub → `datasets.DatasetDict`
     "Download a data set, or find it in the cache of `datasets`. Raises what `datasets` raises."
     from datasets import load_dataset
 
     return load_dataset(name, config, revision=revision)
 
 # %% ../../../nbs/library/data/readers/named.ipynb #206467be
-def hub_error_message(
-    name: str,  # on the Hub
-    error: Exception,  # what loading it raised
-) -> str:  # one sentence
+def hub_error_message(name: str, error: Exception) -> str:
+    # name: on the Hub; error: what loading it raised → one sentence
     "Say why a data set cannot be loaded, and what to do."
     page = f"https://huggingface.co/datasets/{name}"
     text = " ".join(str(error).split()) or type(error).__name__
@@ -334,10 +335,8 @@ def hub_error_message(
     return f"{name} cannot be loaded from the Hub: {text[:200]}"
 
 # %% ../../../nbs/library/data/readers/named.ipynb #500b6beb
-def hub_info(
-    name: str,  # on the Hub
-    revision: str | None,
-) -> dict:  # revision and licence, as far as known
+def hub_info(name: str, revision: str | None) -> dict:
+    # name: on the Hub → revision and licence, as far as known
     "What the Hub says of a data set; empty without a network."
     from huggingface_hub import HfApi
 
@@ -349,9 +348,8 @@ def hub_info(
     return {key: value for key, value in dict(revision=info.sha, licence=licence).items() if value}
 
 
-def loaded_revision(
-    parts: dict,  # name → `datasets.Dataset`
-) -> dict:  # revision, if the addresses of the files tell
+def loaded_revision(parts: dict) -> dict:
+    # name → `datasets.Dataset` → revision, if the addresses of the files tell
     "The commit that a loaded data set came from."
     urls = [str(url) for part in parts.values() for url in part.info.download_checksums or ()]
     found = [match[1] for url in urls if (match := re.search(r"@([0-9a-f]{40})/", url))]
@@ -374,9 +372,7 @@ def hub_columns(
             "label" if "label" in labels else labels[0] if labels else None)
 
 
-def encoded_image(
-    cell: dict | None,  # bytes or path, as `datasets` gives it undecoded
-) -> bytes:
+def encoded_image(cell: dict | None) -> bytes:  # bytes or path, as `datasets` gives it undecoded
     "Content of an image in a table. Raises `ImageError` where there is none."
     if not cell or (cell["bytes"] is None and not cell["path"]):
         raise ImageError("no image in this row")
@@ -400,10 +396,8 @@ def open_hub(
     return where, parts, about | loaded_revision(parts) | hub_info(where, revision)
 
 # %% ../../../nbs/library/data/readers/named.ipynb #0c200340
-def hub_labels(
-    part,  # `datasets.Dataset`
-    column: str | None,  # of labels
-) -> list[int]:  # -1 where there is none
+def hub_labels(part, column: str | None) -> list[int]:
+    # part: `datasets.Dataset`; column: of labels → -1 where there is none
     "Labels of one split."
     if column not in part.column_names:
         return [-1] * len(part)
@@ -440,10 +434,8 @@ def hub_source(
                   skipped=tuple(skipped), about=about)
 
 # %% ../../../nbs/library/data/readers/named.ipynb #467789a4
-def without_decoding(
-    part,  # `datasets.Dataset`
-    column: str,  # of images
-):  # the same with that column alone, as bytes
+def without_decoding(part, column: str):
+    # part: `datasets.Dataset`; column: of images → the same with that column alone, as bytes
     "Leave the images encoded: they are decoded like any other file."
     from datasets import Image
 

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['GAP', 'EXTENSIONS', 'ADVICE', 'parse_size', 'DataError', 'ImageError', 'open_lazily', 'open_image', 'in_range',
            'to_mode', 'cropped_size', 'mask_values', 'decode', 'reason', 'Source', 'demo_source', 'list_names',
-           'is_ignored', 'extension_of', 'complete_groups', 'how_to_get', 'existing_folder', 'no_images_message',
-           'read_bytes']
+           'is_ignored', 'extension_of', 'complete_groups', 'how_to_get', 'existing_folder', 'no_images_message']
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #6ec267f9
 import io
@@ -51,6 +50,12 @@ GAP = "gap between train and val"  # why an image between two neighbours is in n
 # %% ../../../nbs/library/data/readers/sources.ipynb #9fc5791d
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 
+
+def known_formats() -> list[str]:  # for Pillow
+    "The formats that are read here; Pillow has others, and one of them starts a program."
+    Image.init()
+    return [f for f in FORMATS if f in Image.OPEN]
+
 # %% ../../../nbs/library/data/readers/sources.ipynb #0176c92a
 EXTENSIONS = {
     "image": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jfif", ".jpe",
@@ -75,8 +80,7 @@ def open_lazily(
         except ImportError:
             raise ImageError("HEIC needs a plugin: pip install 'synth_nb[heif]'") from None
         register_heif_opener()
-    Image.init()
-    return Image.open(io.BytesIO(content), formats=[f for f in FORMATS if f in Image.OPEN])
+    return Image.open(io.BytesIO(content), formats=known_formats())
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #038b73a6
 def open_image(
@@ -131,11 +135,8 @@ def to_mode(
     return image.convert("RGB" if channels == 3 else "L")
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #286c2543
-def resize_and_crop(
-    image: Image.Image,  # mode L or RGB
-    height: int,  # pixels
-    width: int,  # pixels
-) -> Image.Image:  # (height, width)
+def resize_and_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    # image: mode L or RGB; height and width: pixels → (height, width)
     "Scale the side that is shorter for this shape, antialiased, and crop the centre."
     w, h = image.size
     if (h, w) == (height, width):
@@ -148,20 +149,14 @@ def resize_and_crop(
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #2b719d56
-def resize_to(
-    image: Image.Image,  # mode L or RGB
-    height: int,  # pixels
-    width: int,  # pixels
-) -> Image.Image:  # (height, width)
+def resize_to(image: Image.Image, height: int, width: int) -> Image.Image:
+    # image: mode L or RGB; height and width: pixels → (height, width)
     "Scale the image to this shape, antialiased, whatever happens to its proportions."
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def letterbox(
-    image: Image.Image,  # mode L or RGB
-    height: int,  # pixels, at most `width`
-    width: int,  # pixels
-) -> Image.Image:  # (width, width)
+def letterbox(image: Image.Image, height: int, width: int) -> Image.Image:
+    # image: mode L or RGB; height: pixels, at most `width`; width: pixels → (width, width)
     "The middle of an image, with black above and below that makes it square."
     square = Image.new(image.mode, (width, width))
     square.paste(resize_and_crop(image, height, width), (0, (width - height) // 2))
@@ -186,9 +181,7 @@ def cropped_size(
     return width, width
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #5d0c3b7e
-def palette_values(
-    image: Image.Image,  # mode P
-) -> np.ndarray:  # (H, W) uint8
+def palette_values(image: Image.Image) -> np.ndarray:  # mode P → (H, W) uint8
     "Grey values of a grey palette; of a colour palette the numbers 0 and 1. Raises `ImageError`."
     numbers, seen = np.asarray(image), np.asarray(image.convert("RGB"))
     known = np.array(image.getpalette("RGB")).reshape(-1, 3)
@@ -199,9 +192,7 @@ def palette_values(
     return seen[..., 0]
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #023eb570
-def composite_on_black(
-    image: Image.Image,  # with or without alpha
-) -> Image.Image:  # without
+def composite_on_black(image: Image.Image) -> Image.Image:  # with or without alpha → without
     "What shows of an image on a black ground."
     if not image.has_transparency_data:
         return image
@@ -209,9 +200,8 @@ def composite_on_black(
     return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
 
 
-def numbered_object(
-    values: np.ndarray,  # (H, W) uint8
-) -> int | None:  # such a grey value; None where there is none
+def numbered_object(values: np.ndarray) -> int | None:
+    # (H, W) uint8 → such a grey value; None where there is none
     "A grey value between ground and middle that fills squares of 3 pixels, as no soft border does."
     dim = (values >= int(values.min()) + 16) & (values <= 127)  # a JPEG's ground is not even
     if not dim.any():
@@ -272,8 +262,6 @@ def decode(
         if mask is not None:
             fitted = CROPS[crop](open_mask(mask, image.size), height, width)
             pixels = np.concatenate([pixels, (np.asarray(fitted) > 127)[..., None]], 2)
-    except MemoryError:
-        raise
     except Exception as e:
         raise ImageError(reason(e)) from e
     return np.ascontiguousarray(pixels.transpose(2, 0, 1).astype(np.uint8, copy=False))
@@ -286,6 +274,8 @@ def reason(
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, ImageError):
         return text
+    if isinstance(error, MemoryError):
+        return "damaged, or it needs more memory than there is"
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if isinstance(error, Image.DecompressionBombError):
@@ -308,6 +298,7 @@ class Source:
     content: Callable[[int], bytes | np.ndarray]  # fetches image i
     split: list[str] | None = None  # train, val or test; None where the source has none
     positions: np.ndarray | None = None  # (N, 2) int: y, x of a crop in its group's frame, pixels
+    sides: np.ndarray | None = None  # (N,) of the crops there; None: as large as the images
     skipped: tuple[tuple[str, str], ...] = ()  # (key, why) of images that were left out already
     masks: Callable[[int], bytes | np.ndarray] | None = None  # fetches the mask of image i
     about: dict = field(default_factory=dict)  # plain values for manifest and card
@@ -349,7 +340,7 @@ def list_names(
         kind = PermissionError if isinstance(error, PermissionError) else OSError
         raise kind(f"the folder {error.filename} cannot be read: {error.strerror}") from None
 
-    names, seen = [], set()
+    names, seen = [], {*map(str, Path(os.path.realpath(folder)).parents)}  # no link leads up
     for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(here)
         folders[:] = [] if real in seen else [f for f in folders if not is_ignored(f)]
@@ -460,12 +451,3 @@ def no_images_message(
     advice = next((f"; {ADVICE[kind]}" for kind, _ in most if kind in ADVICE), "")
     known = " ".join(EXTENSIONS["image"] + EXTENSIONS["stack"])
     return f"{folder} holds no images but {found}; known extensions are {known}{advice}"
-
-
-def read_bytes(
-    path: Path,
-) -> bytes:
-    "Content of a regular file. Raises `ImageError` for a pipe or a broken link."
-    if not path.is_file():
-        raise ImageError("not a file, or a broken link")
-    return path.read_bytes()
