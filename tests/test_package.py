@@ -307,8 +307,8 @@ def test_what_ci_installs_is_allowed():
     "The locked set has a version of all that the tests need, within its range."
     lines = (ROOT / "tests/constraints.txt").read_text().split()
     pinned = {canonicalize_name(name): v for name, v in (line.split("==") for line in lines)}
-    asked = (settings()["requirements"] + " " + settings()["dev_requirements"]).split()
-    wrong = [text for text in asked if (one := Requirement(text)) and "setuptools" not in text
+    wanted = (settings()["requirements"] + " " + settings()["dev_requirements"]).split()
+    wrong = [text for text in wanted if (one := Requirement(text)) and "setuptools" not in text
              if not one.marker or one.marker.evaluate()
              if not one.specifier.contains(pinned.get(canonicalize_name(one.name), "0"))]
     assert wrong == []

@@ -66,7 +66,7 @@ from synth_nb.diffusion.fidelity import (
     open_eval_embedders,
 )
 from .latents import weights_digest
-from .text import check_text_encoder
+from .pretrained import lora_file
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #cb6e2497
 @dataclass
@@ -109,10 +109,10 @@ def check_start(parameters: dict):  # of a story
     p = parameters
     if p["pretrained"]:
         check_unet(open_checkpoint(p["pretrained"]))
-        check_text_encoder(p["pretrained"], p.get("text_encoder", ""))
-    for name in ("autoencoder", "text_encoder"):
-        if p.get(name):
-            open_checkpoint(p[name])
+    if p["autoencoder"]:
+        open_checkpoint(p["autoencoder"])
+    if p["lora"]:
+        lora_file(p["lora"])
     DiffusionConfig.of(p).loss()
     level_widths(p["vae_width"], p["vae_downsampling"])
     check_optimizer(p["optimizer"])

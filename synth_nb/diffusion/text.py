@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['new_tokenizer', 'new_text_model', 'TextImageProjection', 'read_text_model', 'empty_prompt', 'TextConditioner',
-           'check_text_encoder', 'text_conditions']
+           'text_conditions']
 
 # %% ../../nbs/library/diffusion/text.ipynb #e0a19a9c
 import hashlib
@@ -390,15 +390,6 @@ class TextConditioner:
         projected = self.projection.project_images(embed_images(embedder, images, cache=False))
         return 1 - (texts * projected).sum(1)
 
-# %% ../../nbs/library/diffusion/text.ipynb #5a2e68c1
-def check_text_encoder(pretrained: str, text_encoder: str) -> bool:
-    "Whether a pipeline brings a text model. Raises `ParameterError` where another is named too."
-    own = open_checkpoint(pretrained).part("text_encoder") is not None
-    if own and text_encoder:
-        raise ParameterError(f"parameter `text_encoder` is {text_encoder!r}, but {pretrained} "
-                             "brings its own text model: leave it empty")
-    return own
-
 # %% ../../nbs/library/diffusion/text.ipynb #bd73aa0e
 def text_conditions(
     train: ImageDataset,  # M images
@@ -413,7 +404,10 @@ def text_conditions(
     "Captions as conditions: the conditioner, tokens to train with, held-out captions."
     texts, held_out_texts = ([captions[key] for key in part.keys] for part in (train, held_out))
     checkpoint = open_checkpoint(pretrained) if pretrained and conditioner is None else None
-    own = checkpoint is not None and check_text_encoder(pretrained, text_encoder)
+    own = checkpoint is not None and checkpoint.part("text_encoder") is not None
+    if own and text_encoder:
+        raise ParameterError(f"parameter `text_encoder` is {text_encoder!r}, but {pretrained} "
+                             "brings its own text model: leave it empty")
     device, parts, trained_beside = embedder.mean.device, (), embedder.id
     if conditioner is None and (own or text_encoder):
         parts = load_text_model(text_encoder) if text_encoder else read_text_model(checkpoint)
