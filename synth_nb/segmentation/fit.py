@@ -99,7 +99,7 @@ class Pairs:
         if self.views > 2 and len(set(self.size)) > 1:
             raise ParameterError(
                 f"parameter `symmetry` {symmetry} turns squares, got {self.size[0]}x"
-                f"{self.size[1]} pixels: take 2, or a `crop` that fits"
+                f"{self.size[1]} pixels: take flip, or a `chunk` that fits"
             )
         self.weights = None if weights is None else torch.as_tensor(weights).double()
         self.keys = keys or [str(i) for i in range(len(images))]
@@ -141,7 +141,7 @@ def crop_for(
         return 0
     fits = min(crop, *size) // multiple * multiple
     if fits < 1:
-        raise ParameterError(f"parameter `crop` must be at least {multiple} pixels, got {crop} "
+        raise ParameterError(f"parameter `chunk` must be at least {multiple} pixels, got {crop} "
                              f"of sections of {size[0]}x{size[1]}")
     return fits
 
@@ -187,7 +187,7 @@ def new_training(
     if any(side % net.multiple for side in data.size):
         raise ParameterError(f"a network of {len(net.down)} levels learns from sides that are "
                              f"multiples of {net.multiple}, got {data.size[0]}x{data.size[1]} "
-                             "pixels: give a `crop` or `chunk` that is one")
+                             "pixels: give a `chunk` that is one")
     steps = plan.epochs * plan.steps_per_epoch(len(data))
     chosen = new_optimizer(net.parameters(), optimizer, lr, fused=True)
     rate = warmup(chosen, min(50, steps // 10), steps)
