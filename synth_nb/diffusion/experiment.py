@@ -26,7 +26,7 @@ from torch import Tensor
 from ..core.devices import pick_device
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
-from ..core.seeding import derive_seed, seed_everything
+from ..core.seeding import derive_seed, seed_everything, thread_generator
 from ..data import DataError, ImageDataset, to_float, to_uint8
 from ..embedders import Embedder, embed_images, load_embedder
 from ..evaluation.sets import MIN_IMAGES
@@ -317,6 +317,7 @@ class DiffusionConfig:
     "How a conditioned model is trained, whatever the condition."
     unet_size: str = "tiny"  # a layout
     pretrained: str = ""  # a published UNet to start from
+    lora: str = ""  # LoRA weights for it, merged before the training: file, folder or Hub id
     lora_rank: int = 0  # train LoRA matrices of this rank only; 0: all weights
     prediction_type: str = "auto"  # epsilon, v_prediction, flow_prediction; auto: as `pretrained`
     sampler: str = "dpm++"  # ddim, dpm++ or euler
@@ -352,7 +353,7 @@ class DiffusionConfig:
         prompt = empty_prompt(open_checkpoint(self.pretrained)) if shifts else None
         channels, _, size = getattr(latents, "shape", latents)[-3:]
         return new_unet(width, size, channels, self.unet_size, self.pretrained, self.lora_rank,
-                        self.dropout, prompt=prompt)
+                        self.dropout, prompt, self.lora)
 
     def loss(self) -> DiffusionLoss:
         "Conditions are left out by the data set, which knows the empty condition."
@@ -388,10 +389,12 @@ class ConditionedLatents:
 
     def __getitem__(self, indices: list[int]) -> dict:
         batch = self.data[indices]
-        out = (torch.rand(len(indices)) < self.p_uncond).view(-1, 1, 1)
+        generator = thread_generator()
+        out = (torch.rand(len(indices), generator=generator) < self.p_uncond).view(-1, 1, 1)
         condition = batch["condition"]
         if self.condition_noise:
-            condition = condition + self.condition_noise * torch.randn_like(condition)
+            noise = torch.randn(condition.shape, generator=generator)
+            condition = condition + self.condition_noise * noise
         return batch | dict(condition=torch.where(out, self.empty, condition))
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #75f58001
@@ -488,7 +491,7 @@ class ExperimentData:
             conditioner, text_model = conditioner.shifting(shift), own_text_model(config.pretrained)
         pipeline = new_pipeline(self.vae.to(device), stock, config.scheduler(), text_model)
         lora = lora_weights(unet)
-        options |= dict(lora_of=config.pretrained) if lora else {}
+        options |= dict(lora_of=config.pretrained, lora_over=config.lora) if lora else {}
         model = assemble(pipeline, conditioner, self.conditions, self.held_out, **options)
         model.lora = lora
         return model

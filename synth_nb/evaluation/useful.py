@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['present_classes', 'align_labels', 'missing_for_usefulness', 'balanced_rows', 'train_and_classify',
-           'accuracy_intervals', 'usefulness', 'usefulness_summary', 'few_label_probes']
+           'accuracy_intervals', 'usefulness', 'usefulness_summary', 'label_probes']
 
 # %% ../../nbs/library/evaluation/useful.ipynb #781b7012
 import contextlib
@@ -23,7 +23,7 @@ from ..data import to_float
 from ..embedders import Embedder
 from .scores import set_features
 from .sets import ImageSet
-from ..core.seeding import fork_rng, derive_seed
+from ..core.seeding import derive_seed, fork_rng, thread_generator
 from ..training.loop import Phase, Trainer, TrainingConfig
 from ..training.schedules import warmup
 
@@ -115,7 +115,8 @@ def small_classifier(channels: int, classes: int, width: int = 16) -> nn.Sequent
 # %% ../../nbs/library/evaluation/useful.ipynb #a7dd6728
 def random_flip(images: Tensor) -> Tensor:  # (B, C, H, W)
     "Every second image, on average, mirrored: right for tissue, wrong for letters."
-    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=thread_generator()) < 0.5
+    return torch.where(mirrored, images.flip(-1), images)
 Augmentation = Callable[[Tensor], Tensor] | None  # of images (B, C, H, W) in [-1, 1], as drawn
 
 # %% ../../nbs/library/evaluation/useful.ipynb #b87c053e
@@ -289,7 +290,7 @@ def usefulness_summary(
     return messages
 
 # %% ../../nbs/library/evaluation/useful.ipynb #872a59b9
-def few_label_probes(
+def label_probes(
     features: dict[str, tuple[Tensor, Tensor]],  # name → of training (N, D) and test images (M, D)
     labels: Tensor,  # (N,) int64, of 0 … classes - 1
     test_labels: Tensor,  # (M,)
