@@ -106,7 +106,7 @@ def _as_source(data: Source | ImageDataset) -> Source:
     about = dict(fingerprint=data.fingerprint) | getattr(data, "about", {})
     return Source(data.source, data.keys, data.classes, data.labels.tolist(),
                   None if data.groups == data.hashes else data.groups, content, data.split,
-                  data.positions, tuple(data.skipped), about=about)
+                  data.positions, data.sides, tuple(data.skipped), about=about)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #c774cb47
 def _examine_all(source: Source) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:

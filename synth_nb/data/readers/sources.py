@@ -331,6 +331,7 @@ class Source:
     content: Callable[[int], bytes | np.ndarray]  # fetches image i
     split: list[str] | None = None  # train, val or test; None where the source has none
     positions: np.ndarray | None = None  # (N, 2) int: y, x of a crop in its group's frame, pixels
+    sides: np.ndarray | None = None  # (N,) of the crops there; None: as large as the images
     skipped: tuple[tuple[str, str], ...] = ()  # (key, why) of images that were left out already
     masks: Callable[[int], bytes | np.ndarray] | None = None  # fetches the mask of image i
     about: dict = field(default_factory=dict)  # plain values for manifest and card
