@@ -93,16 +93,17 @@ def choose_split(
 def overlapping(
     positions: np.ndarray | None,  # (N, 2) y, x, pixels; None where images are not crops
     groups: list[str],  # N; only crops of one group can overlap
-    height: int,  # of a crop, pixels
-    width: int,  # of a crop, pixels
+    heights: int | np.ndarray,  # of the crops, pixels: of all, or (N,)
+    widths: int | np.ndarray,
 ) -> np.ndarray:  # (N, N) bool, symmetric, False on the diagonal
     "Which pairs of crops share pixels."
     if positions is None:
         return np.zeros((len(groups), len(groups)), bool)
     names = np.unique(groups, return_inverse=True)[1]
     pairs = names[:, None] == names[None]
-    for axis, side in enumerate((height, width)):
-        pairs &= abs(positions[:, None, axis] - positions[None, :, axis]) < side
+    for start, side in zip(positions.T, (heights, widths), strict=True):
+        before = start[:, None] < (start + side)[None]  # each begins before the other ends
+        pairs &= before & before.T
     np.fill_diagonal(pairs, False)
     return pairs
 
@@ -117,6 +118,7 @@ class ImageDataset(torch.utils.data.Dataset):
     groups: list[str]  # what belongs together: a folder, a region
     split: list[str]  # train, val or test
     positions: np.ndarray | None  # (N, 2) int: y, x of a crop in its group's frame, pixels
+    sides: np.ndarray | None  # (N,) of the crops there; None: as large as the images
     hashes: list[str]  # of the contents
     pixels: np.ndarray  # (M, C, H, W) uint8, read-only, memory-mapped: shared by all subsets
     rows: np.ndarray  # (N,) int: where each image lies in `pixels`
@@ -187,7 +189,8 @@ class ImageDataset(torch.utils.data.Dataset):
         return self.subset("val" if "val" in self.split or "test" not in self.split else "test")
 
     def overlaps(self) -> np.ndarray:  # (N, N) bool; all False where images are not crops
-        return overlapping(self.positions, self.groups, *self.image_size)
+        height, width = self.image_size if self.sides is None else (self.sides, self.sides)
+        return overlapping(self.positions, self.groups, height, width)
 
     def describe(self) -> dict:  # plain values, for a manifest
         return description(self)
@@ -206,6 +209,15 @@ def rows_of(
     return ds.pixels[start : start + n] if run else ds.pixels[ds.rows]
 
 # %% ../../nbs/library/data/dataset.ipynb #fc6b38d0
+def crops_of(
+    ds: "ImageDataset | Source",
+    chosen,  # rows
+) -> dict:  # positions and sides, as both have them
+    "Where some of the images were cut."
+    found = {name: getattr(ds, name) for name in ("positions", "sides")}
+    return {name: None if value is None else value[chosen] for name, value in found.items()}
+
+
 def take(
     ds: ImageDataset,
     indices,  # ints, a slice or a bool mask: whatever indexes N images
@@ -214,9 +226,8 @@ def take(
     chosen = np.arange(len(ds))[np.asarray(indices) if not isinstance(indices, slice) else indices]
     lists = {name: [getattr(ds, name)[i] for i in chosen]
              for name in ("keys", "groups", "split", "hashes")}
-    positions = None if ds.positions is None else ds.positions[chosen]
     labels = ds.labels[torch.from_numpy(chosen)]
-    return replace(ds, labels=labels, positions=positions, rows=ds.rows[chosen], **lists)
+    return replace(ds, labels=labels, rows=ds.rows[chosen], **lists, **crops_of(ds, chosen))
 
 # %% ../../nbs/library/data/dataset.ipynb #b9ab2474
 def fetch(
@@ -387,10 +398,11 @@ def assemble(
     seen = pixel_doubts(images.images, keys) if seen else []
     for doubt in [*class_doubts(source.classes, labels, split), *seen]:
         about = with_note(about, "doubts", doubt)
-    positions = None if source.positions is None else source.positions[images.indices]
     ds = ImageDataset(source.name, source.classes, torch.tensor(labels), keys, groups, split,
-                      positions, images.hashes, images.images, np.arange(len(keys)),
-                      images.skipped, source.masks is not None, crop, about, images.limits)
+                      **crops_of(source, images.indices), hashes=images.hashes,
+                      pixels=images.images, rows=np.arange(len(keys)), skipped=images.skipped,
+                      masked=source.masks is not None, crop=crop, about=about,
+                      limits=images.limits)
     return without_gap(ds)
 
 # %% ../../nbs/library/data/dataset.ipynb #41fd2e59
@@ -443,12 +455,11 @@ def with_split(
     at = {key: i for i, key in enumerate(source.keys)}
     used = [at[key] for key in ds.keys]
     lists = {name: [getattr(source, name)[i] for i in used] for name in ("keys", "labels")}
-    positions = None if source.positions is None else source.positions[used]
     masks = None if source.masks is None else lambda i: source.masks(used[i])
     alone = ds.groups == ds.hashes  # nobody named any
     groups = None if alone else list(ds.groups)
     return replace(source, **lists, groups=groups, split=list(ds.split), masks=masks,
-                   content=lambda i: source.content(used[i]), positions=positions,
+                   content=lambda i: source.content(used[i]), **crops_of(source, used),
                    skipped=tuple(ds.skipped), about=ds.about)
 
 # %% ../../nbs/library/data/dataset.ipynb #2809d77b
