@@ -46,7 +46,7 @@ def encoded(kind, pixels=PIXELS, **options):
 def written(save, *args, **kwargs):
     "What a function writes into a file."
     with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder) / "x", *args, **kwargs)
+        save(Path(folder) / "x.pt", *args, **kwargs)
         [path] = Path(folder).iterdir()
         return path.read_bytes()
 
@@ -86,7 +86,7 @@ def zipped(members, method=zipfile.ZIP_DEFLATED):
 def tarred(mode, **options):
     with tarfile.open(fileobj=(file := io.BytesIO()), mode=mode, **options) as archive:
         for name, content in images().items():
-            entry = tarfile.TarInfo(f"{'long ' * 30}/{name}" if name == "0.png" else name)
+            entry = tarfile.TarInfo(f"{'long ' * 30}/{name}")
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return file.getvalue()
@@ -326,7 +326,7 @@ READERS = {
     "npy": Reader(lambda: array(np.save, np.stack([PIXELS] * 3)), folder_of("x.npy"), opened(),
                   text=True),
     "npz": Reader(lambda: array(np.savez_compressed, images=np.stack([PIXELS] * 3),
-                                labels=np.arange(3)), folder_of("x.npz"), opened()),
+                                labels=np.arange(3)), file_of("x.npz"), opened()),
     "npz, stored": Reader(lambda: array(np.savez, images=np.stack([PIXELS] * 3),
                                         labels=np.array(["a", "b", "c"])), file_of("x.npz"),
                           opened(), text=True),
@@ -339,7 +339,7 @@ READERS = {
     "tar, pax": Reader(lambda: tarred("w", format=tarfile.PAX_FORMAT), file_of("x.tar"), opened()),
     "tar.gz": Reader(lambda: tarred("w:gz"), file_of("x.tar.gz"), opened()),
     "DICOM": Reader(dicom, folder_of("x.dcm"), opened()),
-    "HDF5": Reader(hdf5, folder_of("x.h5"), opened()),
+    "HDF5": Reader(hdf5, file_of("x.h5"), opened()),
     "NIfTI": Reader(nifti, folder_of("x.nii", n=24), opened()),
     "labels.csv": Reader(table("name,class", *(f"{i}.png,{'ab'[i % 2]}" for i in range(4))),
                          folder_of("labels.csv"), opened(), text=True),

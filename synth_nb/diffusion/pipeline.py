@@ -123,8 +123,9 @@ def usage_text(tensors: dict[str, Tensor], settings: dict) -> str:
         lines += [f"image = pipe({settings['captions'][0]!r}, {how}"]
     text = "\n".join(["```python", *lines, 'image.save("image.png")', "```", ""])
     if settings.get("lora_of"):
+        first = f", with `{settings['lora_over']}` loaded" * bool(settings.get("lora_over"))
         text += ("\n`lora/` holds what was trained alone, for a pipeline of "
-                 f'`{settings["lora_of"]}`: `pipe.load_lora_weights("model/lora")`.\n')
+                 f'`{settings["lora_of"]}`{first}: `pipe.load_lora_weights("model/lora")`.\n')
     return text
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #917a3f48
