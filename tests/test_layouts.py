@@ -1237,3 +1237,52 @@ def test_a_list_with_columns_between_spaces(tmp_path):
     lines += [f"{b}_{i} {k} 1" for k, b in enumerate(("Abyssinian", "beagle")) for i in FOUR]
     ds, _ = opened(write(tmp_path, files | {"annotations/list.txt": "\n".join(lines).encode()}))
     assert ds.labels.tolist() == [0] * 4 + [1] * 4
+
+
+# --- tables of images on disk
+
+
+def of_rows(n, label="label", values=("a", "b")):
+    cells = [dict(bytes=photo(i), path=f"{i}.png") for i in range(n)]
+    return dict(image=cells) | ({label: [values[i % 2] for i in range(n)]} if label else {})
+
+
+@pytest.mark.parametrize("values", [("a", "b"), (3, 11)])
+@pytest.mark.parametrize(
+    "name", ["data/{part}-00000-of-00001.parquet", "default/{part}/0000.parquet"]
+)
+def test_tables_of_another_program(tmp_path, name, values):
+    pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import parquet
+
+    for part, n in dict(train=8, test=4).items():
+        path = tmp_path / "set" / name.format(part=part)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pyarrow.table(of_rows(n, values=values)), path)
+    (tmp_path / "set/README.md").write_text("x")
+    ds, messages = opened(tmp_path / "set")
+    assert ds.classes == [str(v) for v in values] and not messages
+    assert counts(ds)["test"] == dict.fromkeys(ds.classes, 2) and len(ds) == 12
+    assert (ds.images[0] == texture(0).transpose(2, 0, 1)).all()
+
+
+def test_tables_that_name_no_class(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict(of_rows(8, "grading"))
+    table.to_parquet(tmp_path / "x.parquet")
+    ds, [message] = opened(tmp_path)
+    assert len(ds) == 8 and "none of the columns grading is taken for the class" in message
+    datasets.DatasetDict(train=table, test=table).save_to_disk(tmp_path / "saved")
+    ds, _ = opened(tmp_path / "saved")
+    assert counts(ds) == {"train": {"saved": 8}, "test": {"saved": 8}}
+
+
+def test_tables_without_images(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict(dict(text=["a", "b"])).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="no column of images; its columns are text"):
+        open_dataset(tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match=r"tables in .* cannot be read"):
+        open_dataset(tmp_path)

@@ -464,7 +464,7 @@ ADVICE = {  # extension → what to do with such a file
     ".csv": "a table of pixels is read only as 'emnist:<file>': save other images as .npz with "
             "`images` and `labels`",
     ".json": "a table needs the images that it names: give their folder",
-    ".parquet": "rows of the Hub are opened with 'hub:<owner/name>'",
+    ".parquet": "tables of images are opened by a folder that holds no other images",
     ".mha": "save its slices as .png, .tif or .nii.gz", ".nrrd": "save it as .nii.gz",
     ".mp4": "save its frames as .png", ".avi": "save its frames as .png",
     ".pdf": "save its pages as .png",
