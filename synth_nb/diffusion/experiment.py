@@ -27,7 +27,7 @@ from ..core.devices import pick_device
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
 from ..core.seeding import derive_seed, seed_everything, thread_generator
-from ..data import DataError, ImageDataset, to_uint8
+from ..data import DataError, ImageDataset, to_float, to_uint8
 from ..embedders import Embedder, embed_images, load_embedder
 from ..evaluation.sets import MIN_IMAGES
 from ..training.loop import Phase, Trainer, TrainingConfig
@@ -45,12 +45,14 @@ from synth_nb.diffusion.autoencoder import (
 from .checkpoint import Checkpoint, open_checkpoint
 from .bundled import bundled_autoencoder, is_bundled
 from .conditions import EmbeddingConditioner
+from .features import DiffusionFeatures
 from .latents import LatentSet, cached_latents, standardise
 from .model import new_unet
 from synth_nb.diffusion.objective import (
     DiffusionLoss,
     held_out_loss,
     new_scheduler,
+    noise_levels,
     with_sampler,
 )
 from .pipeline import load_parts, new_pipeline, save_model
@@ -212,6 +214,19 @@ class ConditionedModel:
         if self.conditioner.kind == "text":
             raise ValueError("this model takes texts: give `sample_for` a list of them")
         return self.sample_for(embed_images(self.embedder(), images), seed, **options)
+
+    def features(self, images: np.ndarray | Tensor) -> Tensor:  # (N, C, H, W) uint8 → (N, D)
+        "What the network's decoder makes of images, without a condition: means over places."
+        vae, unet = self.pipeline.vae.eval(), self.pipeline.unet.eval()
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        net = DiffusionFeatures(
+            vae, unet, unet.up_blocks, self.conditioner.empty().to(unet.device),
+            noise_levels(self.pipeline.scheduler)[0], torch.tensor(shift),
+            torch.tensor(1 / vae.config.scaling_factor), images.shape[1:],
+            2 ** (len(vae.config.block_out_channels) - 1))
+        with torch.no_grad():
+            parts = torch.as_tensor(np.asarray(images)).split(64)
+            return torch.cat([net(to_float(x).to(unet.device)).mean((2, 3)).cpu() for x in parts])
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #77a57d77
 def save(

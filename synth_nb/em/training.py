@@ -17,9 +17,15 @@ from torch import Tensor
 
 # %% ../../nbs/library/em/training.ipynb #9ba66611
 from ..data import to_uint8, view, largest_symmetry
+from ..diffusion.features import DiffusionFeatures
 from ..diffusion.latents import LatentSet
 from ..diffusion.sampling import SamplingConfig
-from ..diffusion.objective import DiffusionLoss, held_out_loss, new_scheduler
+from synth_nb.diffusion.objective import (
+    DiffusionLoss,
+    held_out_loss,
+    new_scheduler,
+    noise_levels,
+)
 from synth_nb.em.autoencoder import (
     SectionImages,
     SectionVAE,
@@ -28,7 +34,6 @@ from synth_nb.em.autoencoder import (
     fit_vae,
     reconstructed,
 )
-from .features import DiffusionFeatures
 from .masks import coverage
 from synth_nb.em.pairs import (
     PairModel,
@@ -311,6 +316,14 @@ def model(self: PairTrainer, unet: PairUNet | None = None) -> PairModel:
 PairTrainer.autoencoder = autoencoder
 PairTrainer.new_network, PairTrainer.fit, PairTrainer.model = new_network, fit, model
 
+# %% ../../nbs/library/em/training.ipynb #ad4393e2
+def section_features(model: PairModel) -> DiffusionFeatures:  # of a model of sections alone
+    "What a generator of sections sees in chunks of its size."
+    return DiffusionFeatures(model.vae, model.unet, model.unet.unet.up_blocks,
+                             unconditional_tokens(1), noise_levels(model.scheduler)[0],
+                             model.mean.view(-1, 1, 1), model.std, (1, *model.settings["size"]),
+                             model.vae.config.downsampling)
+
 # %% ../../nbs/library/em/training.ipynb #58379e39
 @dataclass
 class PairGenerator:
@@ -348,7 +361,7 @@ class PairGenerator:
             with atomic_folder(folder / "model", checked=True) as part:
                 save(training.model(), part)
             shutil.rmtree(folder / "work", ignore_errors=True)
-        return DiffusionFeatures(load(folder / "model", pick_device(self.config.device)))
+        return section_features(load(folder / "model", pick_device(self.config.device)))
 
     def training_flops(self, chunk: int, masked: bool = True) -> float:
         "Operations of the training of a generator, or of the model of sections behind `backbone`."

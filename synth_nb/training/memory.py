@@ -26,12 +26,7 @@ from ..core.parameters import ParameterError, check_value
 def check_optimizer(kind: str):  # adam, adam8bit, adafactor or sgd
     "Refuse an optimiser that is not to be had here. Raises as `new_optimizer` does."
     check_value("optimizer", kind, choices=("adam", "adam8bit", "adafactor", "sgd"))
-    if kind != "adam8bit":
-        return
-    if not torch.cuda.is_available():
-        raise ParameterError("parameter `optimizer` adam8bit needs a GPU of Nvidia: take adam, "
-                             "or adafactor, which remembers as little")
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if kind == "adam8bit" and importlib.util.find_spec("bitsandbytes") is None:
         install = "pip install 'synth_nb[adam8bit]'"
         raise ImportError(f"`optimizer` adam8bit needs bitsandbytes: {install}")
 
