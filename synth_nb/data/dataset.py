@@ -499,12 +499,12 @@ def data_options(
 
     Raises `ParameterError` for values that no data could be opened with.
     """
-    given = dict(image_size=64, crop="none", val_fraction=0.0, intensity="auto", group_by="")
-    given |= {name: parameters[name] for name in given if name in parameters}
-    cropped_size(*parse_size(given["image_size"]), given["crop"])
-    choose_split(None, [], 0, given["val_fraction"])
-    parse_intensity(given["intensity"])
-    groups_in([], given["group_by"])
+    chosen = dict(image_size=64, crop="none", val_fraction=0.0, intensity="auto", group_by="")
+    chosen |= {name: parameters[name] for name in chosen if name in parameters}
+    cropped_size(*parse_size(chosen["image_size"]), chosen["crop"])
+    choose_split(None, [], 0, chosen["val_fraction"])
+    parse_intensity(chosen["intensity"])
+    groups_in([], chosen["group_by"])
     try:
         find_opener(parameters.get("dataset", "demo"))
     except OSError as error:
