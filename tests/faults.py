@@ -5,12 +5,15 @@
 
 A notebook's own cells run with small networks, as far as the model is saved. One run is left alone.
 Others are killed at moments drawn at random: after some time, at a step, in the middle of a file,
-before and after a renaming, between the two renamings of a folder; in the run and in the cache. Each
-goes on from what it finds until it is complete, and then has the tensors, tables and states of the
-one that was left alone, and no temporary file. `test_faults.py` does the same with few kills.
+before and after a renaming, between the two renamings of a folder; in the run and in the cache.
+Each goes on from what it finds until it is complete, and then has the tensors, tables and states of
+the one that was left alone, and no temporary file. `test_faults.py` has few kills, and the faults
+that a training tells of: a full disk, a signal, a batch of NaN, too little memory.
 """
 
 import argparse
+import atexit
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +28,8 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
+
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -74,82 +79,112 @@ def sources(notebook: str) -> list[str]:
 
 
 class Moments:
-    "Counts what may be interrupted, by name, and kills this process at one of them."
+    "Counts what may be interrupted, by name, and lets a fault come at one of them."
 
-    def __init__(self, name: str = "", number: int = 0, log: Path | None = None):
-        self.name, self.number, self.log, self.seen = name, number, log, Counter()
+    def __init__(self, name: str = "", number: int = 0, fault: str = "kill", log=None):
+        self.name, self.number, self.fault, self.log = name, number, fault, log
+        self.seen, self.clock = Counter(), time.time
+
+    def is_next(self, name: str) -> bool:
+        return (name, self.seen[name] + 1) == (self.name, self.number)
 
     def pass_by(self, name: str):
+        now = self.is_next(name)
         self.seen[name] += 1
         if self.log:
             with open(self.log, "a") as f:
                 f.write(f"{name}\n")
-        if (name, self.seen[name]) == (self.name, self.number):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if now and self.fault == "full disk":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if now:
+            number = signal.SIGKILL if self.fault == "kill" else getattr(signal, self.fault)
+            os.kill(os.getpid(), number)
+
+    def rename(self, do, source, target):
+        # a folder comes into place as `new`, away as `old`
+        name = Path(source if Path(source).name == "new" else target).name
+        name = re.sub(r"[0-9a-f]{16,}|\d+", "#", name)
+        self.pass_by(f"before the renaming of {name}")
+        result = do(source, target)
+        self.pass_by(f"after the renaming of {name}")
+        return result
+
+    def save(self, do, *args, **options):
+        result = do(*args, **options)
+        file = next(a for a in args if isinstance(a, (str, Path)))
+        name = f"in the middle of a {Path(file).suffix} file"
+        if self.is_next(name):
+            os.truncate(file, os.path.getsize(file) // 2)
+        self.pass_by(name)
+        return result
+
+    def step(self, do, trainer):
+        do(trainer)
+        self.pass_by("at a step")
+
+    def batches(self, do, batches, step):
+        found = do(batches, step)
+        if self.fault == "NaN" and step == self.number:
+            for batch, _ in found:
+                for name, value in batch.items():
+                    if torch.is_tensor(value) and value.is_floating_point():
+                        batch[name] = value * torch.nan
+        if self.fault == "memory" and step == self.number:
+            torch.empty(2**55)
+        return found
 
     def patches(self):
-        "Changes of what writes and of the training step."
+        "Changes of what writes, of the clock, and of the training step."
         import safetensors.torch
-        import torch
 
+        from synth_nb.training.batches import Batches
         from synth_nb.training.loop import Trainer
 
-        replace, rename, step = os.replace, Path.rename, Trainer.training_step
+        def replaced(owner, name, through):
+            before = getattr(owner, name)
+            return patch.object(owner, name, lambda *a, **k: through(before, *a, **k))
 
-        def renamed(do, source, target):
-            # a folder comes into place as `new`, away as `old`
-            name = Path(source if Path(source).name == "new" else target).name
-            name = re.sub(r"[0-9a-f]{16,}|\d+", "#", name)
-            self.pass_by(f"before the renaming of {name}")
-            result = do(source, target)
-            self.pass_by(f"after the renaming of {name}")
-            return result
-
-        def half(save, *args, **options):
-            result = save(*args, **options)
-            file = next(a for a in args if isinstance(a, (str, Path)))
-            kind = f"in the middle of a {Path(file).suffix} file"
-            if (kind, self.seen[kind] + 1) == (self.name, self.number):
-                os.truncate(file, os.path.getsize(file) // 2)
-            self.pass_by(kind)
-            return result
-
-        def training_step(trainer):
-            step(trainer)
-            self.pass_by("at a step")
-
-        saves = ((torch, "save"), (safetensors.torch, "save_file"))
-        return [patch("os.replace", lambda a, b: renamed(replace, a, b)),
-                patch.object(Path, "rename", lambda a, b: renamed(rename, a, b)),
-                patch.object(Trainer, "training_step", training_step),
-                *(patch.object(module, name, lambda *a, save=getattr(module, name), **k:
-                               half(save, *a, **k)) for module, name in saves)]  # fmt: skip
+        back = 86_400 * (self.fault == "clock")
+        return [replaced(os, "replace", self.rename), replaced(Path, "rename", self.rename),
+                replaced(torch, "save", self.save),
+                replaced(safetensors.torch, "save_file", self.save),
+                replaced(Trainer, "training_step", self.step),
+                replaced(Batches, "__call__", self.batches),
+                patch("time.time", lambda: self.clock() - back)]  # fmt: skip
 
 
 def run(notebook: str, values: dict, home: Path, moment: tuple, env: dict, log: Path | None = None):
-    "Run a notebook's cells in this process, which is one of its own; the target of `start`."
+    "Run a notebook's cells in this process, which is one of its own, and end as a script does."
     os.environ.update(env)
     os.environ.pop("IN_TEST", None)
-    out = os.open(home / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    out = os.open(home / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(out, number)
     os.chdir(ROOT)
-    import torch
-
     torch.set_num_threads(1)
+    try:
+        run_cells(notebook, values, Moments(*moment, log=log))
+    except BaseException as error:
+        sys.last_value = error
+        sys.excepthook(type(error), error, error.__traceback__)
+        atexit._run_exitfuncs()
+        sys.stderr.flush()
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def run_cells(notebook: str, values: dict, moments: Moments):
     space = dict(__name__="notebook")
     injected = "\n".join(f"{k} = {v!r}" for k, v in values.items())
     with ExitStack() as stack:
         for one in (patch("synth_nb.figures.plots.save_figure"),
-                    patch("synth_nb.training.loop.Trainer.print_cost"),
-                    *Moments(*moment, log=log).patches()):
+                    patch("synth_nb.training.loop.Trainer.print_cost"), *moments.patches()):
             stack.enter_context(one)
         for number, source in enumerate(sources(notebook)):
             exec(compile(source, f"{notebook}, cell {number}", "exec"), space)
-            if number == 0 or "check_parameters(" not in source and "lr: float" in source:
+            if number == 0:
                 exec(injected, space)
-    made = space["run"] if "run" in space else space["experiment"].run
-    made.finish()
+    opened = space["run"] if "run" in space else space["experiment"].run
+    opened.finish()
 
 
 class Training:
@@ -162,12 +197,12 @@ class Training:
         self.folder = home / "outputs" / notebook / "mine"
         home.mkdir(parents=True, exist_ok=True)
 
-    def start(self, moment: tuple = (), log: Path | None = None, target=run):
+    def start(self, moment: tuple = (), log: Path | None = None):
         "A process that runs the notebook."
         env = dict(SYNTH_NB_CACHE=str(self.home / "cache"), MPLBACKEND="agg", HF_HUB_OFFLINE="1",
                    SYNTH_NB_PROGRESS="", TMPDIR=str(self.home), OMP_NUM_THREADS="1")
         work = self.notebook, self.values, self.home, moment, env, log
-        process = processes().Process(target=target, args=work)
+        process = processes().Process(target=run, args=work)
         process.start()
         return process
 
@@ -175,9 +210,17 @@ class Training:
         return (self.home / "output").read_text(errors="replace")
 
     def finish(self):
-        process = self.start()
+        code = self.ends()
+        assert code == 0, f"{self.notebook}: {self.output()[-3000:]}"
+
+    def ends(self, moment: tuple = ()) -> int:
+        "Exit code of a start."
+        process = self.start(moment)
         process.join()
-        assert process.exitcode == 0, f"{self.notebook}: {self.output()[-3000:]}"
+        return process.exitcode
+
+    def status(self) -> str:
+        return json.loads((self.folder / "manifest.json").read_text())["status"]
 
     def leftovers(self) -> list[str]:
         from synth_nb.core.files import TEMPORARY
@@ -202,8 +245,6 @@ class Training:
 
 def state_digest(path: Path) -> str:
     "Content hash of all that a checkpoint holds, apart from the time it took."
-    import torch
-
     h = hashlib.sha1()
 
     def add(value):
@@ -249,11 +290,12 @@ class Victims:
         for name in list(self.moments):  # what `next` copies
             if "#.npy" in name or "#.npz" in name or "#.json" in name:
                 del self.moments[name]
-        self.kills, self.ended = Counter(), 0
+        self.kills, self.count, self.ended = Counter(), 0, 0
 
     def next(self) -> Training:
         "Another run; images are decoded and embedded, since nothing in that can be half done."
-        training = Training(self.notebook, self.home / f"killed {self.ended}")
+        self.count += 1
+        training = Training(self.notebook, self.home / f"killed {self.count}")
         for name in ("images", "embeddings"):
             there = self.alone.home / "cache" / name
             if there.is_dir():
@@ -265,18 +307,17 @@ class Victims:
         if left and self.random.random() < 0.75:  # every kind of moment in turn
             name = left.pop()
             number = self.random.randint(1, max(self.moments[name] // 3, 1))
-            process = training.start((name, number))
-            process.join()
+            code = training.ends((name, number))
         else:
             name = "after some time"
             process = training.start()
             process.join(self.random.uniform(0.2, 0.9) * self.seconds)
             process.kill()
             process.join()
-        if process.exitcode not in (0, -signal.SIGKILL):
-            raise AssertionError(f"{self.notebook}, {name}: {training.output()[-3000:]}")
-        self.kills[name] += process.exitcode != 0
-        return process.exitcode != 0
+            code = process.exitcode
+        assert code in (0, -signal.SIGKILL), f"{self.notebook}, {name}: {training.output()[-3000:]}"
+        self.kills[name] += code != 0
+        return code != 0
 
     def check(self, training: Training):
         "Let a run end, kill it while its model is exchanged for itself, and compare both times."
@@ -286,9 +327,7 @@ class Victims:
         self.compare(training)
         if (training.folder / "model").is_dir():
             name = "between two renamings of model"
-            process = training.start(("after the renaming of old", 1))
-            process.join()
-            self.kills[name] += process.exitcode == -signal.SIGKILL
+            self.kills[name] += training.ends(("after the renaming of old", 1)) == -signal.SIGKILL
             assert self.kills[name] and not (training.folder / "model").exists()
             training.finish()
             self.compare(training)
@@ -323,7 +362,8 @@ def main():
     words.add_argument("--kills", type=int, default=20, help="of each notebook")
     words.add_argument("--seed", type=int, default=0)
     args = words.parse_args()
-    print("| notebook | kills | runs | files compared | s | moments |\n|" + " --- |" * 6, flush=True)
+    print("| notebook | kills | runs | files compared | s | moments |", flush=True)
+    print("|" + " --- |" * 6, flush=True)
     for notebook in args.notebooks or SMALL:
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as home:
