@@ -21,6 +21,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
+import psutil
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -162,6 +164,7 @@ def run(notebook: str, values: dict, home: Path, moment: tuple, env: dict, log: 
         os.dup2(out, number)
     os.chdir(ROOT)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     try:
         run_cells(notebook, values, Moments(*moment, log=log))
     except BaseException as error:
@@ -197,14 +200,28 @@ class Training:
         self.folder = home / "outputs" / notebook / "mine"
         home.mkdir(parents=True, exist_ok=True)
 
+    def environment(self) -> dict[str, str]:
+        return dict(SYNTH_NB_CACHE=str(self.home / "cache"), MPLBACKEND="agg", HF_HUB_OFFLINE="1",
+                    SYNTH_NB_PROGRESS="", TMPDIR=str(self.home), OMP_NUM_THREADS="1")
+
     def start(self, moment: tuple = (), log: Path | None = None):
         "A process that runs the notebook."
-        env = dict(SYNTH_NB_CACHE=str(self.home / "cache"), MPLBACKEND="agg", HF_HUB_OFFLINE="1",
-                   SYNTH_NB_PROGRESS="", TMPDIR=str(self.home), OMP_NUM_THREADS="1")
-        work = self.notebook, self.values, self.home, moment, env, log
+        work = self.notebook, self.values, self.home, moment, self.environment(), log
         process = processes().Process(target=run, args=work)
         process.start()
         return process
+
+    def papermill(self) -> subprocess.Popen:
+        "The notebook under papermill, with all that comes after the training."
+        (self.home / "values.json").write_text(json.dumps(self.values))  # JSON is YAML, too
+        source, target = ROOT / "nbs" / f"{self.notebook}.ipynb", self.home / "out.ipynb"
+        command = [sys.executable, "-m", "papermill", source, target, "-f",
+                   self.home / "values.json"]  # fmt: skip
+        without = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+        env = without | self.environment() | dict(PYTHONPATH=str(ROOT))
+        with open(self.home / "output", "w") as output:
+            return subprocess.Popen(list(map(str, command)), stdout=output, stderr=output, env=env,
+                                    cwd=ROOT)  # fmt: skip
 
     def output(self) -> str:
         return (self.home / "output").read_text(errors="replace")
@@ -319,6 +336,25 @@ class Victims:
         self.kills[name] += code != 0
         return code != 0
 
+    def kill_papermill(self, kills: int):
+        "The notebook under papermill, killed with its kernel while it trains, and compared."
+        training, name = self.next(), "under papermill"
+        for _ in range(kills):
+            process, steps = training.papermill(), training.folder / "checkpoints" / "newest.pt"
+            while not steps.exists() and process.poll() is None:
+                time.sleep(0.1)
+            time.sleep(self.random.uniform(0, 2))
+            both = [psutil.Process(process.pid), *psutil.Process(process.pid).children(True)]
+            for one in both:
+                one.kill()
+            self.kills[name] += process.wait() == -signal.SIGKILL
+        assert training.papermill().wait() == 0, training.output()[-3000:]
+        found = training.result()
+        different = [k for k in self.wanted if self.wanted[k] != found.get(k)]
+        assert not different, f"{self.notebook}: {different} differ, see {training.home}"
+        shutil.rmtree(training.home)
+        self.ended += 1
+
     def check(self, training: Training):
         "Let a run end, kill it while its model is exchanged for itself, and compare both times."
         started = time.monotonic()
@@ -360,6 +396,7 @@ def main():
     words = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     words.add_argument("notebooks", nargs="*", help=f"of {', '.join(SMALL)}; none: all")
     words.add_argument("--kills", type=int, default=20, help="of each notebook")
+    words.add_argument("--papermill", type=int, default=0, help="kills under papermill, besides")
     words.add_argument("--seed", type=int, default=0)
     args = words.parse_args()
     print("| notebook | kills | runs | files compared | s | moments |", flush=True)
@@ -369,6 +406,8 @@ def main():
         with tempfile.TemporaryDirectory() as home:
             victims = Victims(notebook, Path(home), args.seed)
             victims.spend(args.kills)
+            if args.papermill:
+                victims.kill_papermill(args.papermill)
         moments = ", ".join(f"{name} {n}" for name, n in sorted(victims.kills.items()) if n)
         row = (notebook, victims.kills.total(), victims.ended, len(victims.wanted),
                round(time.monotonic() - started), moments)
