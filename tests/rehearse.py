@@ -18,6 +18,7 @@ of an A100's speed in bfloat16.
 import argparse
 import ast
 import contextlib
+import ctypes
 import gc
 import io
 import json
@@ -268,6 +269,13 @@ def narrow(small: bool):
             patch.dict(NETWORKS, documented=documented, middle=NETWORKS["small"]))
 
 
+def forget():
+    "Give memory back that nobody holds, as the end of a process would."
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc keeps the room of smaller tensors
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def rehearse(name: str, home: Path, small: bool) -> dict:
     "Run a profile in this process, interrupted once; returns what it took."
     import torch
@@ -280,7 +288,7 @@ def rehearse(name: str, home: Path, small: bool) -> dict:
     values = parameters(notebook, profile, small, home, defaults)
     networks(values, defaults, home, small)
     shutil.rmtree(home / "outputs" / notebook / values["run_name"], ignore_errors=True)
-    gc.collect()
+    forget()
     reset_peak(torch.device("cpu"))
     watch, start, text = Watch(), time.monotonic(), io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -289,7 +297,7 @@ def rehearse(name: str, home: Path, small: bool) -> dict:
         stack.enter_context(contextlib.redirect_stdout(text))
         with contextlib.suppress(KeyboardInterrupt):
             run_cells(notebook, cells, values)
-        gc.collect()
+        forget()
         space = run_cells(notebook, cells, values)
     run = space["run"] if "run" in space else space["experiment"].run
     manifest = json.loads((run.folder / "manifest.json").read_text())

@@ -519,6 +519,8 @@ class Trainer:
         self.losses.clear()
         for optimizer, saved in zip(self.optimizers.values(), state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            for memory in optimizer.state.values():  # still lies in the mapped file
+                memory |= {k: v.clone() for k, v in memory.items() if torch.is_tensor(v)}
         for phase, saved in zip(self.phases, state["schedulers"], strict=True):
             if phase.scheduler:
                 phase.scheduler.load_state_dict(saved)

@@ -6,15 +6,17 @@
 __all__ = []
 
 # %% ../../../nbs/library/data/readers/dicom.ipynb #96043e00
+import math
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ...core.files import digest
+from .budgets import as_image_error, check_entries, check_present, check_sides
 from .intensity import Intensity, Span, to_8_bits
 from .sources import ImageError
-from .stacks import Stack, as_image_error, check_sides
+from .stacks import Stack
 
 # %% ../../../nbs/library/data/readers/dicom.ipynb #48652695
 def _window(
@@ -152,6 +154,14 @@ def _patient_group(header) -> str | None:
             return f"{'patient' if name == 'PatientID' else 'study'}-{digest(name, value)[:16]}"
     return None
 
+# %% ../../../nbs/library/data/readers/dicom.ipynb #367e1a38
+def _least_bytes(header) -> int:  # pydicom `Dataset`
+    "What a frame of such a file needs: half of its pixels, or what the best compression leaves."
+    sides = [int(header.get(name) or 1) for name in ("Rows", "Columns", "SamplesPerPixel")]
+    pixels = math.prod(sides) * int(header.get("BitsAllocated") or 8) // 8
+    packed = header.file_meta.TransferSyntaxUID.is_compressed
+    return max(8, pixels // (2**13 if packed else 2))
+
 # %% ../../../nbs/library/data/readers/dicom.ipynb #7a08fba4
 def dicom_stack(path: Path, intensity: Intensity | None = None) -> Stack:
     "Open a DICOM file. Raises `ImageError`, and `ImportError` without pydicom."
@@ -160,13 +170,17 @@ def dicom_stack(path: Path, intensity: Intensity | None = None) -> Stack:
         from pydicom.errors import InvalidDicomError
     except ImportError:
         raise ImportError("reading DICOM needs pydicom: pip install 'synth_nb[dicom]'") from None
-    wanted = ["NumberOfFrames", "PatientID", "StudyInstanceUID"]
+    wanted = ["NumberOfFrames", "PatientID", "StudyInstanceUID", "Rows", "Columns", "BitsAllocated",
+              "SamplesPerPixel"]
     with as_image_error():
         try:
             header = dcmread(path, stop_before_pixels=True, specific_tags=wanted)
         except InvalidDicomError:
             raise ImageError("not a DICOM file") from None
         n = int(header.get("NumberOfFrames") or 1)
+        check_entries(n, "frames")
+        if n > 1:
+            check_present(n * _least_bytes(header), path.stat().st_size)
     group = _patient_group(header)
     return Stack(n, lambda i: _read_frame(path, i, intensity),
                  groups=[group] * n if group else None, scan=lambda: _spans(path, n))
@@ -175,6 +189,8 @@ def dicom_stack(path: Path, intensity: Intensity | None = None) -> Stack:
 def is_dicom(path: Path) -> bool:
     "Whether a file says that it is DICOM, whatever it is called."
     try:
+        if not path.is_file():  # a pipe would wait for ever
+            return False
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:

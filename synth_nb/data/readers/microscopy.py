@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #653b9895
+from .budgets import check_chain
 from synth_nb.data.readers.sources import (
-    EXTENSIONS, GAP, DataError, ImageError, Source, how_to_get, is_ignored, mask_values, reason,
-    to_mode)
+    EXTENSIONS, GAP, DataError, ImageError, Source, how_to_get, is_ignored, known_formats,
+    mask_values, reason, to_mode)
 from .intensity import Intensity, span_of
 from ...core.files import resolve, display_path
 from ...core.parameters import ParameterError
@@ -49,7 +50,9 @@ def page_sizes(path: Path) -> list[tuple[int, int]]:
     # an image file → height, width of every page, pixels
     "Sizes of a file's pages, from its header. Raises `ImageError`."
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with open(path, "rb") as file:
+            check_chain(file)
+        with warnings.catch_warnings(), Image.open(path, formats=known_formats()) as image:
             warnings.simplefilter("ignore")  # Pillow on odd metadata
             sizes = []
             for page in range(getattr(image, "n_frames", 1)):
@@ -127,13 +130,19 @@ class PageReader:
 
     def __init__(self, convert, keep: int = 4):
         self.convert, self.keep = convert, keep  # of a PIL image; pages to keep
-        self.lock, self.pages = threading.Lock(), OrderedDict()
+        self.lock, self.pages, self.failed = threading.Lock(), OrderedDict(), {}
         self.path, self.image = None, None
 
     def __call__(self, path: Path, page: int) -> np.ndarray:  # raises `ImageError`
         with self.lock:
+            if (path, page) in self.failed:  # a section has many chunks
+                raise ImageError(self.failed[path, page])
             if (path, page) not in self.pages:
-                self.pages[path, page] = self.read(path, page)
+                try:
+                    self.pages[path, page] = self.read(path, page)
+                except ImageError as e:
+                    self.failed[path, page] = str(e)
+                    raise
             self.pages.move_to_end((path, page))
             while len(self.pages) > self.keep:
                 self.pages.popitem(last=False)
@@ -143,10 +152,10 @@ class PageReader:
         try:
             if self.path != path:
                 self.close()
-                self.image, self.path = Image.open(path), path
+                self.image, self.path = Image.open(path, formats=known_formats()), path
             self.image.seek(page)
             return self.convert(self.image)
-        except (MemoryError, ImageError):
+        except ImageError:
             raise
         except Exception as e:
             self.close()  # the next page may be sound, but not this state
@@ -375,5 +384,5 @@ def chunk_source(
                   [volumes[c.volume].name for c in chosen],
                   fetch(volumes, reader),
                   [c.split for c in chosen] if alone else None,
-                  np.array([(c.y, c.x) for c in chosen]), skipped,
+                  np.array([(c.y, c.x) for c in chosen]), np.full(len(chosen), chunk), skipped,
                   fetch(masks, PageReader(mask_pixels)) if masks else None, about)

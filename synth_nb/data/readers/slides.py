@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #f7d4a8d2
+from .budgets import as_image_error
 from .sources import (
     EXTENSIONS, DataError, ImageError, Source, existing_folder, is_ignored)
 from .layout import split_and_class
@@ -195,6 +196,10 @@ class SlideTiles:
     chosen: np.ndarray  # (N, 2) int: row, column
     fractions: np.ndarray  # (N,) of tissue
 
+    @property
+    def side(self) -> float:  # of a tile, pixels of level 0
+        return self.grid.side * self.grid.downsample
+
     def positions(self) -> np.ndarray:  # (N, 2) int: y, x, pixels of level 0
         corners = [self.grid.corner(row, column) for row, column in self.chosen.tolist()]
         return np.array(corners, int).reshape(-1, 2)
@@ -210,6 +215,7 @@ def find_tiles(
 ) -> SlideTiles:
     "Find the tiles of a slide. Raises `ImageError` for a bad slide, `DataError` without `mpp`."
     with open_slide(path) as slide:
+        _check_pixels(slide.dimensions, path)
         grid = new_grid(slide, slide_mpp(slide, name, mpp_of_slide), tile, mpp)
         try:
             fractions = tissue_fractions(slide, grid)
@@ -217,6 +223,15 @@ def find_tiles(
             raise ImageError(f"damaged: {str(e).splitlines()[0]}") from None
     chosen = np.argwhere(fractions >= tissue)
     return SlideTiles(path, grid, chosen, fractions[tuple(chosen.T)])
+
+
+def _check_pixels(dimensions: tuple[int, int], path: Path):  # width, height of level 0
+    "Raise `ImageError` for more pixels than a file can hold; several files make one .mrxs or .vms."
+    alone = path.suffix.lower() not in (".mrxs", ".vms", ".vmu")
+    most = max(2**32, 1000 * path.stat().st_size) if alone else 2**38
+    if dimensions[0] * dimensions[1] > most:
+        raise ImageError(f"{dimensions[1]}x{dimensions[0]} pixels, more than the {most:,} that a "
+                         "file of this size may have")
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #a220849a
 def check_tiling(tile: int, mpp: float, tissue: float, mpp_of_slide: float | None):
@@ -247,7 +262,8 @@ def find_all_tiles(
     def one(item):
         name, size = item
         try:
-            found = find_tiles(slides[name], name, size, *options)
+            with as_image_error():
+                found = find_tiles(slides[name], name, size, *options)
         except ImageError as e:
             return str(e)
         return found if len(found.chosen) else "no tissue"
@@ -354,6 +370,7 @@ def tiles_source(
     tiles = [(p, k) for p, plan in enumerate(plans.values()) for k in range(len(plan.chosen))]
     slides = [slide for (slide, _), plan in plans.items() for _ in plan.chosen]
     positions = np.concatenate([plan.positions() for plan in plans.values()])
+    sides = np.array([int(p.side) for p in plans.values() for _ in p.chosen])
     names = [head for key, head in heads.items() for _ in plans[key].chosen]
     keys = [f"{head}/y{y:06}-x{x:06}" for head, (y, x) in zip(names, positions, strict=True)]
     classes = [folders[slide][1] or default_class for slide in slides]
@@ -362,10 +379,10 @@ def tiles_source(
     grids = {head: plans[key].grid for key, head in heads.items()}
     about = dict(tile=sizes if len(sizes) > 1 else sizes[0], positions="y, x in pixels of level 0",
                  mpp={head: round(grid.mpp, 4) for head, grid in grids.items()},
-                 side_of_tile={h: round(g.side * g.downsample, 2) for h, g in grids.items()})
+                 side_of_tile={head: round(plans[key].side, 2) for key, head in heads.items()})
     return Source(name, keys, known, [known.index(c) for c in classes], slides,
                   tile_reader(list(plans.values()), tiles), splits if any(splits) else None,
-                  positions, skipped, about=about)
+                  positions, sides, skipped, about=about)
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #6b598354
 def tile_blocks(plan: SlideTiles, reach: int = 1024) -> Iterator[list[int]]:

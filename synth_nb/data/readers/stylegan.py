@@ -9,12 +9,9 @@ __all__ = ['stylegan_labels']
 import re
 import threading
 from collections.abc import Callable
-from io import BytesIO
-
-from PIL import Image
 
 from .labels import parse_json
-from .sources import DataError, ImageError
+from .sources import DataError, ImageError, open_lazily
 
 # %% ../../../nbs/library/data/readers/stylegan.ipynb #1e553355
 def check_label(row, archive: str) -> tuple[str, str]:
@@ -64,7 +61,7 @@ class SameSizeReader:
     def __call__(self, i: int) -> bytes:
         content = self.read(i)
         try:
-            width, height = Image.open(BytesIO(content)).size
+            width, height = open_lazily(content).size
         except Exception:  # who decodes it says what is wrong
             return content
         here = self.keys[i], f"{width}x{height}"
