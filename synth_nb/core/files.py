@@ -195,6 +195,8 @@ def read_json(
     "The object in a file of JSON. Raises `ValueError` with the file's name for anything else."
     path = resolve(path)
     try:
+        if (size := path.stat().st_size) > 2**26:
+            raise ValueError(f"it has {size:,} bytes, more than {2**26:,}")
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else error

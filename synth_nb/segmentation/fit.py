@@ -21,8 +21,10 @@ from torch import Tensor
 # %% ../../nbs/library/segmentation/fit.ipynb #64245029
 from ..data.affine import lookup_grid, rotation, warp
 from ..data.loader import SYMMETRIES, view
+from ..core.files import read_json
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng, thread_generator
+from ..core.weights import fitted
 from .networks import ResidualUNet, total_loss
 from .predict import choose_threshold, counts_by_threshold, predict_sections
 from ..training.loop import Phase, Trainer, TrainingConfig
@@ -235,9 +237,9 @@ def load(
     device: torch.device | str = "cpu",
 ) -> Segmenter:
     "A saved segmenter."
-    about = json.loads((Path(folder) / "segmenter.json").read_text())
-    net = ResidualUNet(about["channels"], tuple(about["widths"]))
-    net.load_state_dict(load_file(Path(folder) / "unet.safetensors"))
+    about = read_json(Path(folder) / "segmenter.json")
+    net = fitted(lambda: ResidualUNet(about["channels"], tuple(about["widths"])),
+                 load_file(Path(folder) / "unet.safetensors"), folder)
     net.to(device).eval().requires_grad_(False)
     return Segmenter(net, about["threshold"], about["tile"])
 
