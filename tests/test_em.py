@@ -123,7 +123,7 @@ def test_sides_that_a_network_cannot_halve(tmp_path):
     images = np.zeros((4, 1, 100, 60), np.uint8)
     masks = np.zeros_like(images)
     masks[:, :, 5:20, 5:20] = 1
-    with pytest.raises(ParameterError, match="multiples of 8, got 100x60 pixels: give a `crop`"):
+    with pytest.raises(ParameterError, match="multiples of 8, got 100x60 pixels: give a `chunk`"):
         fit_segmenter(tmp_path, Pairs(images, masks), (images, masks), 2, device="cpu")
     assert Pairs(images, masks, crop_for(100, (100, 60), 8))[[0, 1]]["image"].shape[2:] == (56, 56)
 

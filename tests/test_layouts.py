@@ -574,6 +574,62 @@ def test_a_parameter_that_is_none(tmp_path):
         open_dataset("demo", intensity="dtype")
 
 
+def png_of_16_bits(pixels):
+    "A PNG of colours, which Pillow writes with 8 bits alone."
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data)
+        return len(data).to_bytes(4, "big") + kind + data + check.to_bytes(4, "big")
+
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    form = bytes([16, {3: 2, 4: 6}[channels], 0, 0, 0])
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + form
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def tiff_of_16_bits(pixels, **options):
+    from tifffile import imwrite
+
+    imwrite(file := io.BytesIO(), pixels, photometric="rgb", **options)
+    return file.getvalue()
+
+
+COLOURS = {
+    "png": png_of_16_bits,
+    "png with alpha": lambda a: png_of_16_bits(np.dstack([a, a[..., :1] * 0 + 65535])),
+    "tif": tiff_of_16_bits,
+    "tif packed": lambda a: tiff_of_16_bits(a, compression="zlib"),
+    "tif of another order": lambda a: tiff_of_16_bits(a, byteorder=">"),
+}
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+@pytest.mark.parametrize("kind", COLOURS)
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_colours_of_more_than_8_bits(tmp_path, kind, form, bits):
+    colours = [texture(i).astype(np.uint16) * 2 ** (bits - 8) for i in range(8)]
+    files = {f"{i}.{kind[:3]}": COLOURS[kind](c) for i, c in enumerate(colours)}
+    ds, messages = opened(write(tmp_path, files, form))
+    truth = np.stack([texture(i) for i in range(8)]).transpose(0, 3, 1, 2)
+    assert abs(ds.images.astype(int) - truth).max() <= 1 and not messages
+    if bits < 16:
+        assert f"0 … {2**bits - 1}" in ds.describe()["about"]["intensity"]
+        assert abs(opened(write(tmp_path, files, form), channels=1)[0].images.max() - 200) < 56
+    assert "nearly black" not in audit(find_source(write(tmp_path, files, form))).card()
+
+
+def test_pages_of_deep_colours(tmp_path):
+    from tifffile import imwrite
+
+    pages = np.stack([texture(i).astype(np.uint16) * 16 for i in range(10)])
+    imwrite(tmp_path / "x.tif", pages, photometric="rgb")
+    ds, _ = opened(tmp_path / "x.tif")
+    assert abs(ds.images[3].astype(int) - texture(3).transpose(2, 0, 1)).max() <= 1
+    np.save(tmp_path / "y.npy", pages)
+    assert (opened(tmp_path / "y.npy")[0].images[:5] == ds.images[:5]).all()
+
+
 # --- 6. files that are not read
 
 
@@ -1181,3 +1237,52 @@ def test_a_list_with_columns_between_spaces(tmp_path):
     lines += [f"{b}_{i} {k} 1" for k, b in enumerate(("Abyssinian", "beagle")) for i in FOUR]
     ds, _ = opened(write(tmp_path, files | {"annotations/list.txt": "\n".join(lines).encode()}))
     assert ds.labels.tolist() == [0] * 4 + [1] * 4
+
+
+# --- tables of images on disk
+
+
+def of_rows(n, label="label", values=("a", "b")):
+    cells = [dict(bytes=photo(i), path=f"{i}.png") for i in range(n)]
+    return dict(image=cells) | ({label: [values[i % 2] for i in range(n)]} if label else {})
+
+
+@pytest.mark.parametrize("values", [("a", "b"), (3, 11)])
+@pytest.mark.parametrize(
+    "name", ["data/{part}-00000-of-00001.parquet", "default/{part}/0000.parquet"]
+)
+def test_tables_of_another_program(tmp_path, name, values):
+    pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import parquet
+
+    for part, n in dict(train=8, test=4).items():
+        path = tmp_path / "set" / name.format(part=part)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pyarrow.table(of_rows(n, values=values)), path)
+    (tmp_path / "set/README.md").write_text("x")
+    ds, messages = opened(tmp_path / "set")
+    assert ds.classes == [str(v) for v in values] and not messages
+    assert counts(ds)["test"] == dict.fromkeys(ds.classes, 2) and len(ds) == 12
+    assert (ds.images[0] == texture(0).transpose(2, 0, 1)).all()
+
+
+def test_tables_that_name_no_class(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict(of_rows(8, "grading"))
+    table.to_parquet(tmp_path / "x.parquet")
+    ds, [message] = opened(tmp_path)
+    assert len(ds) == 8 and "none of the columns grading is taken for the class" in message
+    datasets.DatasetDict(train=table, test=table).save_to_disk(tmp_path / "saved")
+    ds, _ = opened(tmp_path / "saved")
+    assert counts(ds) == {"train": {"saved": 8}, "test": {"saved": 8}}
+
+
+def test_tables_without_images(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict(dict(text=["a", "b"])).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="no column of images; its columns are text"):
+        open_dataset(tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match=r"tables in .* cannot be read"):
+        open_dataset(tmp_path)

@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from .objective import new_scheduler
 from .pretrained import condition_width, merged
 from ..core.devices import quiet_logging
-from ..core.files import display_path
+from ..core.files import display_path, read_json
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
 
@@ -79,8 +79,8 @@ def check_folder(folder: Path):  # of a pipeline
         raise FileNotFoundError(
             f"{display_path(folder)} is no saved pipeline: it has no model_index.json"
         )
-    listed = json.loads(index.read_text(encoding="utf-8"))
-    parts = [k for k, v in listed.items() if isinstance(v, list) and v[0]]
+    listed = read_json(index)
+    parts = [k for k, v in listed.items() if isinstance(v, list) and v and v[0]]
     plain = ("scheduler", "tokenizer", "feature_extractor")
     for part in parts:
         files = {p.suffix for p in (folder / part).glob("*")}
@@ -158,4 +158,4 @@ def load_parts(
                 f"{display_path(folder)} lacks {file.name}: it is a pipeline, but not "
                 "a model of this project; load it with diffusers"
             )
-    return pipeline, load_file(tensors), json.loads(settings.read_text())
+    return pipeline, load_file(tensors), read_json(settings)

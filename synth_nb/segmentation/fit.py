@@ -21,8 +21,10 @@ from torch import Tensor
 # %% ../../nbs/library/segmentation/fit.ipynb #64245029
 from ..data.affine import lookup_grid, rotation, warp
 from ..data.loader import SYMMETRIES, view
+from ..core.files import read_json
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng, thread_generator
+from ..core.weights import fitted
 from .networks import ResidualUNet, total_loss
 from .predict import choose_threshold, counts_by_threshold, predict_sections
 from ..training.loop import Phase, Trainer, TrainingConfig
@@ -105,7 +107,7 @@ class Pairs:
         if self.views > 2 and len(set(self.size)) > 1:
             raise ParameterError(
                 f"parameter `symmetry` {symmetry} turns squares, got {self.size[0]}x"
-                f"{self.size[1]} pixels: take 2, or a `crop` that fits"
+                f"{self.size[1]} pixels: take flip, or a `chunk` that fits"
             )
         self.weights = None if weights is None else torch.as_tensor(weights).double()
         self.keys = keys or [str(i) for i in range(len(images))]
@@ -147,7 +149,7 @@ def crop_for(
         return 0
     fits = min(crop, *size) // multiple * multiple
     if fits < 1:
-        raise ParameterError(f"parameter `crop` must be at least {multiple} pixels, got {crop} "
+        raise ParameterError(f"parameter `chunk` must be at least {multiple} pixels, got {crop} "
                              f"of sections of {size[0]}x{size[1]}")
     return fits
 
@@ -193,7 +195,7 @@ def new_training(
     if any(side % net.multiple for side in data.size):
         raise ParameterError(f"a network of {len(net.down)} levels learns from sides that are "
                              f"multiples of {net.multiple}, got {data.size[0]}x{data.size[1]} "
-                             "pixels: give a `crop` or `chunk` that is one")
+                             "pixels: give a `chunk` that is one")
     steps = plan.epochs * plan.steps_per_epoch(len(data))
     chosen = new_optimizer(net.parameters(), optimizer, lr, fused=True)
     rate = warmup(chosen, min(50, steps // 10), steps)
@@ -235,9 +237,9 @@ def load(
     device: torch.device | str = "cpu",
 ) -> Segmenter:
     "A saved segmenter."
-    about = json.loads((Path(folder) / "segmenter.json").read_text())
-    net = ResidualUNet(about["channels"], tuple(about["widths"]))
-    net.load_state_dict(load_file(Path(folder) / "unet.safetensors"))
+    about = read_json(Path(folder) / "segmenter.json")
+    net = fitted(lambda: ResidualUNet(about["channels"], tuple(about["widths"])),
+                 load_file(Path(folder) / "unet.safetensors"), folder)
     net.to(device).eval().requires_grad_(False)
     return Segmenter(net, about["threshold"], about["tile"])
 

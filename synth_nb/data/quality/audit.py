@@ -53,7 +53,7 @@ def _examine(
     "Measure one image at its original size. Raises `ImageError` with the reason."
     try:
         mode, form = _stored_as(content)
-        image = to_mode(open_image(content), 3, limits)
+        image = to_mode(open_image(content, limits), 3, limits)
     except MemoryError:
         raise
     except Exception as e:
@@ -290,7 +290,7 @@ def _framed_image(
     limits: tuple[float, float] | None = None,  # of stored values, as `to_mode` takes them
 ) -> np.ndarray:  # (3, side, side) uint8, on white
     "One image as a figure shows it."
-    image = to_mode(open_image(content), 3, limits)
+    image = to_mode(open_image(content, limits), 3, limits)
     factor = side / max(image.size)
     size = [max(1, round(s * factor)) for s in image.size]
     how = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
