@@ -15,6 +15,7 @@ from synth_nb.stylegan2.config import ORIGINAL_PARAMETERS
 from synth_nb.tools.grid import check_values, declared_parameters, head_of
 from synth_nb.training.loop import Trainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers'
 NOTEBOOKS = Path(__file__).parent.parent / "nbs"
 STORIES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 ODD = (-1, 0, 0.5, 1e9, math.nan, math.inf, None, True, [], [[]], [None], {},

@@ -11,6 +11,7 @@ from synth_nb.core.parameters import ParameterError
 from synth_nb.stylegan2.config import ORIGINAL_ANSWERS, answer_original
 from synth_nb.tools.grid import check_values
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers'
 NOTEBOOKS = Path(__file__).parent.parent / "nbs"
 FILES = sorted((NOTEBOOKS / "params").glob("*.yaml"))
 
