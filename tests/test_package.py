@@ -29,7 +29,8 @@ SUFFIX = "_requirements"
 # modules for which an extra is installed: what they import at their top may be the extra's
 ITS_EXTRA = {"engine": "notebooks", "story": "notebooks", "grid": "grid", "pages": "docs"}
 # by the extra dev, so nothing here knows whose they are
-NOT_INSTALLED = {"umap": "umap-learn", "nibabel": "nibabel", "pillow_heif": "pillow-heif"}
+NOT_INSTALLED = {"umap": "umap-learn", "nibabel": "nibabel", "pillow_heif": "pillow-heif",
+                 "opacus": "opacus"}
 
 
 def settings() -> dict[str, str]:
