@@ -3,17 +3,24 @@
 import io
 import json
 import os
+import shutil
 import signal
 import struct
+import subprocess
+import sys
 import tarfile
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from synth_nb.core.runs import load_model, read_manifest
 from synth_nb.data import DataError, open_dataset
+from synth_nb.data.readers import budgets, slides, stacks
+from synth_nb.segmentation import fit
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 20, 3), dtype=np.uint8)
 
@@ -268,6 +275,117 @@ def test_pipes_devices_and_links_in_a_folder(tmp_path):
         with limited(20), pytest.raises(DataError, match="cannot be read: not a file"):
             opened(folder)
         (folder / name).unlink()
+
+
+@pytest.fixture(scope="module")
+def bills(tmp_path_factory):
+    "What each case of bills.py took."
+    folder = tmp_path_factory.mktemp("bills")
+    script = [sys.executable, str(Path(__file__).with_name("bills.py")), str(folder)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=1200, check=True)
+    shutil.rmtree(folder)  # half a gigabyte
+    return {row["case"]: row for row in map(json.loads, done.stdout.splitlines())}
+
+
+BILLS = {  # case → what is said of it, megabytes at most
+    "a pickle of doubling lists": ("more than 10,000 values", 50),
+    "a pickle that holds itself": ("or each other", 50),
+    "a pickle with a far memo": ("puts a thing number 2,147,483,647 aside", 50),
+    "a pickle of empty lists": ("more than 2,000,000 steps", 50),
+    "a pickle that repeats its bytes": ("bytes are to be made of it", 50),
+    "a pickle with a tensor of stride 0": ("a tensor of 805,306,368 numbers that has 1", 50),
+    "exported weights of stride 0": ("declares 3,221,225,472 bytes, and has 4", 50),
+    "exported weights in a zip that grows": ("it declares 838,", 50),
+    "a segmenter of width 20,000": ("model is damaged: `down.0.first.weight` is", 100),
+    "a segmenter of 100,000 levels": ("`widths` has 100,000 entries", 100),
+    "2 GiB of labels for 4 images": ("`labels` has 2,147,483,776 bytes, more than", 100),
+    "200 MiB of dataset.json": ("dataset.json has 21", 300),
+    "DICOM of 100,000 frames": ("a.dcm: declares 12,800,000 bytes, and has", 100),
+    "DICOM of 2^31 frames": ("a.dcm: 2,147,483,648 frames, where 1 to 4,194,304 are", 100),
+    "a zip that grows": ("1.7 GB or more from 1.6 MB, beyond 200 to 1", 50),
+    "a table in a zip that grows": ("dataset.json has 188,743,681 bytes, more than", 600),
+    "an image of a terabyte": ("huge.png: too large: 1,099,511,627,776 bytes", 50),
+    "an array of 10^7 pages": ("huge.npy: 10,000,000 pages, where 1 to 4,194,304 are", 100),
+    "HDF5 of 10^9 pages, and one outside of its file": (
+        "1,000,000,000 pages, where 1 to 4,194,304 are read; outside.h5: the array /x lies", 100),
+}
+
+
+@pytest.mark.parametrize("case", BILLS)
+def test_a_small_file_has_a_small_bill(bills, case):
+    row, (words, megabytes) = bills[case], BILLS[case]
+    assert words in row["said"] and "\n" not in row["said"], row["said"]
+    assert row["error"] in ("", "DataError", "CheckpointError", "ValueError")
+    assert row["megabytes"] < megabytes and row["seconds"] < 20, row
+
+
+def test_honest_data_of_any_size_passes(tmp_path):
+    budgets.check_entries(1_280_000, "members")  # ImageNet
+    budgets.check_table(60 * 700_000, 700_000, "dataset.json")
+    with open(tmp_path / "epfl.tif", "wb") as file:  # 2 GB and more, the pages' directories first
+        size, pages, tags = 2048 * 1536, 1065, 7
+        step = 2 + 12 * tags + 4
+        file.write(b"II*\0" + struct.pack("<I", 8))
+        for page in range(pages):
+            strip = 8 + pages * step + page * size
+            rows = ((256, 2048), (257, 1536), (258, 8), (259, 1), (262, 1), (273, strip),
+                    (279, size))
+            after = 8 + (page + 1) * step if page < pages - 1 else 0
+            file.write(struct.pack("<H", tags) + b"".join(
+                struct.pack("<HHII", tag, 4, 1, value) for tag, value in rows)
+                + struct.pack("<I", after))
+        file.truncate(8 + pages * (step + size))
+    stack = stacks.tiff_stack(tmp_path / "epfl.tif")
+    assert stack.pages == pages and stack.page(pages - 1).shape == (1536, 2048)
+    with open(tmp_path / "eight.npy", "wb") as file:  # GB
+        shape = dict(descr="|u1", fortran_order=False, shape=(2_000_000, 64, 64))
+        np.lib.format.write_array_header_1_0(file, shape)
+        file.truncate(file.tell() + 2_000_000 * 64 * 64)
+    stack = stacks.npy_stack(tmp_path / "eight.npy")
+    assert stack.pages == 2_000_000 and stack.page(1_999_999).shape == (64, 64)
+    with open(tmp_path / "slide.svs", "wb") as file:
+        file.truncate(50_000_000)
+    slides._check_pixels((200_000, 100_000), tmp_path / "slide.svs")
+    slides._check_pixels((40_000, 40_000), Path(__file__))
+
+
+def test_a_slide_that_no_file_could_hold(tmp_path):
+    (tmp_path / "slide.svs").write_bytes(bytes(1000))
+    with pytest.raises(DataError, match=r"1000000x1000000 pixels, more than the 4,294,967,296"):
+        slides._check_pixels((10**6, 10**6), tmp_path / "slide.svs")
+
+
+def a_run(folder, loader="synth_nb.segmentation.fit:load", **changes):
+    (model := folder / "model").mkdir(parents=True)
+    fit.save(fit.Segmenter(fit.ResidualUNet(widths=(4, 8))), model)
+    (folder / "manifest.json").write_text(json.dumps(dict(loader=loader) | changes))
+    return model
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 300, 5000])
+def test_a_cut_model_is_one_of_two_errors(tmp_path, size):
+    path = a_run(tmp_path / "run") / "unet.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match="model") as error:
+        load_model(tmp_path / "run", "cpu")
+    assert "\n" not in str(error.value) and type(error.value) is ValueError
+
+
+@pytest.mark.parametrize("text", [
+    "", "[1]", "[" * 50_000, "{}", '{"channels": "a", "widths": 3}',
+    '{"channels": 1, "widths": []}', '{"channels": -1, "widths": [4]}'])
+def test_a_damaged_configuration_is_one_of_two_errors(tmp_path, text):
+    (a_run(tmp_path / "run") / "segmenter.json").write_text(text)
+    with pytest.raises(ValueError, match="model") as error:
+        load_model(tmp_path / "run", "cpu")
+    assert "\n" not in str(error.value) and type(error.value) is ValueError
+
+
+@pytest.mark.parametrize("parameters", [dict(symmetry=5), dict(symmetry=[1]), dict(mode=[1]),
+                                        dict(prediction_type=["v"]), dict(eval_embedders={})])
+def test_odd_parameters_of_a_manifest_are_read(tmp_path, parameters):
+    (tmp_path / "manifest.json").write_text(json.dumps(dict(parameters=parameters)))
+    assert read_manifest(tmp_path)["parameters"]
 
 
 class limited:

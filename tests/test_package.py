@@ -27,7 +27,8 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(nbglob(ROOT / "nbs", as_path=True))
 SUFFIX = "_requirements"
 # modules for which an extra is installed: what they import at their top may be the extra's
-ITS_EXTRA = {"engine": "notebooks", "story": "notebooks", "grid": "grid", "pages": "docs"}
+ITS_EXTRA = {"engine": "notebooks", "entry": "notebooks", "story": "notebooks", "grid": "grid",
+             "pages": "docs"}
 # by the extra dev, so nothing here knows whose they are
 NOT_INSTALLED = {"umap": "umap-learn", "nibabel": "nibabel", "pillow_heif": "pillow-heif",
                  "opacus": "opacus"}
@@ -45,6 +46,21 @@ def run(*arguments, folder: Path, library: Path = ROOT) -> subprocess.CompletedP
     surroundings = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True)
+
+
+# ---- papermill's entry point ----
+
+
+@pytest.mark.parametrize("first", ["synth_nb.tools.engine", "papermill.execute"])
+def test_the_engine_may_be_imported_before_papermill_and_after(first, tmp_path):
+    "papermill loads the entry point while it is imported; the library must be installed anew."
+    program = (f"import {first}, sys; early = 'synth_nb.tools.engine' in sys.modules; "
+               "from papermill.engines import papermill_engines as p; "
+               "print(early, p.get_engine('synth_nb').execute_notebook.__self__.__name__, "
+               "p.get_engine(None).execute_notebook.__self__.__name__)")
+    done = run("-c", program, folder=tmp_path)
+    early = first == "synth_nb.tools.engine"
+    assert done.stdout.split() == [str(early), "SynthEngine", "DefaultEngine"], done.stderr
 
 
 # ---- the wheel ----

@@ -151,15 +151,22 @@ def cache_entry(
     path: Path,  # of a file, or of a folder
     *others: Path,  # files that belong to it
 ):  # yields whether it must be made, with checksums
-    "Lock an entry of the cache where it is missing or damaged."
+    "Lock an entry of the cache where it is missing or damaged. Raises `OSError` if it cannot be."
     def wrong():
         return next(filter(None, (damage(p, required=True) for p in (path, *others))), "")
 
     if not wrong():
         yield False
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        why = f"the cache cannot be written in {display_path(path.parent)} ({error.strerror})"
+        raise OSError(f"{why}; set SYNTH_NB_CACHE") from None
+    with lock:
+        lock.release()  # `with` has it once more
         tidy(path)
         why = wrong()
         if why and path.exists():
@@ -195,6 +202,8 @@ def read_json(
     "The object in a file of JSON. Raises `ValueError` with the file's name for anything else."
     path = resolve(path)
     try:
+        if (size := path.stat().st_size) > 2**26:
+            raise ValueError(f"it has {size:,} bytes, more than {2**26:,}")
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else error

@@ -30,6 +30,7 @@ from .parameters import RENAMED_PARAMETERS, ParameterError
 from .progress import board, in_kernel
 from .seeding import derive_seed
 from .stops import end_in_order
+from .weights import check_configurations
 
 # %% ../../nbs/library/core/runs.ipynb #2d5611bb
 def now() -> str:  # ISO 8601, UTC, seconds
@@ -126,8 +127,8 @@ def _of_today(name: str, value) -> tuple[str, object]:
     if name == "mode" and value == "masks":
         value = "mask_conditioned"
     if name == "symmetry" and isinstance(value, int):  # the number of views
-        value = {0: "auto", 1: "none", 2: "flip", 8: "dihedral"}[value]
-    if name == "prediction_type":
+        value = {0: "auto", 1: "none", 2: "flip", 8: "dihedral"}.get(value, value)
+    if name == "prediction_type" and isinstance(value, str):
         value = {"v": "v_prediction", "flow": "flow_prediction"}.get(value, value)
     return name, value
 
@@ -392,6 +393,21 @@ def load_model(
         remedy = "copy it again, or remove its checksums.json if you changed it yourself"
         raise ValueError(f"{display_path(model)} {why}; {remedy}")
     module, _, name = loader.partition(":")
-    loaded = getattr(importlib.import_module(module), name)(model, pick_device(device))
+    loaded = _loaded(getattr(importlib.import_module(module), name), model, pick_device(device))
     loaded.release = _release_of(loaded, home)
     return loaded
+
+
+def _loaded(load: Callable, model: Path, device: torch.device):  # load: from the table
+    "A model, or one sentence of the kinds that `load_model` promises, whatever a library raises."
+    try:
+        check_configurations(model)
+        return load(model, device)
+    except (FileNotFoundError, ImportError, MemoryError, ParameterError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        known = isinstance(error, ValueError) and display_path(model) in text
+        if known or "CUDA" in text:  # a device is not the file's fault
+            raise
+        raise ValueError(f"{display_path(model)} cannot be read ({text}): copy it again") from error

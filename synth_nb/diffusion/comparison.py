@@ -30,7 +30,7 @@ REPORTED_FID = {"text": 415.36, "image embedding": 162.16, "tissue embedding": 6
 MAY_DIFFER = {"captions", "template", "text_encoder", "embedder", "head", "components", "prompt",
               "negative_prompt", "seed", "model", "eval_embedders"}
 MAY_DIFFER |= set(FREE_PARAMETERS) - {"epochs", "kimg"}  # all must be trained for as long
-ADDED = dict(timesteps="logit_normal", p_uncond=0.1)  # parameters that older runs lack
+ADDED = dict(timesteps="logit_normal", p_uncond=0.1, lora="")  # parameters that older runs lack
 RENAMED_SETS = {"real, asking half": CONDITIONING_HALF}  # in tables of older runs
 
 # %% ../../nbs/library/diffusion/comparison.ipynb #b47f02a1
@@ -50,6 +50,10 @@ def run_folders(paths: list[str]) -> list[Path]:  # run folders, or folders that
 # %% ../../nbs/library/diffusion/comparison.ipynb #fd7571ce
 def check_comparable(folders: list[Path]):  # of runs
     "Refuse runs that differ in more than condition and seed; raises `DataError`."
+    for folder in folders:
+        if lacks := {"parameters", "seed", "data"} - read_manifest(folder).keys():
+            raise DataError(f"{display_path(folder)}: its manifest.json lacks "
+                            f"{', '.join(sorted(lacks))}: leave it out of `runs`, or run it again")
     first = read_manifest(folders[0])
     for folder in folders[1:]:
         other = read_manifest(folder)

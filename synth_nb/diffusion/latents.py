@@ -33,6 +33,7 @@ from ..embedders import Embedder, embed_images
 from ..core.checksums import write_checksums
 from ..core.files import atomic_write, cache_entry, cache_root, digest
 from ..core.progress import with_progress
+from ..core.seeding import thread_generator
 
 # %% ../../nbs/library/diffusion/latents.ipynb #cdad045a
 def weights_digest(
@@ -122,9 +123,9 @@ class Latents:
         return len(self.mean)
 
     def __getitem__(self, index) -> Tensor:
-        "Drawn anew each time, by torch's generator."
+        "Drawn anew each time."
         mean, std = self.mean[index], self.std[index]
-        return mean + std * torch.randn_like(mean)
+        return mean + std * torch.randn(mean.shape, generator=thread_generator())
 
 # %% ../../nbs/library/diffusion/latents.ipynb #ee95d423
 def _check_symmetry(dataset: ImageDataset, symmetry: str):
@@ -223,7 +224,7 @@ class LatentSet:
         return self.latents.shape[1]
 
     def __getitem__(self, indices: list[int]) -> dict:  # latent, condition, key, condition_mask
-        views = torch.randint(len(self.latents), (len(indices),))
+        views = torch.randint(len(self.latents), (len(indices),), generator=thread_generator())
         of_condition = views if len(self.conditions) > 1 else torch.zeros_like(views)
         masks = {} if self.masks is None else dict(condition_mask=self.masks[indices])
         latent, condition = self.latents[views, indices], self.conditions[of_condition, indices]

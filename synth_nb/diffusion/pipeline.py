@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from .objective import new_scheduler
 from .pretrained import condition_width, merged
 from ..core.devices import quiet_logging
-from ..core.files import display_path
+from ..core.files import display_path, read_json
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
 
@@ -79,8 +79,8 @@ def check_folder(folder: Path):  # of a pipeline
         raise FileNotFoundError(
             f"{display_path(folder)} is no saved pipeline: it has no model_index.json"
         )
-    listed = json.loads(index.read_text(encoding="utf-8"))
-    parts = [k for k, v in listed.items() if isinstance(v, list) and v[0]]
+    listed = read_json(index)
+    parts = [k for k, v in listed.items() if isinstance(v, list) and v and v[0]]
     plain = ("scheduler", "tokenizer", "feature_extractor")
     for part in parts:
         files = {p.suffix for p in (folder / part).glob("*")}
@@ -123,8 +123,9 @@ def usage_text(tensors: dict[str, Tensor], settings: dict) -> str:
         lines += [f"image = pipe({settings['captions'][0]!r}, {how}"]
     text = "\n".join(["```python", *lines, 'image.save("image.png")', "```", ""])
     if settings.get("lora_of"):
+        first = f", with `{settings['lora_over']}` loaded" * bool(settings.get("lora_over"))
         text += ("\n`lora/` holds what was trained alone, for a pipeline of "
-                 f'`{settings["lora_of"]}`: `pipe.load_lora_weights("model/lora")`.\n')
+                 f'`{settings["lora_of"]}`{first}: `pipe.load_lora_weights("model/lora")`.\n')
     return text
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #917a3f48
@@ -157,4 +158,4 @@ def load_parts(
                 f"{display_path(folder)} lacks {file.name}: it is a pipeline, but not "
                 "a model of this project; load it with diffusers"
             )
-    return pipeline, load_file(tensors), json.loads(settings.read_text())
+    return pipeline, load_file(tensors), read_json(settings)

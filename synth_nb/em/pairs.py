@@ -24,9 +24,11 @@ from ..diffusion.objective import new_scheduler
 from ..diffusion.sampling import SamplingConfig, denoise, noise_from
 from .autoencoder import SectionVAE, decoded, load_vae
 from .masks import coverage, warped_masks, without_specks
+from ..core.files import read_json
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
 from ..core.seeding import generators
+from ..core.weights import fitted
 
 # %% ../../nbs/library/em/pairs.ipynb #3796e88e
 def check_coverages(shares: np.ndarray):  # coverages
@@ -269,9 +271,9 @@ def load(
 ) -> PairModel:
     "A saved model, or one of an earlier version."
     folder = Path(folder)
-    about = json.loads((folder / "pairs.json").read_text())
-    unet = PairUNet(**_today(about["unet"]))
-    unet.load_state_dict(load_file(folder / "unet.safetensors"))
+    about = read_json(folder / "pairs.json")
+    unet = fitted(lambda: PairUNet(**_today(about["unet"])),
+                  load_file(folder / "unet.safetensors"), folder)
     parts = _today(load_file(folder / "pairs.safetensors"))
     vae = load_vae(folder / "vae", str(torch.device(device).type))
     return PairModel(vae, unet.to(device).eval().requires_grad_(False), parts["mean"],

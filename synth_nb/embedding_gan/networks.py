@@ -23,6 +23,7 @@ from ..data.loader import SYMMETRIES, view
 from ..dcgan import Discriminator, GANLosses, generator_loss, squared_gradient_norm
 from ..embedders import Embedder, embed_images
 from ..core.parameters import ParameterError
+from ..core.seeding import thread_generator
 from ..training.memory import checkpointed
 
 # %% ../../nbs/library/embedding_gan/networks.ipynb #dc892579
@@ -195,7 +196,7 @@ class CachedEmbeddings:
         return len(self.keys)
 
     def __getitem__(self, indices: list[int]) -> dict:  # embedding (B, D), key
-        numbers = torch.randint(len(self.embeddings), (len(indices),))
+        numbers = torch.randint(len(self.embeddings), (len(indices),), generator=thread_generator())
         embedding = self.embeddings[numbers, torch.as_tensor(indices)]
         return dict(embedding=embedding, key=[self.keys[i] for i in indices])
 

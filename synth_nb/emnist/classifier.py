@@ -32,7 +32,7 @@ from ..core.devices import pick_device
 from ..core.files import atomic_write, cache_entry, cache_root, digest
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
-from ..core.seeding import fork_rng
+from ..core.seeding import fork_rng, thread_generator
 from ..training.loop import Phase, Trainer, TrainingConfig
 from ..training.schedules import warmup
 
@@ -46,7 +46,7 @@ def random_affine(
 ) -> Tensor:
     "Images as other hands might have placed them; never mirrored."
     def draw(most):
-        return (2 * torch.rand(len(images)) - 1) * most
+        return (2 * torch.rand(len(images), generator=thread_generator()) - 1) * most
 
     angle, size = draw(math.radians(turn)), 1 + draw(scale)
     matrices = rotation(angle)[:, :2] / size[:, None, None]

@@ -22,6 +22,7 @@ from ..core.files import display_path, resolve
 from ..core.parameters import ParameterError
 from ..core.runs import load_model
 from ..core.seeding import random_state
+from ..core.weights import load_tensors
 from ..diffusion.sampling import SamplingConfig
 from .model import NETWORKS, new_unet
 from .sampling import LetterModel
@@ -56,7 +57,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:  # a state of accelerate â†
                                 f"{' nor '.join(WEIGHT_FILES)}")
     try:
         safe = path.suffix == ".safetensors"
-        found = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
+        found = load_file(path) if safe else load_tensors(path)
         return {name.removeprefix("module.").removeprefix("_orig_mod."): tensor.float()
                 for name, tensor in found.items()}
     except Exception as e:  # of a dozen kinds, for a dozen kinds of damage

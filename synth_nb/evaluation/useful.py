@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['present_classes', 'align_labels', 'missing_for_usefulness', 'balanced_rows', 'balanced', 'class_rows',
-           'train_and_classify', 'accuracy_intervals', 'classifiers', 'usefulness', 'usefulness_summary']
+           'train_and_classify', 'accuracy_intervals', 'classifiers', 'usefulness', 'usefulness_summary',
+           'label_probes']
 
 # %% ../../nbs/library/evaluation/useful.ipynb #781b7012
 import contextlib
@@ -23,7 +24,7 @@ from ..data import to_float
 from ..embedders import Embedder
 from .scores import set_features
 from .sets import ImageSet
-from ..core.seeding import fork_rng, derive_seed
+from ..core.seeding import derive_seed, fork_rng, thread_generator
 from ..training.loop import Phase, Trainer, TrainingConfig
 from ..training.schedules import warmup
 
@@ -136,7 +137,8 @@ def small_classifier(channels: int, classes: int, width: int = 16) -> nn.Sequent
 # %% ../../nbs/library/evaluation/useful.ipynb #a7dd6728
 def random_flip(images: Tensor) -> Tensor:  # (B, C, H, W)
     "Every second image, on average, mirrored: right for tissue, wrong for letters."
-    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=thread_generator()) < 0.5
+    return torch.where(mirrored, images.flip(-1), images)
 Augmentation = Callable[[Tensor], Tensor] | None  # of images (B, C, H, W) in [-1, 1], as drawn
 
 # %% ../../nbs/library/evaluation/useful.ipynb #b87c053e
@@ -322,3 +324,28 @@ def usefulness_summary(
             sentence += f"; with {word} {one.accuracy:.3f} ({effect}){none}"
         messages.append(sentence + ".")
     return messages
+
+# %% ../../nbs/library/evaluation/useful.ipynb #872a59b9
+def label_probes(
+    features: dict[str, tuple[Tensor, Tensor]],  # name → of training (N, D) and test images (M, D)
+    labels: Tensor,  # (N,) int64, of 0 … classes - 1
+    test_labels: Tensor,  # (M,)
+    groups: list | None = None,  # M names of what comes together
+    counts: tuple[int, ...] = (4, 16, 64),  # labels of each class
+    seeds: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:  # a row per count and features; differences are to the first features
+    "Linear probes on several features with few labels. Counts that a class lacks are left out."
+    tables, first = [], next(iter(features))
+    classes = int(labels.max()) + 1
+    for count in (n for n in counts if n <= int(labels.bincount().min())):
+        right = {name: [] for name in features}
+        for number in range(seeds):
+            rows = balanced_rows(labels, [count] * classes, derive_seed(seed, number))
+            for name, (train, test) in features.items():
+                found = linear_probe(train[rows], labels[rows], test, number)
+                right[name].append(found == test_labels.numpy())
+        right = {name: np.array(x) for name, x in right.items()}
+        table = accuracy_intervals(right, test_labels.numpy(), groups, first)
+        tables += [dict(labels_per_class=count, **row) for row in table]
+    return pd.DataFrame(tables).rename(columns=dict(trained_on="features"))

@@ -9,6 +9,7 @@ __all__ = ['Sections', 'open_sections', 'Split', 'split_in_three', 'block_names'
 import re
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,7 +17,9 @@ import numpy as np
 from ..data import DataError, ImageError, open_dataset
 from synth_nb.data.readers.microscopy import (
     PageReader, check_readable, grey_pixels, list_volumes, mask_pixels, match_masks, natural_order,
-    section_name)
+    section_name, section_spans)
+from ..data.readers.intensity import Intensity
+from ..data.dataset import groups_in
 from ..core.files import digest, display_path
 from ..core.parameters import ParameterError
 
@@ -55,10 +58,12 @@ def downsampled(images: np.ndarray, factor: int) -> np.ndarray:
     return cut.reshape(*images.shape[:-2], height, factor, width, factor).mean((-3, -1))
 
 # %% ../../nbs/library/segmentation/sections.ipynb #3cf6e6b5
-def read_volume(volume, masks, downsample: int) -> tuple[list, list, list[int], list[str]]:
-    # from `list_volumes`, `match_masks` or None → images, masks, their sections; what is skipped
+def read_volume(volume, masks, downsample, bits) -> tuple[list, list, list[int], list[str]]:
+    # from `list_volumes`, `match_masks` or None; bits: `Intensity` of all volumes
+    # → images, masks, their sections; what is skipped
     "Every section of a volume that can be read, and a phrase for each that cannot."
-    grey, mask = PageReader(grey_pixels, keep=1), PageReader(mask_pixels, keep=1)
+    grey = PageReader(partial(grey_pixels, intensity=bits), keep=1)
+    mask = PageReader(mask_pixels, keep=1)
     images, truths, numbers, skipped = [], [], [], []
     for i, page in enumerate(volume.pages):
         try:
@@ -80,6 +85,8 @@ def em_sections(
     images: str | Path,  # a TIFF, a folder of sections, or a folder with several of either
     masks: str | Path | None,  # laid out like the images; None: without
     downsample: int = 1,  # sections become as many times smaller
+    intensity: str = "auto",  # range of more than 8 bits: auto, dtype, or "low, high"
+    group_by: str = "",  # pattern in the names of volumes: what it finds is one volume
 ) -> Sections:
     "Whole sections. Warns of those that cannot be read. Raises `FileNotFoundError`, `DataError`."
     if masks is not None and not str(masks):
@@ -89,7 +96,9 @@ def em_sections(
     check_readable(volumes, display_path(images))
     if masks is not None:
         check_readable(truths, display_path(masks))
-    read = [read_volume(v, m, downsample) for v, m in zip(volumes, truths, strict=True)]
+    bits = Intensity(intensity)
+    bits.scans.append(lambda: section_spans(volumes))
+    read = [read_volume(v, m, downsample, bits) for v, m in zip(volumes, truths, strict=True)]
     skipped = [one for part in read for one in part[3]]
     pictures, found = ([x for part in read for x in part[k]] for k in (0, 1))
     if not pictures:
@@ -100,8 +109,24 @@ def em_sections(
     check_sizes([x.shape[1:] for x in pictures], display_path(images))
     names = [v.name for v, part in zip(volumes, read, strict=True) for _ in part[0]]
     numbers = [i for part in read for i in part[2]]
-    return Sections(display_path(images), np.stack(pictures), np.stack(found) if found else None,
-                    names, numbers, dict(downsample=downsample))
+    about = dict(downsample=downsample) | bits.about()
+    sections = Sections(display_path(images), np.stack(pictures),
+                        np.stack(found) if found else None, names, numbers, about)
+    return regrouped(sections, groups_in(names, group_by)) if group_by else sections
+
+
+def regrouped(sections: Sections, names: list[str]) -> Sections:
+    # names: of the new volumes, one per section
+    "Volumes joined; their sections follow one another, and those of two volumes are no neighbours."
+    order = sorted(range(len(names)), key=lambda i: (names.index(names[i]), i))
+    sections, names, numbers, shift = sections.select(order), [names[i] for i in order], [], 0
+    for i, own in enumerate(sections.numbers):
+        if not i or names[i] != names[i - 1]:
+            shift = 0
+        elif sections.volumes[i] != sections.volumes[i - 1]:
+            shift = numbers[-1] + 2 - own
+        numbers.append(own + shift)
+    return replace(sections, volumes=names, numbers=numbers)
 
 # %% ../../nbs/library/segmentation/sections.ipynb #de104203
 def check_sizes(sizes: list[tuple[int, int]], name: str):
@@ -120,17 +145,24 @@ def open_sections(
     n: int = 96,  # sections of the phantom, 16 to a volume
     seed: int = 0,  # of the phantom
     masked: bool = True,  # False: sections alone, whether or not there are masks
+    **options,  # of `data_options`; `val_fraction` and `chunk` are not those of the story
 ) -> Sections:
     "Open sections. Raises what `em_sections` and `open_dataset` raise."
     if isinstance(downsample, bool) or not isinstance(downsample, int) or downsample < 1:
         raise ParameterError(f"parameter `downsample` must be 1 or more, got {downsample!r}")
+    options = {k: v for k, v in options.items() if k not in ("val_fraction", "chunk")}
     if dataset.startswith("em:"):
-        found = em_sections(dataset.removeprefix("em:"), masks if masked else None, downsample)
+        if options.pop("crop", "centre") != "centre":
+            raise ParameterError("parameter `crop` is of other data: sections of `em:` are whole")
+        if wrong := [name for name in options if name not in ("intensity", "group_by")]:
+            raise ParameterError(f"`{dataset}` has no option `{wrong[0]}`: that is of slides")
+        found = em_sections(dataset.removeprefix("em:"), masks if masked else None, downsample,
+                            **options)
     else:
         phantom = dataset in ("demo", "em_phantom")
         word, own = ("em_phantom", dict(n=n)) if phantom else (dataset, {})
-        found = serial_images(open_dataset(word, image_size, 1, seed, val_fraction=0, **own),
-                              masked)
+        found = serial_images(
+            open_dataset(word, image_size, 1, seed, val_fraction=0, **own, **options), masked)
     if masked and not found.masks.any():
         raise DataError(f"the masks of {found.source} are empty: there is nothing to learn")
     return found

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 # %% ../../nbs/library/stylegan2/transfer.ipynb #6cb82a83
 from ..core.files import display_path, resolve
 from ..core.parameters import ParameterError
+from ..core.weights import load_tensors
 from .checkpoints import CheckpointError, read_networks, read_official
 from .networks import Discriminator, Generator, Mapping, describe_weights
 from .ops import normalize_second_moment
@@ -68,7 +69,7 @@ def stored_weights(
     if not (path.is_file() and zipfile.is_zipfile(path)):
         return {name: stored.state_dict for name, stored in read_official(path).items()}
     try:
-        exported = torch.load(path, map_location="cpu", weights_only=True)
+        exported = load_tensors(path)
         return {name: stored["state_dict"] for name, stored in exported.items()}
     except Exception as error:
         what = f"{display_path(path)} holds no networks of `export_official`"

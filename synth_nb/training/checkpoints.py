@@ -75,12 +75,13 @@ def write_checkpoint(
 
 # %% ../../nbs/library/training/checkpoints.ipynb #a9dc8b86
 def read_checkpoint(path: Path) -> dict:
-    "What a checkpoint holds, on the CPU. Raises `RuntimeError` for a damaged file."
+    "What a checkpoint holds, read when it is used. Raises `RuntimeError` for a damaged file."
     try:
         with zipfile.ZipFile(path) as file:
             if changed := file.testzip():
                 raise ValueError(f"the bytes of {changed} are not those that were written")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # mapped: a large state fits into memory beside its networks
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:

@@ -24,9 +24,9 @@ from ..core.parameters import ParameterError
 # %% ../../nbs/library/training/memory.ipynb #19e7bdca
 def new_optimizer(
     parameters: Iterable[nn.Parameter],
-    kind: str = "adam",  # adam, adam8bit or adafactor
+    kind: str = "adam",  # adam, adam8bit, adafactor or sgd
     lr: float = 1e-3,  # of adafactor: the step as a share of a weight's size
-    betas: tuple[float, float] = (0.9, 0.999),  # of both kinds of Adam
+    betas: tuple[float, float] = (0.9, 0.999),  # of both kinds of Adam; the first of sgd, momentum
     weight_decay: float = 0.0,  # decoupled, as in AdamW
     eps: float = 1e-8,  # of both kinds of Adam
     fused: bool | None = None,  # Adam's step as one operation; None: as PyTorch chooses
@@ -38,12 +38,11 @@ def new_optimizer(
         return adam(parameters, **options, betas=betas, eps=eps, fused=fused)
     if kind == "adafactor":
         return torch.optim.Adafactor(parameters, **options)
+    if kind == "sgd":
+        return torch.optim.SGD(parameters, **options, momentum=betas[0])
     if kind != "adam8bit":
-        known = "adam, adam8bit or adafactor"
+        known = "adam, adam8bit, adafactor or sgd"
         raise ParameterError(f"parameter `optimizer` must be {known}, got {kind!r}")
-    if not torch.cuda.is_available():
-        raise ParameterError("parameter `optimizer` adam8bit needs a GPU of Nvidia: take adam, "
-                             "or adafactor, which remembers as little")
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
@@ -53,7 +52,7 @@ def new_optimizer(
 
 # %% ../../nbs/library/training/memory.ipynb #926faebc
 def optimizer_bytes(
-    optimizer: Optimizer,  # as `new_optimizer` returns it, or SGD with momentum
+    optimizer: Optimizer,  # as `new_optimizer` returns it
 ) -> int:
     "What an optimiser remembers from its first step on."
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

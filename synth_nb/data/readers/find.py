@@ -16,7 +16,8 @@ from pathlib import Path
 from .archives import archive_source
 from .budgets import guarded, read_bytes
 from .microscopy import em_source
-from .named import digits_source, emnist_source, hub_source, kaggle_source
+from .named import (
+    digits_source, emnist_source, hub_source, kaggle_source, rows_source)
 from .packaged import mni_source, retina_source
 from ..phantoms.em import em_phantom_source
 from ..phantoms.mr import mr_phantom_source
@@ -48,6 +49,8 @@ def folder_source(
     listing = Listing.of(display_path(folder), title, names, partial(_read, folder), path=folder,
                          slices=Slices(axis, spacing))
     if not listing.images:
+        if (tables := rows_source(folder, names)) is not None:
+            return tables
         raise DataError(no_images_message(folder, listing.others))
     return listed_source(listing, Intensity(intensity))
 

@@ -11,13 +11,15 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ...core.checksums import damage
 from ...core.files import atomic_write, cache_root, digest
 from ...core.parameters import ParameterError
-from .sources import ImageError, Source, in_range, open_image, open_lazily
+from .sources import (
+    ImageError, Source, deep_colours, in_range, open_image, open_lazily)
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #f1e3817d
 def to_8_bits(
@@ -93,17 +95,20 @@ def parse_intensity(wanted: str | tuple[float, float]) -> str | tuple[float, flo
 # %% ../../../nbs/library/data/readers/intensity.ipynb #8e8abeee
 def depth_of(
     content: bytes | np.ndarray,
-) -> str:  # I: integers of more than 8 bits, F: fractions, empty: bytes
+) -> str:  # I: integers of more than 8 bits, C: colours, F: fractions; empty: bytes
     "Whether an image has more than 8 bits a pixel, from its header; arrays are bytes already."
     if isinstance(content, np.ndarray) or len(content) < 26:
         return ""
     if content[:8] == b"\x89PNG\r\n\x1a\n":
-        return "I" if content[24] == 16 and content[25] == 0 else ""
+        return {0: "I", 2: "C", 6: "C"}.get(content[25], "") if content[24] == 16 else ""
     if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0c") and (
             content[:2] not in (b"P5", b"P2", b"Pf")):
         return ""
     try:
-        return open_lazily(content).mode[0].strip("1LPRCYH")
+        mode = open_lazily(content).mode
+        if mode in ("RGB", "RGBA") and content[:2] in (b"II", b"MM"):
+            return "C" if deep_colours(partial(open_lazily, content)) is not None else ""
+        return mode[0].strip("1LPRCYH")
     except Exception:  # whoever decodes it says what is wrong
         return ""
 
@@ -112,10 +117,10 @@ def stored_span(content: bytes) -> Span | None:
     # of an image with more than 8 bits → None for one that cannot be read or goes beyond 16 bits
     "The values of one image."
     try:
-        image = open_image(content)
+        colours = deep_colours(partial(open_lazily, content))
+        values = np.asarray(open_image(content)) if colours is None else colours[..., :3]
     except Exception:
         return None
-    values = np.asarray(image)
     span = span_of(values, 65535)
     return None if span.high > 65535 or values.dtype.kind == "f" else span
 
@@ -188,7 +193,7 @@ def _scan(source):
             content = source.content(i)
         except (ImageError, OSError):
             return None
-        return stored_span(content) if depth_of(content) == "I" else None
+        return stored_span(content) if depth_of(content) in ("I", "C") else None
 
     with ThreadPoolExecutor(4) as pool:
         spans = list(pool.map(one, range(len(source))))

@@ -384,5 +384,5 @@ def chunk_source(
                   [volumes[c.volume].name for c in chosen],
                   fetch(volumes, reader),
                   [c.split for c in chosen] if alone else None,
-                  np.array([(c.y, c.x) for c in chosen]), skipped,
+                  np.array([(c.y, c.x) for c in chosen]), np.full(len(chosen), chunk), skipped,
                   fetch(masks, PageReader(mask_pixels)) if masks else None, about)

@@ -196,6 +196,10 @@ class SlideTiles:
     chosen: np.ndarray  # (N, 2) int: row, column
     fractions: np.ndarray  # (N,) of tissue
 
+    @property
+    def side(self) -> float:  # of a tile, pixels of level 0
+        return self.grid.side * self.grid.downsample
+
     def positions(self) -> np.ndarray:  # (N, 2) int: y, x, pixels of level 0
         corners = [self.grid.corner(row, column) for row, column in self.chosen.tolist()]
         return np.array(corners, int).reshape(-1, 2)
@@ -366,6 +370,7 @@ def tiles_source(
     tiles = [(p, k) for p, plan in enumerate(plans.values()) for k in range(len(plan.chosen))]
     slides = [slide for (slide, _), plan in plans.items() for _ in plan.chosen]
     positions = np.concatenate([plan.positions() for plan in plans.values()])
+    sides = np.array([int(p.side) for p in plans.values() for _ in p.chosen])
     names = [head for key, head in heads.items() for _ in plans[key].chosen]
     keys = [f"{head}/y{y:06}-x{x:06}" for head, (y, x) in zip(names, positions, strict=True)]
     classes = [folders[slide][1] or default_class for slide in slides]
@@ -374,10 +379,10 @@ def tiles_source(
     grids = {head: plans[key].grid for key, head in heads.items()}
     about = dict(tile=sizes if len(sizes) > 1 else sizes[0], positions="y, x in pixels of level 0",
                  mpp={head: round(grid.mpp, 4) for head, grid in grids.items()},
-                 side_of_tile={h: round(g.side * g.downsample, 2) for h, g in grids.items()})
+                 side_of_tile={head: round(plans[key].side, 2) for key, head in heads.items()})
     return Source(name, keys, known, [known.index(c) for c in classes], slides,
                   tile_reader(list(plans.values()), tiles), splits if any(splits) else None,
-                  positions, skipped, about=about)
+                  positions, sides, skipped, about=about)
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #6b598354
 def tile_blocks(plan: SlideTiles, reach: int = 1024) -> Iterator[list[int]]:

@@ -27,7 +27,7 @@ from .budgets import (
     as_image_error, check_chain, check_entries, check_growth, check_sides, check_table)
 from .intensity import Intensity, Span, span_of, to_8_bits
 from .layout import some_names, split_word, words_of
-from .sources import DataError, ImageError, reason, to_mode
+from .sources import DataError, ImageError, deep_colours, reason, to_mode
 from ...core.files import atomic_write, cache_entry, cache_root, digest, display_path
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #c0bf2680
@@ -164,13 +164,33 @@ def _read_page(path: Path, at: tuple[int, ...], intensity: Intensity | None) -> 
         image = _stored_page(path, offset)
         deep = image.mode.startswith("I") and intensity is not None
         grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+        colours = None if grey or intensity is None else _page_colours(path, offset)
         with as_image_error():
-            planes.append(intensity.to_8_bits(_sixteen_bits(np.asarray(image))) if deep
-                          else np.asarray(to_mode(image, 1 if grey or len(at) > 1 else 3)))
+            if deep or (colours is not None and len(at) == 1):
+                values = _sixteen_bits(np.asarray(image)) if deep else colours[..., :3]
+                planes.append(intensity.to_8_bits(values))
+            else:
+                planes.append(np.asarray(to_mode(image, 1 if grey or len(at) > 1 else 3)))
     if len(planes) == 1:
         return planes[0]
     empty = [np.zeros_like(planes[0])] * (3 - len(planes))
     return np.stack([*planes, *empty], -1)
+
+
+def _page_colours(path, at):
+    "Colours of 16 bits of a page; None where it has none."
+    files = []
+
+    def opened():
+        files.append(_PageFile(path, at))
+        return Image.open(files[-1], formats=("TIFF",))
+
+    try:
+        with as_image_error():
+            return deep_colours(opened)
+    finally:
+        for file in files:
+            file.close()
 
 
 def _sixteen_bits(values):
@@ -188,12 +208,16 @@ def tiff_stack(path: Path, intensity: Intensity | None = None) -> Stack | None:
 
     def scan():
         with _PageFile(path, pages[0][0]) as file:
-            deep = Image.open(file, formats=("TIFF",)).mode.startswith("I")
-        for offset in (o for page in pages for o in page) if deep else ():
+            mode = Image.open(file, formats=("TIFF",)).mode
+        for offset in (o for page in pages for o in page) if mode[0] in "IR" else ():
             try:
-                yield span_of(_sixteen_bits(np.asarray(_stored_page(path, offset))), 65535)
+                values = (_page_colours(path, offset) if mode[0] == "R" else
+                          _sixteen_bits(np.asarray(_stored_page(path, offset))))
             except ImageError:
                 continue
+            if values is None:
+                return
+            yield span_of(values[..., :3] if mode[0] == "R" else values, 65535)
 
     several = len(pages[0])
     notes = (f"{several} channels stored as pages are one image",) if several > 1 else ()
