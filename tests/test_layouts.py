@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -1286,3 +1287,18 @@ def test_tables_without_images(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match=r"tables in .* cannot be read"):
         open_dataset(tmp_path)
+
+
+def test_heic_is_read_with_its_plugin_and_asks_for_it(tmp_path, monkeypatch):
+    content = b"\0\0\0\x18ftypheic" + bytes(64)
+    files = {f"h{i}.heic": content for i in range(3)} | {f"{i}.png": photo(i) for i in range(6)}
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    [message] = opened(write(tmp_path, files))[1]
+    assert "HEIC needs a plugin: pip install 'synth_nb[heif]'" in message
+    monkeypatch.delitem(sys.modules, "pillow_heif")
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    for i in range(3):
+        Image.fromarray(texture(i, side=64)).save(tmp_path / f"set/h{i}.heic", "HEIF", quality=100)
+    ds, messages = opened(tmp_path / "set")
+    assert len(ds) == 9 and not messages
