@@ -368,7 +368,8 @@ def with_fault(pools: Pools, real: Tensor, fault: str, nulls: dict[int, dict], d
 def _with_rho(rows: list[dict], values: dict, nulls: dict) -> list[dict]:
     "Spearman's rank correlation of a score with the severity, draws without a fault included."
     found = {}
-    for n, metric in {(row["n"], row["metric"]) for row in rows if row["metric"] in nulls[row["n"]]}:
+    for n, metric in {(row["n"], row["metric"]) for row in rows
+                      if row["metric"] in nulls[row["n"]]}:
         sets = [(0, nulls[n][metric])] + [(s, x[metric]) for (s, m), x in values.items()
                                           if m == n and metric in x]
         least = min(len(x) for _, x in sets)

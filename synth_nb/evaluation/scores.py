@@ -120,7 +120,8 @@ def two_sample_row(
 def clip_intervals(ends: dict[str, dict]) -> dict[str, dict]:  # number → value, low, high
     "Intervals that do not leave what a number can be."
     most = dict.fromkeys(("precision", "recall", "coverage"), 1.0)
-    least = dict.fromkeys((*most, "density", "fid", "frechet", "spread", "cmmd"), 0.0) | dict(vendi=1.0)
+    least = dict.fromkeys(
+        (*most, "density", "fid", "frechet", "spread", "cmmd"), 0.0) | dict(vendi=1.0)
     return {name: dict(one, low=max(one["low"], least.get(name, -np.inf)),
                        high=min(one["high"], most.get(name, np.inf)))
             for name, one in ends.items()}

@@ -33,7 +33,8 @@ def condense(table: pd.DataFrame) -> pd.DataFrame:
         found = over.agg(["mean", "min", "max"]).groupby("severity").cummax().reset_index()
         found.columns = ["severity", "n", "power", "low", "high"]
         parts.append(found.assign(**part.iloc[0][keys], metric=best))
-    return pd.concat(parts, ignore_index=True).round(3)[
+    powers = dict.fromkeys(("power", "low", "high"), 3)
+    return pd.concat(parts, ignore_index=True).round(powers)[
         ["embedder", "fault", "severity", "n", "metric", "power", "low", "high"]]
 
 # %% ../../nbs/library/evaluation/sentences.ipynb #6ff121de
@@ -44,7 +45,8 @@ def table_text(rows: pd.DataFrame, about: dict) -> str:
     "A condensed table and its provenance as JSON, a row to a line."
     lines = ",\n".join(json.dumps(row) for row in rows.to_numpy().tolist())
     head = json.dumps(about, default=str)
-    return f'{{"about": {head},\n"columns": {json.dumps(list(rows.columns))},\n"rows": [\n{lines}]}}\n'
+    columns = json.dumps(list(rows.columns))
+    return f'{{"about": {head},\n"columns": {columns},\n"rows": [\n{lines}]}}\n'
 
 
 @cache
@@ -76,17 +78,19 @@ def images_needed(part: pd.DataFrame) -> int | None:
     (p, q), (a, b) = part.power.iloc[at - 1 : at + 1], np.log(part.n.iloc[at - 1 : at + 1])
     return int(np.ceil(np.exp(a + (b - a) * (ENOUGH - p) / (q - p)) - 1e-9))
 
-# %% ../../nbs/library/evaluation/sentences.ipynb #77bbd49c
-SCORE_WORDS = dict(frechet="Fréchet distance", kernel="kernel distance", cmmd="CMMD", spread="diversity",
-                   vendi="Vendi score", copies="copy audit", kernel_by_class="kernel distance by class")
-LEAST, TABLE_LEAST = 20, 32  # images: below the first nothing is stated
+# %% ../../nbs/library/evaluation/sentences.ipynb #838bfc97
+SCORE_WORDS = dict(
+    frechet="Fréchet distance", kernel="kernel distance", cmmd="CMMD", spread="diversity",
+    vendi="Vendi score", copies="copy audit", kernel_by_class="kernel distance by class")
+LEAST = 20  # images: below that nothing is stated
 
 
 def _count_of(rows: pd.DataFrame) -> tuple[int, str]:
     # of `score_sets` → the least count that a set is compared with its baseline at; extractor
     "At how many images an evaluation decides, by its first extractor."
     first = rows[rows.extractor == rows.extractor.iloc[0]]
-    return int(first[first.floor_low.notna()]["count"].min()), first.extractor.iloc[0]
+    counts = first[first.floor_low.notna()]["count"]
+    return int(counts.min()) if len(counts) else 0, first.extractor.iloc[0]
 
 
 def _noticed(rows: pd.DataFrame, n: int, faults: list[str]) -> list[dict]:
@@ -119,7 +123,8 @@ def power_sentences(
     embedder: str = "",  # id of the embedder that gives the headline number; of rows: the first
     copies: bool = True,  # whether training images are known
     labels: bool = True,  # whether both sides have labels
-    table: tuple[pd.DataFrame, dict] | None = None,  # condensed, and its provenance; None: the library's
+    table: tuple[pd.DataFrame, dict] | None = None,  # condensed, and where it comes from; None:
+    # the library's
 ) -> dict:  # `sentences`, three; `faults`, each with its power, `images_needed`, …; `table`
     "What an evaluation notices and would miss, from a power table."
     if not isinstance(n, int):
@@ -163,6 +168,6 @@ def _source_sentence(about: dict, known: str, embedder: str) -> str:
     other = "" if known == embedder else f", for want of {embedder}"
     origin = f"{about.get('run', 'a power study')}, {about.get('date', '')[:10]}"
     beyond = about.get("beyond")
-    off = f"; on sets that had no part in it the power was off by {beyond:.2f} on average" if beyond else ""
+    off = f"; on other images they were off by {beyond:.2f} on average" if beyond else ""
     return (f"The powers are means over {_joined(about['worlds'])} with the features of {known}"
             f"{other} at 5 % of false alarms for each score ({origin}){off}.")

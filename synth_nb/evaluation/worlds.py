@@ -84,7 +84,8 @@ def _section(size: int, label: int, rng: np.random.Generator) -> np.ndarray:
 DRAWN = {"letters": lambda *a: _letter("letters", *a), "phantoms": _phantom,
          "other letters": lambda *a: _letter("other letters", *a), "sections": _section}
 NAMES = {"letters": list(FONTS["letters"][0]), "other letters": list(FONTS["other letters"][0]),
-         "phantoms": [f"{a}, {b}" for b in ("dark", "light") for a in ("healthy", "small", "large")],
+         "phantoms": [f"{a}, {b}" for b in ("dark", "light")
+                      for a in ("healthy", "small", "large")],
          "sections": [f"{a}, {b}" for b in ("dark", "light") for a in ("high", "middle", "low")]}
 
 # %% ../../nbs/library/evaluation/worlds.ipynb #1e30bd9c
@@ -222,9 +223,11 @@ _PARTS = {1 / 6: "a sixth", 1 / 3: "a third", 2 / 3: "two thirds"}
 FAULTS: dict[str, Fault] = {
     "dropped": Fault("rows", tuple(_PARTS), "the loss of {} of the classes",
                      say=lambda s: _PARTS.get(s, f"{s:.0%}")),
-    "unbalanced": Fault("rows", (2, 4, 8), "half of the classes {} times as rare", say="{:g}".format),
+    "unbalanced": Fault("rows", (2, 4, 8), "half of the classes {} times as rare",
+                        say="{:g}".format),
     "blur": Fault("pixels", (0.5, 1, 2), "a blur of {}", _blur,
-                  lambda s: {0.5: "half a pixel", 1: "one pixel", 2: "two pixels"}.get(s, f"{s:g} px")),
+                  lambda s: {0.5: "half a pixel", 1: "one pixel",
+                             2: "two pixels"}.get(s, f"{s:g} px")),
     "noise": Fault("pixels", (0.02, 0.04, 0.08), "noise of {} of the range", _noise),
     "lattice": Fault("pixels", (0.02, 0.04, 0.08), "a lattice of {} of the range", _lattice),
     "cast": Fault("pixels", (0.03, 0.06, 0.12), "a colour cast of {}", _cast),
@@ -253,7 +256,7 @@ def plant(
     train: ImageSet | None = None,  # what is copied
     seed: int = 0,
 ) -> ImageSet:
-    "A set with one fault. Raises `ParameterError` for a fault there is not, or one without `train`."
+    "A set with one fault. Raises `ParameterError` for an unknown one, or copies without `train`."
     if fault not in FAULTS:
         raise ParameterError(f"there is no fault `{fault}`: there are {', '.join(FAULTS)}")
     kind, rng, n = FAULTS[fault].kind, np.random.default_rng(seed), len(images)

@@ -95,7 +95,8 @@ def feature_likelihood_divergence(
     if not used.any():
         raise ValueError("all images of `test` have the same features")
     train, test, fake = ((x.double() - mean)[:, used] / std[used] for x in (train, test, fake))
-    half = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).to(train.device)
+    half = torch.randperm(
+        len(train), generator=torch.Generator().manual_seed(seed)).to(train.device)
     first, second = half.split([len(train) // 2, len(train) - len(train) // 2])
     pairs = (train, fake), (train[second], train[first][: len(fake)])
     losses = [_unseen_loss(fitted, centres, test) for fitted, centres in pairs]
