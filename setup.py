@@ -89,7 +89,7 @@ setup(
     entry_points={
         "console_scripts": [f"{cfg['lib_name']}={cfg['lib_name']}.__main__:main"],
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
-        "papermill.engine": [f"{cfg['lib_name']}={cfg['lib_name']}.tools.engine:SynthEngine"],
+        "papermill.engine": [f"{cfg['lib_name']}={cfg['lib_name']}.tools.entry:ENGINE"],
     },
     zip_safe=False,
 )

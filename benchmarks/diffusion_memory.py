@@ -24,9 +24,10 @@ def train(size: str, pixels: int, batch_size: int, accumulate: int, checkpointin
     from synth_nb.training.loop import Phase, Trainer, TrainingConfig
 
     data = latent_set(pixels // 8)
-    unet = new_unet(768, pixels // 8, size=size, checkpointing=checkpointing)
+    unet = new_unet(768, pixels // 8, size=size)
     phase = Phase(DiffusionLoss(new_scheduler()), torch.optim.AdamW(unet.parameters(), 1e-4))
-    plan = TrainingConfig(1, batch_size, device="cpu", precision="bf16", accumulate=accumulate)
+    plan = TrainingConfig(1, batch_size, device="cpu", precision="bf16", accumulate=accumulate,
+                          checkpointing=checkpointing)
     trainer = Trainer(tempfile.mkdtemp(), data, dict(unet=unet), [phase], plan, dict(unet=0.995))
     trainer.training_step()
     start = time.process_time()

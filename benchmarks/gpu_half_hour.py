@@ -25,7 +25,7 @@ import torch
 from common import machine
 from stylegan2_gpu import line, ready
 
-from synth_nb.core.devices import pick_device
+from synth_nb.core.devices import pick_device, pick_precision
 from synth_nb.core.files import atomic_write
 from synth_nb.core.seeding import seed_everything
 from synth_nb.figures.plots import save_figure, sheet
@@ -229,7 +229,9 @@ def train_stylegan2(store: dict, args):
 
     size, tick = (16, 8) if args.tiny else (256, 4000)
     narrow = dict(channel_max=16, z_dim=16, w_dim=16) if args.tiny else {}
-    settings = choose_settings("auto", size, 4 if args.tiny else 32, kimg=1000, **narrow)
+    fp16 = pick_precision("auto", pick_device(args.device)) == "fp16"  # as in the story
+    clamp = {} if fp16 else dict(clamp=None)
+    settings = choose_settings("auto", size, 4 if args.tiny else 32, kimg=1000, **narrow, **clamp)
     data = open_dataset("demo", image_size=size, channels=3, seed=0)
     p = parameters("04_stylegan2", dataset="demo", image_size=str(size), channels=3, kimg=1000.0,
                    images_per_epoch=tick, batch_size=settings.batch_size, lr=0.0, gamma=-1.0,

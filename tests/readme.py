@@ -63,8 +63,8 @@ TURKISH = {  # notebook → title and summary
         "Elektron mikrograflarını bölütleme maskeleriyle birlikte üreten gizil difüzyon."),
     "06_em_protocol": (
         "Sentetik çiftler ne işe yarar?",
-        "Karşılaştırmalı deney: gerçek, sentetik ve karışık çiftlerle eşit adımda eğitilen, ayrı "
-        "tutulan bloklarda sınanan bir bölütleme ağı."),
+        "Karşılaştırmalı deney: gerçek, sentetik ve karışık çiftlerle ya da bir üretecin "
+        "bildiklerinden başlayarak eğitilen, ayrı tutulan bloklarda sınanan bir bölütleme ağı."),
     "06_em_segmentation": (
         "Elektron mikrograflarının bölütlenmesi",
         "Elektron mikrograflarında mitokondrileri bölütleyen ve her nesneyi listeleyen artık "

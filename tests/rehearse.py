@@ -18,6 +18,7 @@ of an A100's speed in bfloat16.
 import argparse
 import ast
 import contextlib
+import ctypes
 import gc
 import io
 import json
@@ -56,7 +57,8 @@ SHORT = {  # what makes a rehearsal short, and changes no network
                        sampling_steps=2, segmenter_steps=2, sections=48, stride=0),
     "06_em_segmentation": dict(sections=32),
     "06_em_protocol": dict(vae_steps=4, pair_steps=2, steps=2, n_synthetic=4, sampling_steps=2,
-                           arms="R,S", fractions=[1.0], seeds=2, sections=32),
+                           arms="R,S,P,F", pretrain_steps=2, fractions=[1.0], seeds=2,
+                           sections=32),
     "07_emnist": dict(n_samples=52, epoch_samples=52, sampling_steps=2, classifier_steps=60,
                       n_draws=1, n_real_per_class=[]),
 }  # fmt: skip
@@ -268,6 +270,13 @@ def narrow(small: bool):
             patch.dict(NETWORKS, documented=documented, middle=NETWORKS["small"]))
 
 
+def forget():
+    "Give memory back that nobody holds, as the end of a process would."
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc keeps the room of smaller tensors
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def rehearse(name: str, home: Path, small: bool) -> dict:
     "Run a profile in this process, interrupted once; returns what it took."
     import torch
@@ -280,7 +289,7 @@ def rehearse(name: str, home: Path, small: bool) -> dict:
     values = parameters(notebook, profile, small, home, defaults)
     networks(values, defaults, home, small)
     shutil.rmtree(home / "outputs" / notebook / values["run_name"], ignore_errors=True)
-    gc.collect()
+    forget()
     reset_peak(torch.device("cpu"))
     watch, start, text = Watch(), time.monotonic(), io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -289,7 +298,7 @@ def rehearse(name: str, home: Path, small: bool) -> dict:
         stack.enter_context(contextlib.redirect_stdout(text))
         with contextlib.suppress(KeyboardInterrupt):
             run_cells(notebook, cells, values)
-        gc.collect()
+        forget()
         space = run_cells(notebook, cells, values)
     run = space["run"] if "run" in space else space["experiment"].run
     manifest = json.loads((run.folder / "manifest.json").read_text())

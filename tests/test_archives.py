@@ -134,7 +134,7 @@ def test_inner_links_are_skipped(tmp_path):
 
 
 def test_too_large_a_member(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives_module, "MAX_IMAGE_BYTES", 2000)
+    monkeypatch.setattr(archives_module, "MAX_FILE_BYTES", 2000)
     large = {"train/no/large.png": picture(0, size=64)}
     [(key, why)] = archive_source(make_zip(tmp_path / "x.zip", MEMBERS | large)).skipped
     assert key == "train/no/large.png" and why.startswith("too large")
@@ -196,7 +196,7 @@ def test_methods_without_a_bound(tmp_path, method):
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tar.bz2", "x.tar.xz"])
 def test_a_packed_tar_that_grows(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("synth_nb.data.readers.stacks.SAFE_SIZE", 10_000)
+    monkeypatch.setattr("synth_nb.data.readers.budgets.SAFE_SIZE", 10_000)
     refused(MAKERS[name](tmp_path / name, {"1.bmp": b"\0" * 10_000_000}), "beyond 200 to 1")
     assert not list(Path(os.environ["SYNTH_NB_CACHE"]).rglob("*.*"))
 

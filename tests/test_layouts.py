@@ -574,6 +574,62 @@ def test_a_parameter_that_is_none(tmp_path):
         open_dataset("demo", intensity="dtype")
 
 
+def png_of_16_bits(pixels):
+    "A PNG of colours, which Pillow writes with 8 bits alone."
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data)
+        return len(data).to_bytes(4, "big") + kind + data + check.to_bytes(4, "big")
+
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    form = bytes([16, {3: 2, 4: 6}[channels], 0, 0, 0])
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + form
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def tiff_of_16_bits(pixels, **options):
+    from tifffile import imwrite
+
+    imwrite(file := io.BytesIO(), pixels, photometric="rgb", **options)
+    return file.getvalue()
+
+
+COLOURS = {
+    "png": png_of_16_bits,
+    "png with alpha": lambda a: png_of_16_bits(np.dstack([a, a[..., :1] * 0 + 65535])),
+    "tif": tiff_of_16_bits,
+    "tif packed": lambda a: tiff_of_16_bits(a, compression="zlib"),
+    "tif of another order": lambda a: tiff_of_16_bits(a, byteorder=">"),
+}
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+@pytest.mark.parametrize("kind", COLOURS)
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_colours_of_more_than_8_bits(tmp_path, kind, form, bits):
+    colours = [texture(i).astype(np.uint16) * 2 ** (bits - 8) for i in range(8)]
+    files = {f"{i}.{kind[:3]}": COLOURS[kind](c) for i, c in enumerate(colours)}
+    ds, messages = opened(write(tmp_path, files, form))
+    truth = np.stack([texture(i) for i in range(8)]).transpose(0, 3, 1, 2)
+    assert abs(ds.images.astype(int) - truth).max() <= 1 and not messages
+    if bits < 16:
+        assert f"0 … {2**bits - 1}" in ds.describe()["about"]["intensity"]
+        assert abs(opened(write(tmp_path, files, form), channels=1)[0].images.max() - 200) < 56
+    assert "nearly black" not in audit(find_source(write(tmp_path, files, form))).card()
+
+
+def test_pages_of_deep_colours(tmp_path):
+    from tifffile import imwrite
+
+    pages = np.stack([texture(i).astype(np.uint16) * 16 for i in range(10)])
+    imwrite(tmp_path / "x.tif", pages, photometric="rgb")
+    ds, _ = opened(tmp_path / "x.tif")
+    assert abs(ds.images[3].astype(int) - texture(3).transpose(2, 0, 1)).max() <= 1
+    np.save(tmp_path / "y.npy", pages)
+    assert (opened(tmp_path / "y.npy")[0].images[:5] == ds.images[:5]).all()
+
+
 # --- 6. files that are not read
 
 
@@ -939,3 +995,294 @@ def test_dev_validates_and_eval_tests(tmp_path):
     names = ("train", "dev", "eval")
     ds, _ = opened(write(tmp_path, {f"{s}/{i}.png": photo(s, i) for s in names for i in range(3)}))
     assert counts(ds) == {s: {"set": 3} for s in ("train", "val", "test")}
+
+
+# --- more shapes of public sets: folders on two levels, masks that number, lists, sides
+
+
+def objects(seed, n=5, dtype=np.uint8, first=1):
+    "Numbered squares on a ground of zero."
+    found = np.zeros((24, 24), dtype)
+    for k, (y, x) in enumerate(np.random.default_rng(seed).integers(0, 4, (n, 2))):
+        found[y * 6 : y * 6 + 5, x * 6 : x * 6 + 5] = k + first
+    found[:5, :5], found[:5, 6:11] = first, first + 1
+    return found
+
+
+def grid(form, **names):
+    "A photo at each place of a form: `{a}/{b}/{i}.png`."
+    keys = [{}]
+    for word, values in names.items():
+        keys = [key | {word: value} for key in keys for value in values]
+    return {form.format(**key): photo(form.format(**key)) for key in keys}
+
+
+def rows(head, lines):
+    return "\n".join([head, *(",".join(map(str, line)) for line in lines)]).encode()
+
+
+DIAGNOSES, FOUR, EIGHT = ("no", "yes"), range(4), range(8)
+LEVELS = {
+    # form of the files: classes, images, groups (0: every image alone), what is warned of
+    "hospitals": (
+        grid("hospital_{h}/{c}/{i}.png", h="AB", c=DIAGNOSES, i=FOUR), DIAGNOSES, 16, 2, ""),
+    "folds": (grid("fold{h}/{c}/{i}.png", h=(1, 2, 3), c=DIAGNOSES, i=FOUR), DIAGNOSES, 24, 3, ""),
+    "idc": (grid("{p}/{c}/{p}_{i}.png", p=(8863, 8912, 9004), c="01", i=FOUR), "01", 24, 3, ""),
+    "patients in classes": (
+        grid("{c}/patient{p}/{i}.png", c=DIAGNOSES, p=FOUR, i=FOUR), DIAGNOSES, 32, 4, ""),
+    "numbers in classes": (
+        grid("{c}/{p:03}/{i}.png", c=DIAGNOSES, p=range(9), i=(1, 2)), DIAGNOSES, 36, 9, ""),
+    "lgg": (grid("k/TCGA_CS_{p}_1996/TCGA_CS_{p}_1996_{i}.png", p=range(4941, 4945), i=FOUR),
+            ("k",), 16, 4, ""),
+    "parts": (grid("images_{p:03}/{i}{p}.png", p=(1, 2), i=EIGHT), ("set",), 16, 0, ""),
+    "colours": (grid("{v}/{c}/{i}.png", v=("color", "grey"), c=DIAGNOSES, i=FOUR),
+                ("color", "grey"), 16, 0, "two levels, color, grey hold no, yes each"),
+    "organs": (grid("{c}/{c}_{s}/{i}.png", c=("colon", "lung"), s=DIAGNOSES, i=FOUR),
+               ("colon", "lung"), 16, 0, "the class colon holds folders colon_no, colon_yes"),
+    "runs": (grid("run{c}/{i}.png", c=(1, 2), i=EIGHT), ("run1", "run2"), 16, 0,
+             "run1, run2 differ by numbers alone"),
+    "a copy inside": (
+        grid("{c}/{i}.png", c=DIAGNOSES, i=FOUR) | grid("all/{c}/{i}.png", c=DIAGNOSES, i=FOUR),
+        DIAGNOSES, 8, 0, "all/ holds no, yes as they lie beside it"),
+    "previews": (grid("a/{i}.png", i=EIGHT) | grid("a/small/{i}.png", i=EIGHT), ("a",), 8, 0,
+                 "8 images lie beside the folder small"),
+    "yolo": (grid("{s}/images/{i}.png", s=("train", "valid"), i=EIGHT)
+             | {f"{s}/labels/{i}.txt": b"0 .5 .5 .1 .1\n"
+                for s in ("train", "valid") for i in EIGHT},
+             ("set",), 16, 0, "16 .txt are called like images"),
+    "without a class": (grid("{c}/{i}.png", c=("no", "pred", "yes"), i=FOUR), ("no", "pred", "yes"),
+                        12, 0, "pred is taken for a class, though it may hold images without"),
+    "class in the name": (grid("{c}.{i}.png", c=("cat", "dog"), i=FOUR), ("set",), 8, 0,
+                          "names begin with cat, dog"),
+    "eyes": (grid("{p}_{s}.png", p=EIGHT, s=("left", "right")), ("set",), 16, 8, ""),
+    "breasts": (grid("{c}/{p:02}{s}.png", c=DIAGNOSES, p=EIGHT, s="LR"), DIAGNOSES, 32, 16, ""),
+    "two formats": (grid("PNG/{i}.png", i=EIGHT)
+                    | {f"TIF/{i}.tif": photo(i, kind="TIFF") for i in EIGHT},
+                    ("set",), 16, 0, "PNG/0.png and TIF/0.tif have one name"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+@pytest.mark.parametrize("name", LEVELS)
+def test_folders_on_two_levels(tmp_path, name, form):
+    files, classes, n, groups, why = LEVELS[name]
+    ds, messages = opened(write(tmp_path, files, form))
+    assert (ds.classes, len(ds)) == (sorted(classes), n)
+    assert len(set(ds.groups)) == (groups or n)
+    assert len(set(zip(ds.groups, ds.split, strict=True))) == (groups or n)
+    if why:
+        assert any(why in message for message in messages)
+    else:
+        assert not [m for m in messages if "no training image" not in m]
+    assert not groups or ds.describe()["about"]["read_as"]
+
+
+def test_a_set_that_is_held_out_beside_the_others(tmp_path):
+    parts = ("NCT-100K", "CRC-VAL-7K")
+    ds, _ = opened(write(tmp_path, grid("{p}/{c}/{i}.png", p=parts, c=DIAGNOSES, i=FOUR)))
+    assert counts(ds) == {part: {"no": 4, "yes": 4} for part in ("train", "val")}
+
+
+def test_folders_of_a_numbered_list(tmp_path):
+    files = {}
+    for part, n in (("a. Training Set", 8), ("b. Testing Set", 4)):
+        files |= grid(f"1. Originals/{part}/I_{{i}}.jpg", i=range(n))
+        table = [(f"I_{i}", "xy"[i % 2]) for i in range(n)]
+        files[f"2. Truth/{part.replace('Set', 'labels')}.csv"] = rows("name,grade", table)
+    ds, messages = opened(write(tmp_path, files))
+    assert counts(ds) == {"train": {"x": 4, "y": 4}, "test": {"x": 2, "y": 2}} and not messages
+
+
+NUMBERED = {
+    "glas": ("x/{i}.bmp", "x/{i}_anno.bmp", objects),
+    "cellpose": ("{i}_img.png", "{i}_masks.png", lambda i: objects(i, dtype=np.uint16, first=300)),
+    "pannuke": ("f/images/{i}.png", "f/masks/{i}.png", lambda i: objects(i, first=125)),
+    "ctc": ("x/01/t{i:03}.tif", "x/01_ST/SEG/man_seg{i:03}.tif",
+            lambda i: objects(i, dtype=np.uint16)),
+    "cityscapes": ("leftImg8bit/b/b_{i}_000019_leftImg8bit.png",
+                   "gtFine/b/b_{i}_000019_gtFine_ids.png", objects),
+}  # fmt: skip
+
+
+@FORMS
+@pytest.mark.parametrize("name", NUMBERED)
+def test_masks_that_number_objects(tmp_path, name, form):
+    image, mask_of, draw = NUMBERED[name]
+    kind = {"bmp": "BMP", "tif": "TIFF"}.get(image[-3:], "PNG")
+    files = {image.format(i=i): encoded(texture(i), kind) for i in EIGHT}
+    files |= {mask_of.format(i=i): encoded(draw(i), kind) for i in EIGHT}
+    ds, messages = opened(write(tmp_path, files, form))
+    assert (len(ds), ds.masked, len(ds.classes)) == (8, True, 1)
+    assert (ds.masks[3, 0] == (draw(3) > 0)).all()
+    assert any("masks number areas" in message for message in messages)
+
+
+def test_masks_in_colours_of_a_palette(tmp_path):
+    files = {f"JPEGImages/{i}.jpg": photo(i, kind="JPEG") for i in EIGHT}
+    for i in EIGHT:
+        picture = Image.fromarray(objects(i)).convert("L")
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0, 0, 0, 128] + [9] * 753)
+        picture.save(file := io.BytesIO(), "PNG")
+        files[f"SegmentationClass/{i}.png"] = file.getvalue()
+    ds, messages = opened(write(tmp_path, files))
+    assert ds.masked and (ds.masks[3, 0] == (objects(3) > 0)).all() and len(messages) == 1
+
+
+def test_masks_that_cover_everything_are_left_out(tmp_path):
+    files = {f"images/{i}.png": photo(i) for i in EIGHT}
+    files |= {f"mask/{i}.bmp": encoded(255 - disc(i, value=127), "BMP") for i in EIGHT}
+    ds, [message] = opened(write(tmp_path, files))
+    assert len(ds) == 8 and not ds.masked and "they cover all of the image" in message
+
+
+@pytest.mark.parametrize("sides", ["xy", ("trainX", "trainY"), ("photo", "zeta")])
+def test_masks_that_no_name_tells(tmp_path, sides):
+    files = {f"{sides[0]}/{i}.png": photo(i) for i in EIGHT}
+    ds, [message] = opened(write(tmp_path, files | {f"{sides[1]}/{i}.png": mask(i) for i in EIGHT}))
+    assert (len(ds), ds.masked) == (8, True) and (ds.masks[3, 0] == disc(3, value=1)).all()
+    assert f"{sides[1]}/0.png is taken for the mask of {sides[0]}/0.png" in message
+
+
+def test_masks_that_find_no_image_are_said(tmp_path):
+    files = grid("a/{i}.png", i=range(20)) | {f"b/z{i}.png": mask(i) for i in range(9)}
+    messages = opened(write(tmp_path, files))[1]
+    assert any("have two values, as masks have (b/z0.png, b/z1.png, …" in m for m in messages)
+
+
+def test_a_mask_of_several_images(tmp_path):
+    files = grid("p{p:03}/p{p:03}_{m}.png", p=FOUR, m=("t1", "t2", "flair"))
+    files |= {f"p{p:03}/p{p:03}_seg.png": mask(p) for p in FOUR}
+    ds, _ = opened(write(tmp_path, files))
+    assert (len(ds), ds.masked, len(set(ds.groups))) == (12, True, 4)
+    assert (ds.masks[4, 0] == disc(1, value=1)).all()
+
+
+def test_the_mask_of_each_folder_for_itself(tmp_path):
+    files = grid("s/IMD{i:03}/IMD{i:03}_Dermoscopic_Image/IMD{i:03}.png", i=EIGHT)
+    files |= {f"s/IMD{i:03}/IMD{i:03}_lesion/IMD{i:03}_lesion.png": mask(i) for i in EIGHT}
+    ds, messages = opened(write(tmp_path / "ph2", files))
+    assert (len(ds), ds.masked) == (8, True) and not messages
+    files = grid("Slide_{s:02}/{s:02}_{i}.png", s=(1, 2), i=FOUR)
+    files |= {f"GT_{s:02}/{s:02}_{i}.png": mask(s, ) for s in (1, 2) for i in FOUR}
+    ds, messages = opened(write(tmp_path / "tnbc", files))
+    assert (len(ds), ds.masked, len(set(ds.groups))) == (8, True, 2)
+
+
+def test_overlays_are_neither_images_nor_masks(tmp_path):
+    names = ("tissue images", "mask binary", "label masks", "overlay")
+    files = {
+        f"{organ}/{name}/{i}.png": photo(organ, name, i) if name[0] in "to" else mask(i)
+        for organ in ("bladder", "brain") for name in names for i in FOUR
+    }  # fmt: skip
+    ds, [message] = opened(write(tmp_path, files))
+    assert (ds.classes, len(ds), ds.masked) == (["bladder", "brain"], 8, True)
+    assert "mask binary is taken, label masks, overlay left out" in message
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv"])
+def test_lists_of_splits(tmp_path, kind):
+    parts = dict(train=range(10), test=range(10, 16))
+    files = grid("images/{i:03}.png", i=range(16))
+    files |= {f"lists/{part}.{kind}": "\n".join(f"{i:03}.png" for i in own).encode()
+              for part, own in parts.items()}  # fmt: skip
+    ds, messages = opened(write(tmp_path, files))
+    assert counts(ds) == {"train": {"set": 10}, "test": {"set": 6}} and not messages
+    (tmp_path / f"set/lists/test.{kind}").write_text("010.png\n011.png\n012.png")
+    ds, [message] = opened(tmp_path / "set")
+    assert "lists of splits" in message and "3 images are in none" in message
+
+
+def test_tables_of_splits_with_classes(tmp_path):
+    files = grid("images/{i:03}.png", i=range(16))
+    for part, own in dict(train=range(8), val=range(8, 12), test=range(12, 16)).items():
+        files[f"{part}.csv"] = rows("image,label", [(f"{i:03}", "ab"[i % 2]) for i in own])
+    ds, messages = opened(write(tmp_path, files))
+    assert counts(ds) == {s: {"a": n, "b": n} for s, n in dict(train=4, val=2, test=2).items()}
+    assert not messages
+
+
+def test_tables_that_speak_of_groups_beside_class_folders(tmp_path):
+    files = grid("{c}/{c}{i}.png", c=DIAGNOSES, i=EIGHT)
+    table = [(key, i // 4) for i, key in enumerate(sorted(files))]
+    ds, messages = opened(write(tmp_path, files | {"t.csv": rows("file,patient_id", table)}))
+    assert ds.classes == ["no", "yes"] and len(set(ds.groups)) == 4 and not messages
+    assert len(set(zip(ds.groups, ds.split, strict=True))) == 4
+
+
+@pytest.mark.parametrize(
+    "head, values",
+    [
+        ("file,sequence_id", lambda i: i // 4),
+        ("file,EncodedPixels", lambda i: ("-1", "3 4 5 6")[i % 2]),
+        ("file,lesion_id", lambda i: f"L{i // 2}"),
+    ],
+)
+def test_columns_that_are_no_classes(tmp_path, head, values):
+    files = grid("images/{i:03}.png", i=range(16))
+    table = rows(head, [(f"{i:03}.png", values(i)) for i in range(16)])
+    ds, _ = opened(write(tmp_path, files | {"t.csv": table}))
+    assert len(ds.classes) == 1 and "t.csv" in str(ds.describe()["about"])
+
+
+def test_a_table_without_names_of_files(tmp_path):
+    table = rows("patient,tumor,split", [(i // 3, i % 2, 0) for i in range(12)])
+    files = grid("patches/x{i}_y.png", i=range(100, 112)) | {"metadata.csv": table}
+    [message] = opened(write(tmp_path, files))[1]
+    assert "metadata.csv has a row for each of 12 images" in message
+
+
+def test_a_list_with_columns_between_spaces(tmp_path):
+    files = grid("images/{b}_{i}.png", b=("Abyssinian", "beagle"), i=FOUR)
+    lines = ["#Image CLASS-ID SPECIES"]
+    lines += [f"{b}_{i} {k} 1" for k, b in enumerate(("Abyssinian", "beagle")) for i in FOUR]
+    ds, _ = opened(write(tmp_path, files | {"annotations/list.txt": "\n".join(lines).encode()}))
+    assert ds.labels.tolist() == [0] * 4 + [1] * 4
+
+
+# --- tables of images on disk
+
+
+def of_rows(n, label="label", values=("a", "b")):
+    cells = [dict(bytes=photo(i), path=f"{i}.png") for i in range(n)]
+    return dict(image=cells) | ({label: [values[i % 2] for i in range(n)]} if label else {})
+
+
+@pytest.mark.parametrize("values", [("a", "b"), (3, 11)])
+@pytest.mark.parametrize(
+    "name", ["data/{part}-00000-of-00001.parquet", "default/{part}/0000.parquet"]
+)
+def test_tables_of_another_program(tmp_path, name, values):
+    pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import parquet
+
+    for part, n in dict(train=8, test=4).items():
+        path = tmp_path / "set" / name.format(part=part)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pyarrow.table(of_rows(n, values=values)), path)
+    (tmp_path / "set/README.md").write_text("x")
+    ds, messages = opened(tmp_path / "set")
+    assert ds.classes == [str(v) for v in values] and not messages
+    assert counts(ds)["test"] == dict.fromkeys(ds.classes, 2) and len(ds) == 12
+    assert (ds.images[0] == texture(0).transpose(2, 0, 1)).all()
+
+
+def test_tables_that_name_no_class(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict(of_rows(8, "grading"))
+    table.to_parquet(tmp_path / "x.parquet")
+    ds, [message] = opened(tmp_path)
+    assert len(ds) == 8 and "none of the columns grading is taken for the class" in message
+    datasets.DatasetDict(train=table, test=table).save_to_disk(tmp_path / "saved")
+    ds, _ = opened(tmp_path / "saved")
+    assert counts(ds) == {"train": {"saved": 8}, "test": {"saved": 8}}
+
+
+def test_tables_without_images(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict(dict(text=["a", "b"])).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="no column of images; its columns are text"):
+        open_dataset(tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match=r"tables in .* cannot be read"):
+        open_dataset(tmp_path)

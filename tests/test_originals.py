@@ -501,7 +501,7 @@ def test_06_em_segmentation(run_reported, tmp_path):
     for name, page in (("training", pixels), ("training_groundtruth", (pixels > 130) * 255)):
         write_volume(tmp_path / f"{name}.tif", 30, 64, 96, page.astype(np.uint8))
     space = run_reported(
-        "06_em_segmentation", dataset=f"em:{tmp_path / 'training.tif'}", crop=32, width=8,
+        "06_em_segmentation", dataset=f"em:{tmp_path / 'training.tif'}", chunk=32, width=8,
         masks=str(tmp_path / "training_groundtruth.tif"), epochs=1, images_per_epoch=32)
     trainer = space["trainer"]
     assert trainer.phases[0].scheduler and type(trainer.phases[0].optimizer).__name__ == "Adam"

@@ -27,9 +27,11 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(nbglob(ROOT / "nbs", as_path=True))
 SUFFIX = "_requirements"
 # modules for which an extra is installed: what they import at their top may be the extra's
-ITS_EXTRA = {"engine": "notebooks", "story": "notebooks", "grid": "grid", "pages": "docs"}
+ITS_EXTRA = {"engine": "notebooks", "entry": "notebooks", "story": "notebooks", "grid": "grid",
+             "pages": "docs"}
 # by the extra dev, so nothing here knows whose they are
-NOT_INSTALLED = {"umap": "umap-learn", "nibabel": "nibabel", "pillow_heif": "pillow-heif"}
+NOT_INSTALLED = {"umap": "umap-learn", "nibabel": "nibabel", "pillow_heif": "pillow-heif",
+                 "opacus": "opacus"}
 
 
 def settings() -> dict[str, str]:
@@ -44,6 +46,21 @@ def run(*arguments, folder: Path, library: Path = ROOT) -> subprocess.CompletedP
     surroundings = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True)
+
+
+# ---- papermill's entry point ----
+
+
+@pytest.mark.parametrize("first", ["synth_nb.tools.engine", "papermill.execute"])
+def test_the_engine_may_be_imported_before_papermill_and_after(first, tmp_path):
+    "papermill loads the entry point while it is imported; the library must be installed anew."
+    program = (f"import {first}, sys; early = 'synth_nb.tools.engine' in sys.modules; "
+               "from papermill.engines import papermill_engines as p; "
+               "print(early, p.get_engine('synth_nb').execute_notebook.__self__.__name__, "
+               "p.get_engine(None).execute_notebook.__self__.__name__)")
+    done = run("-c", program, folder=tmp_path)
+    early = first == "synth_nb.tools.engine"
+    assert done.stdout.split() == [str(early), "SynthEngine", "DefaultEngine"], done.stderr
 
 
 # ---- the wheel ----
@@ -285,6 +302,17 @@ def test_what_is_not_asked_for_is_seen(owners):
     top, within = imports("import os, yaml\nfrom PIL import Image\ndef f():\n import umap.x, gone")
     assert (top, within) == ({"yaml", "PIL"}, {"umap", "gone"})
     assert lacking(top | within, {"pyyaml", "umap-learn"}, owners) == ["PIL", "gone"]
+
+
+def test_what_ci_installs_is_allowed():
+    "The locked set has a version of all that the tests need, within its range."
+    lines = (ROOT / "tests/constraints.txt").read_text().split()
+    pinned = {canonicalize_name(name): v for name, v in (line.split("==") for line in lines)}
+    wanted = (settings()["requirements"] + " " + settings()["dev_requirements"]).split()
+    wrong = [text for text in wanted if (one := Requirement(text)) and "setuptools" not in text
+             if not one.marker or one.marker.evaluate()
+             if not one.specifier.contains(pinned.get(canonicalize_name(one.name), "0"))]
+    assert wrong == []
 
 
 def test_extras_that_are_named_are_there():

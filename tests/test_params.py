@@ -1,13 +1,17 @@
 "Parameter files name parameters that exist, with allowed values; two notebooks stay twins."
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from synth_nb.core.parameters import ParameterError
+from synth_nb.stylegan2.config import ORIGINAL_ANSWERS, answer_original
 from synth_nb.tools.grid import check_values
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers'
 NOTEBOOKS = Path(__file__).parent.parent / "nbs"
 FILES = sorted((NOTEBOOKS / "params").glob("*.yaml"))
 
@@ -39,7 +43,8 @@ def test_what_nothing_is_downloaded_for_names_no_download():
 
 
 DATA_STORIES = ["01_data_prep", "02_dcgan", "03_embedding_gan", "04_stylegan2", "05_t2i", "05_i2i",
-                "05_e2i", "07_emnist", "08_evaluation"]
+                "05_e2i", "06_em_ddpm", "06_em_segmentation", "06_em_protocol", "07_emnist",
+                "08_evaluation"]
 
 
 def declared(notebook: str) -> dict[str, str]:
@@ -54,9 +59,12 @@ def test_every_story_opens_data_by_the_same_parameters(notebook):
     shared = ["val_fraction", "crop", "group_by", "intensity", "tile", "mpp", "mpp_of_slide",
               "tiles_per_slide"]
     here, first = declared(notebook), declared(DATA_STORIES[0])
-    assert {name: here[name] for name in shared} == {name: first[name] for name in shared}
+    own = {"val_fraction"} if notebook.startswith("06") else set()  # there of sections
+    assert own < here.keys()
+    assert {n: here[n] for n in shared if n not in own} == {
+        n: first[n] for n in shared if n not in own}
     text = (NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8")
-    assert "data_options(parameters)" in text or "open_experiment(" in text
+    assert "data_options(parameters" in text or "open_experiment(" in text
 
 
 def experiment(name: str) -> list[str]:
@@ -69,3 +77,29 @@ def experiment(name: str) -> list[str]:
 
 def test_two_embeddings_are_compared_by_one_experiment():
     assert experiment("05_e2i") == experiment("05_i2i")
+
+
+OPTIONS = {  # of the original StyleGAN2 program
+    "train": "outdir gpus snap metrics seed dry_run data cond subset mirror cfg gamma kimg batch "
+             "aug p target augpipe resume freezed fp32 nhwc nobench allow_tf32 workers",
+    "generate": "network seeds trunc class_idx noise_mode projected_w outdir",
+    "projector": "network target num_steps seed save_video outdir",
+    "style_mixing": "network rows cols styles trunc noise_mode outdir",
+    "dataset_tool": "source dest max_images transform width height resolution",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", OPTIONS)
+def test_every_option_of_the_original_is_taken_or_answered(program):
+    for option in OPTIONS[program].split():
+        if option in declared("04_stylegan2"):
+            assert option not in ORIGINAL_ANSWERS
+        else:
+            with pytest.raises(ParameterError, match=f"no parameter `{option}`: "):
+                answer_original([option])
+
+
+def test_answers_name_parameters_that_are_there():
+    known = declared("04_stylegan2").keys() | {"save_film"}
+    words = {word for text in ORIGINAL_ANSWERS.values() for word in re.findall(r"`(\w+)`", text)}
+    assert words <= known

@@ -6,6 +6,7 @@ The stand-in and what is measured on it come from the benchmark; here it is trai
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import errors
+from safetensors.torch import load_file, save_file
 from test_conditions import SMALL, here
 
 from synth_nb.core.parameters import ParameterError
@@ -97,7 +99,11 @@ def test_a_continued_network_starts_with_the_loss_that_it_was_saved_with(
 
 @pytest.mark.parametrize("condition", ["t2i", "e2i"])
 def test_lora_is_saved_alone_and_merged_for_diffusers(condition, base, images, tmp_path):
-    _, model = trained(condition, base, images, tmp_path / "run", lora_rank=4, **FAST)
+    trainer, model = trained(condition, base, images, tmp_path / "run", lora_rank=4, **FAST)
+    unet, average = trainer.modules["unet"], trainer.averages["unet"].module
+    assert average.conv_in.weight is unet.conv_in.weight  # what is not trained is there once
+    frozen = sum(p.nbytes for p in trainer.fixed(unet))
+    assert (tmp_path / "run/checkpoints/newest.pt").stat().st_size < 1.5 * frozen
     apart, moved = standin.saved_and_opened(model, tmp_path / "model", base[0])
     assert moved > 0.01 and apart < 0.05 * moved
     unet = DiffusionPipeline.from_pretrained(tmp_path / "model").unet
@@ -142,11 +148,18 @@ def test_the_schedule_is_that_of_the_checkpoint(zero_snr, base, tmp_path):
         assert (config.beta_schedule, config.beta_end) == ("linear", 0.02)
 
 
-def test_weights_in_half_precision_alone_are_taken(base, images, tmp_path):
+@pytest.mark.parametrize("end", ["safetensors", "bin"])
+def test_weights_in_half_precision_alone_are_taken(end, base, images, tmp_path):
     folder, saved = tmp_path / "half", base[1]
     pipeline = DiffusionPipeline.from_pretrained(base[0], dtype=torch.float16)
     pipeline.save_pretrained(folder, variant="fp16")
-    assert not (folder / "unet/diffusion_pytorch_model.safetensors").exists()
+    for file in folder.rglob("*.safetensors") if end == "bin" else ():
+        weights, stem = load_file(file), file.name.replace("safetensors", "bin")
+        torch.save(weights, file.with_name(stem.replace("model.fp16", "pytorch_model.fp16")
+                                           if stem.startswith("model") else stem))
+        file.unlink()
+    assert [*{file.name for file in folder.glob("unet/*.*") if file.suffix != ".json"}] == [
+        f"diffusion_pytorch_model.fp16.{end}"]
     config, data = standin.continued("t2i", folder, *images)
     unet = data.unet(config, (4, 16, 16))
     assert {p.dtype for p in unet.parameters()} == {torch.float32}
@@ -169,6 +182,11 @@ def test_a_setting_that_contradicts_the_checkpoint_is_refused_by_name(base, imag
     new_autoencoder().save_pretrained(tmp_path / "other")
     with pytest.raises(ParameterError, match=r"`autoencoder`: .* \(4, 1.0, 0\), .* 0.18215, 0\)"):
         open_autoencoder(train, str(tmp_path / "other"), pretrained=name)
+    shifted = new_autoencoder()  # as Flux's is
+    shifted.register_to_config(scaling_factor=0.18215, shift_factor=0.1)
+    shifted.save_pretrained(tmp_path / "shifted")
+    with pytest.raises(ParameterError, match=r"`autoencoder`: .* \(4, 0.18215, 0.1\)"):
+        open_autoencoder(train, str(tmp_path / "shifted"), pretrained=name)
     same = open_autoencoder(train, name, device="cpu", pretrained=name)
     assert same.config.scaling_factor == 0.18215
     alone = bare(base, tmp_path / "bare")
@@ -199,15 +217,69 @@ def test_weights_of_another_network_are_one_sentence(part, base, tmp_path):
 
 
 def test_lora_of_another_network_is_refused(base, images, tmp_path):
-    "The file names its layers: where they have other shapes, diffusers says which."
     _, model = trained("t2i", base, images, tmp_path / "run", lora_rank=2)
     standin.save(model, tmp_path)
-    wider = UNet2DConditionModel(**standin.LAYOUT | dict(block_out_channels=(32, 64)))
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        wider.load_lora_adapter(tmp_path / "lora", prefix="unet",
-                                weight_name="pytorch_lora_weights.safetensors")
+    for name, changes, why in (
+        ("wide", dict(block_out_channels=(32, 128)), "has 64 inputs in it, 32 in that of"),
+        ("short", dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D")), "has no `"),
+    ):
+        UNet2DConditionModel(**standin.LAYOUT | changes).save_pretrained(tmp_path / name / "unet")
+        config = DiffusionConfig(pretrained=str(tmp_path / name), lora=str(tmp_path / "lora"))
+        with pytest.raises(ParameterError, match=f"`lora`: .* is for another UNet: .*{why}"):
+            config.unet(64, (4, 16, 16), "text")
     with pytest.raises(OSError, match="holds LoRA weights without the model they belong to"):
         DiffusionConfig(pretrained=str(tmp_path / "lora")).unet(64, (4, 16, 16), "text")
+
+
+def as_kohya(weights: dict, alpha: float) -> dict:
+    "LoRA weights as the kohya scripts name and scale them, with some for a text encoder."
+    other = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    found = {f"{other}.lora_{end}.weight": torch.ones(2, 2) for end in ("down", "up")}
+    for name, weight in weights.items():
+        layer, _, end = name.removeprefix("unet.").partition(".lora.")
+        layer = "lora_unet_" + layer.replace(".", "_")
+        found |= {f"{layer}.lora_{end}": weight, f"{layer}.alpha": torch.tensor(alpha)}
+    return found
+
+
+def test_lora_from_a_file_is_where_a_training_starts(base, images, tmp_path):
+    "Of an earlier run: as good as that run was; by another program: at its own scale."
+    _, model = trained("t2i", base, images, tmp_path / "run", lora_rank=4, **FAST)
+    standin.save(model, tmp_path)
+    weights = load_file(tmp_path / "lora/pytorch_lora_weights.safetensors")
+    save_file(as_kohya(weights, 1.0), tmp_path / "kohya.safetensors")
+    stock = UNet2DConditionModel.from_pretrained(base[0] / "unet").state_dict()
+    merged, change = model.pipeline.unet.state_dict(), {}
+    for name, file in dict(own="lora", kohya="kohya.safetensors").items():
+        config, data = standin.continued("t2i", base[0], *images, lora=str(tmp_path / file))
+        with warnings.catch_warnings(record=True) as caught:
+            unet = data.unet(config, (4, 16, 16))
+        assert ("text encoder is left out" in str([w.message for w in caught])) == (name == "kohya")
+        change[name] = {k: v - stock[k] for k, v in unet.state_dict().items()}
+    size = max(moved.abs().max().item() for moved in change["own"].values())
+    assert size > 1e-3
+    for key, moved in change["own"].items():
+        assert_near(moved + stock[key], merged[key])
+        assert_near(change["kohya"][key] * 4, moved, rel=1e-3, size=size)  # alpha 1 of rank 4
+
+
+def test_lora_on_lora_is_saved_as_the_second_alone(base, images, tmp_path):
+    _, first = trained("t2i", base, images, tmp_path / "one", lora_rank=4, **FAST)
+    standin.save(first, tmp_path / "first")
+    file = str(tmp_path / "first/lora")
+    _, second = trained("t2i", base, images, tmp_path / "two", lora=file, lora_rank=2, **FAST)
+    standin.save(second, tmp_path / "second")
+    card = (tmp_path / "second/README.md").read_text()
+    assert f"for a pipeline of `{base[0]}`, with `{file}` loaded" in card
+    pipe = DiffusionPipeline.from_pretrained(base[0])
+    for name in ("first", "second"):
+        pipe.load_lora_weights(tmp_path / name / "lora", adapter_name=name)
+    pipe.set_adapters(["first", "second"])
+    latents, tokens, times = torch.randn(2, 4, 16, 16), torch.randn(2, 7, 64), torch.tensor([5, 7])
+    with torch.no_grad():
+        both = pipe.unet(latents, times, tokens).sample
+        assert_near(second.pipeline.unet(latents, times, tokens).sample, both)
+        assert (both - first.pipeline.unet(latents, times, tokens).sample).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,5 +80,6 @@ def test_loaders_of_kept_runs_are_there():
 def test_a_run_that_names_an_older_loader_is_loaded(loader, tmp_path, monkeypatch):
     (tmp_path / "manifest.json").write_text(json.dumps(dict(loader=loader)))
     (tmp_path / "model").mkdir()
-    monkeypatch.setattr("synth_nb.diffusion.experiment.load", lambda folder, device: folder)
-    assert load_model(tmp_path, "cpu") == tmp_path / "model"
+    monkeypatch.setattr("synth_nb.diffusion.experiment.load",
+                        lambda folder, device: SimpleNamespace(folder=folder))
+    assert load_model(tmp_path, "cpu").folder == tmp_path / "model"

@@ -128,6 +128,13 @@ def test_tiles_of_several_sizes_make_one_set(folder):
     assert [k for k in source.keys if "/t0512/" in k] == ["b/t0512/y000000-x001024"]
     assert source.skipped == (("a/t0512", "no tissue"),)
     assert source.about["tile"] == [128, 256, 512] and source.about["mpp"]["b/t0512"] == 0.5
+    images = open_dataset(source, image_size=64)  # as large as no tile is in its slide
+    [large] = [i for i, key in enumerate(images.keys) if "/t0512/" in key]
+    inside = [i for i, key in enumerate(images.keys) if key.startswith("b/") and i != large
+              and images.positions[i, 0] < 512 and 1024 <= images.positions[i, 1] < 1536]
+    assert len(inside) > 4 and np.flatnonzero(images.overlaps()[large]).tolist() == inside
+    of_a_size = [i for i, key in enumerate(images.keys) if "/t0128/" in key]
+    assert not images.select(of_a_size).overlaps().any()
 
 
 def test_a_slide_and_a_patient_stay_on_one_side_of_a_split(tmp_path):

@@ -228,7 +228,7 @@ def test_zip_of_arrays_that_cannot_be_used(tmp_path, arrays, why):
 
 def test_zip_of_arrays_that_would_fill_the_disk(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "x.npz", images=np.zeros((99, 200, 200), np.uint8))
-    monkeypatch.setattr("synth_nb.data.readers.stacks.SAFE_SIZE", 1000)
+    monkeypatch.setattr("synth_nb.data.readers.budgets.SAFE_SIZE", 1000)
     with pytest.raises(DataError, match=r"unpacks to .* beyond 200 to 1: it is not opened"):
         npz_stack(tmp_path / "x.npz")
 

@@ -15,17 +15,22 @@ from test_processes import Faces, new_conditioned, new_dcgan, new_pairs, new_seg
 from torch import nn
 
 from synth_nb.core.parameters import ParameterError
+from synth_nb.core.seeding import thread_generator, thread_seed
 from synth_nb.core.testing import assert_near
+from synth_nb.data.loader import in_random_views
 from synth_nb.diffusion.autoencoder import ReconstructionLoss, new_autoencoder
 from synth_nb.diffusion.model import UNET_LAYOUTS, new_unet
 from synth_nb.diffusion.objective import SAMPLERS, DiffusionLoss, new_scheduler
 from synth_nb.diffusion.sampling import SamplingConfig, denoise
 from synth_nb.em.autoencoder import SectionImages, SectionVAE, VAELoss
 from synth_nb.em.pairs import PairUNet
+from synth_nb.emnist.classifier import random_affine
 from synth_nb.emnist.model import letter_scheduler
 from synth_nb.emnist.model import new_unet as new_letter_unet
 from synth_nb.emnist.training import denoising_phase
+from synth_nb.evaluation.useful import random_flip
 from synth_nb.figures.plots import save_samples
+from synth_nb.segmentation.fit import augment_photometric, random_warps
 from synth_nb.training import batches, loop
 from synth_nb.training.loop import Phase, Trainer, TrainingConfig
 from synth_nb.training.schedules import BatchOrder
@@ -120,7 +125,7 @@ NETWORKS = dict(
     small=lambda folder, **options: denoising(folder, new_unet(8, 8, size="small"), Pairs(),
                                               **options),
     checkpointing=lambda folder, **options: denoising(
-        folder, new_unet(8, 8, size="mini", checkpointing=True), Pairs(), **options),
+        folder, new_unet(8, 8, size="mini"), Pairs(), checkpointing=True, **options),
     letters=letters, maps=maps,
     config=lambda folder, **options: letters(folder, checkpointing=True, **options),
 )  # fmt: skip
@@ -199,7 +204,8 @@ class Shifted(Letters):
 
     def __getitem__(self, rows):
         batch = super().__getitem__(rows)
-        return batch | dict(image=batch["image"] + torch.rand(len(rows), 1, 1, 1) / 10)
+        shift = torch.rand(len(rows), 1, 1, 1, generator=thread_generator()) / 10
+        return batch | dict(image=batch["image"] + shift)
 
 
 @pytest.mark.parametrize("ahead", [1, 3])
@@ -217,6 +223,31 @@ def test_what_is_read_ahead_resumes_bit_for_bit(tmp_path, ahead):
     weights(tmp_path / "parts", 1, ahead)
     parts = weights(tmp_path / "parts", 3, ahead)
     assert all(torch.equal(complete[name], parts[name]) for name in complete)
+
+
+@pytest.mark.parametrize("name", ["conditioned", "pairs", "sections", "segmenter", "dcgan"])
+def test_a_thread_reads_by_its_seed_and_moves_no_shared_stream(name, tmp_path):
+    data = STEPS[name](tmp_path).data
+    before, found = torch.get_rng_state(), []
+    for seed in (5, 5):
+        with thread_seed(seed):
+            found.append({k: v for k, v in data[[0, 1, 2]].items() if torch.is_tensor(v)})
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("draw", [
+    lambda x: random_warps(3, (16, 16)), augment_photometric, random_flip, random_affine,
+    lambda x: in_random_views(((x + 1) * 127).byte(), 8),
+], ids=["warps", "photometric", "flip", "affine", "views"])
+def test_what_data_sets_draw_follows_the_thread(draw, tmp_path):
+    images = torch.linspace(-1, 1, 3 * 16 * 16).view(3, 1, 16, 16)
+    torch.manual_seed(5)
+    expected = draw(images)
+    before = torch.get_rng_state()
+    with thread_seed(5):
+        assert torch.equal(draw(images), expected)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_for_a_gpu_a_thread_reads_on_its_device_into_pinned_memory(monkeypatch):

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import types
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 
 import torch
@@ -31,6 +31,8 @@ def pick_device(
     Where several processes will be started it is the CPU: a process that has used a GPU cannot.
     """
     has = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    if not has["cuda"]:  # there is none to start: every look for one would search the disk again
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     if device == "auto":
         device = next(name for name, exists in has.items() if exists)
     if not has.get(device):
@@ -89,10 +91,25 @@ def gpu_name(num_processes: int = 1) -> str | None:  # that will be started late
         return None
 
 # %% ../../nbs/library/core/devices.ipynb #18b91172
+def processor_name() -> str:
+    "Name of the processor, as its maker gives it where the system tells."
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+        return next(names, platform.machine())
+    return platform.processor() or platform.machine()
+
+
+def float32_rule() -> str:
+    "Type of new tensors, and how products and convolutions of 32-bit numbers are computed."
+    dtype = str(torch.get_default_dtype()).removeprefix("torch.")
+    convolutions = "tf32" if torch.backends.cudnn.allow_tf32 else "full"
+    return f"{dtype}, products {torch.get_float32_matmul_precision()}, convolutions {convolutions}"
+
+# %% ../../nbs/library/core/devices.ipynb #fa9be000
 def environment(
     device: torch.device | str = "cpu",
     num_processes: int = 1,  # that will be started later
-) -> dict:  # packages, python, system, processor
+) -> dict:  # packages, python, system, processor, and what rounding depends on
     "What a run ran on."
     names = "synth_nb torch torchvision diffusers transformers accelerate timm scikit-learn".split()
     packages = {}
@@ -102,6 +119,8 @@ def environment(
         except metadata.PackageNotFoundError:
             continue
     gpu = gpu_name(num_processes) if torch.device(device).type == "cuda" else None
-    hardware = dict(device=str(device), gpu=gpu, threads=torch.get_num_threads())
+    rounding = dict(device=str(device), gpu=gpu, processor=processor_name(),
+                    instructions=torch.backends.cpu.get_cpu_capability(),
+                    threads=torch.get_num_threads(), float32=float32_rule())
     return dict(packages=packages, python=platform.python_version(), system=platform.system(),
-                machine=platform.machine(), **hardware)
+                machine=platform.machine(), **rounding)

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from .readers.sources import (
     GAP, DataError, ImageError, Source, cropped_size, decode, reason)
 from .readers.intensity import depth_of, limits_of, limits_of_set
-from ..core.files import cache_root, digest, display_path, atomic_write
+from ..core.files import atomic_write, cache_entry, cache_root, digest, display_path
 from ..core.progress import with_progress
 
 # %% ../../nbs/library/data/cache.ipynb #3844325c
@@ -114,21 +113,12 @@ def check_room(
         raise OSError(f"the {what} need {sizes} in {display_path(folder)}; set SYNTH_NB_CACHE")
 
 # %% ../../nbs/library/data/cache.ipynb #f458ec1f
-def load_rows(
-    path: Path,  # of a .npy file; the .json file lies beside it
-    n: int,  # images that went in
-    shape: tuple[int, ...],  # of one row
-) -> tuple[np.ndarray, dict[int, str]] | None:  # read-only map, position → why; None: make it
-    "Open a decoded array, if it is there and complete."
-    try:
-        bad = {int(i): why for i, why in json.loads(path.with_suffix(".json").read_text()).items()}
-        if len(bad) == n:
-            return np.empty((0, *shape), np.uint8), bad
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, AttributeError):
-        return None
-    right = images.dtype == np.uint8 and images.shape == (n - len(bad), *shape)
-    return (images, bad) if right else None
+def load_rows(path: Path, n: int, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, str]]:
+    # path: of a .npy file, the .json file lies beside it; n: images that went in; shape: of a row
+    "Open a decoded array: a read-only map, and position → why for those that are not in it."
+    bad = {int(i): why for i, why in json.loads(path.with_suffix(".json").read_text()).items()}
+    empty = len(bad) == n
+    return np.empty((0, *shape), np.uint8) if empty else np.load(path, mmap_mode="r"), bad
 
 # %% ../../nbs/library/data/cache.ipynb #4e383300
 def row_shape(
@@ -160,16 +150,10 @@ def cached_images(
     version = reader_version(source.masks is not None)
     ranges = [limits] if limits else []
     path = cache_root() / "images" / f"{digest(hashes, shape, crop, version, *ranges)}.npy"
-    row = row_shape(source, shape, crop)
-    there = load_rows(path, len(hashes), row)
-    if there is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            there = load_rows(path, len(hashes), row)
-            if there is None:
-                decode_into(path, source, hashes, indices, shape, crop)
-                there = load_rows(path, len(hashes), row)
-    return there
+    with cache_entry(path, path.with_suffix(".json")) as missing:
+        if missing:
+            decode_into(path, source, hashes, indices, shape, crop)
+    return load_rows(path, len(hashes), row_shape(source, shape, crop))
 
 # %% ../../nbs/library/data/cache.ipynb #4510365e
 def decode_into(
@@ -190,11 +174,11 @@ def decode_into(
 
     row = row_shape(source, shape, crop)
     check_room(path.parent, len(hashes) * int(np.prod(row)))
-    with warnings.catch_warnings(), atomic_write(path) as f:
+    with warnings.catch_warnings(), atomic_write(path, checked=True) as f:
         warnings.simplefilter("ignore")  # Pillow on odd metadata
         n = len(hashes)
         bad = write_rows(f, with_progress(parallel_map(one, n), n, "decoding images"), row)
-    with atomic_write(path.with_suffix(".json")) as f:
+    with atomic_write(path.with_suffix(".json"), checked=True) as f:
         f.write_text(json.dumps(bad))
 
 # %% ../../nbs/library/data/cache.ipynb #c19002b4

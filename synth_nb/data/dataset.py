@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .cache import Decoded, decode_source, reader_version
-from .readers.find import find_source
+from .readers.find import find_opener, find_source
 from .readers.intensity import parse_intensity
 from .readers.layout import some_names
 from .readers.sources import GAP, DataError, Source, cropped_size, parse_size
@@ -69,9 +69,10 @@ def groups_in(
 ) -> list[str]:  # a name each
     "Groups from keys. Raises `ParameterError` for a bad pattern, or a key that it does not fit."
     try:
-        found = [re.search(pattern, key) for key in keys]
+        compiled = re.compile(pattern)
     except re.error as e:
         raise ParameterError(f"parameter `group_by` {pattern!r} is no pattern: {e}") from None
+    found = [compiled.search(key) for key in keys]
     for key, match in zip(keys, found, strict=True):
         if not match or (match.groups() and match[1] is None):
             raise ParameterError(f"parameter `group_by` {pattern!r} finds no group in {key}")
@@ -93,16 +94,17 @@ def choose_split(
 def overlapping(
     positions: np.ndarray | None,  # (N, 2) y, x, pixels; None where images are not crops
     groups: list[str],  # N; only crops of one group can overlap
-    height: int,  # of a crop, pixels
-    width: int,  # of a crop, pixels
+    heights: int | np.ndarray,  # of the crops, pixels: of all, or (N,)
+    widths: int | np.ndarray,
 ) -> np.ndarray:  # (N, N) bool, symmetric, False on the diagonal
     "Which pairs of crops share pixels."
     if positions is None:
         return np.zeros((len(groups), len(groups)), bool)
     names = np.unique(groups, return_inverse=True)[1]
     pairs = names[:, None] == names[None]
-    for axis, side in enumerate((height, width)):
-        pairs &= abs(positions[:, None, axis] - positions[None, :, axis]) < side
+    for start, side in zip(positions.T, (heights, widths), strict=True):
+        before = start[:, None] < (start + side)[None]  # each begins before the other ends
+        pairs &= before & before.T
     np.fill_diagonal(pairs, False)
     return pairs
 
@@ -117,6 +119,7 @@ class ImageDataset(torch.utils.data.Dataset):
     groups: list[str]  # what belongs together: a folder, a region
     split: list[str]  # train, val or test
     positions: np.ndarray | None  # (N, 2) int: y, x of a crop in its group's frame, pixels
+    sides: np.ndarray | None  # (N,) of the crops there; None: as large as the images
     hashes: list[str]  # of the contents
     pixels: np.ndarray  # (M, C, H, W) uint8, read-only, memory-mapped: shared by all subsets
     rows: np.ndarray  # (N,) int: where each image lies in `pixels`
@@ -187,7 +190,8 @@ class ImageDataset(torch.utils.data.Dataset):
         return self.subset("val" if "val" in self.split or "test" not in self.split else "test")
 
     def overlaps(self) -> np.ndarray:  # (N, N) bool; all False where images are not crops
-        return overlapping(self.positions, self.groups, *self.image_size)
+        height, width = self.image_size if self.sides is None else (self.sides, self.sides)
+        return overlapping(self.positions, self.groups, height, width)
 
     def describe(self) -> dict:  # plain values, for a manifest
         return description(self)
@@ -206,6 +210,15 @@ def rows_of(
     return ds.pixels[start : start + n] if run else ds.pixels[ds.rows]
 
 # %% ../../nbs/library/data/dataset.ipynb #fc6b38d0
+def crops_of(
+    ds: "ImageDataset | Source",
+    chosen,  # rows
+) -> dict:  # positions and sides, as both have them
+    "Where some of the images were cut."
+    found = {name: getattr(ds, name) for name in ("positions", "sides")}
+    return {name: None if value is None else value[chosen] for name, value in found.items()}
+
+
 def take(
     ds: ImageDataset,
     indices,  # ints, a slice or a bool mask: whatever indexes N images
@@ -214,9 +227,8 @@ def take(
     chosen = np.arange(len(ds))[np.asarray(indices) if not isinstance(indices, slice) else indices]
     lists = {name: [getattr(ds, name)[i] for i in chosen]
              for name in ("keys", "groups", "split", "hashes")}
-    positions = None if ds.positions is None else ds.positions[chosen]
     labels = ds.labels[torch.from_numpy(chosen)]
-    return replace(ds, labels=labels, positions=positions, rows=ds.rows[chosen], **lists)
+    return replace(ds, labels=labels, rows=ds.rows[chosen], **lists, **crops_of(ds, chosen))
 
 # %% ../../nbs/library/data/dataset.ipynb #b9ab2474
 def fetch(
@@ -235,6 +247,9 @@ def fetch(
 
 # %% ../../nbs/library/data/dataset.ipynb #6e36abbd
 SPLIT_ORDER = ("train", "val", "test")
+
+# %% ../../nbs/library/data/dataset.ipynb #5eef01f6
+LEAST_HELD_OUT = 12  # images, to evaluate a model
 
 # %% ../../nbs/library/data/dataset.ipynb #f4405f48
 def summary(
@@ -272,6 +287,8 @@ def explanation(
     per_class = Counter(ds.labels.tolist())
     named = [f"{name} {per_class[i]:,}" for i, name in enumerate(ds.classes)]
     splits = ", ".join(f"{name} {counts[name]:,}" for name in SPLIT_ORDER if counts[name])
+    if max(counts["val"], counts["test"]) < LEAST_HELD_OUT:
+        splits += f"; fewer than {LEAST_HELD_OUT} are held out, too few to evaluate a model"
     alone = len(set(ds.groups)) >= len(set(ds.hashes))
     guessed = about.get("read_as") or "nothing was guessed"
     lines = [
@@ -326,17 +343,27 @@ def class_doubts(
     return doubts
 
 
-def dark_doubts(
-    pixels: np.ndarray,  # (N, C, H, W) uint8
-    most: int = 64,  # images to look at
-) -> list[str]:  # sentences
-    "Whether all images are nearly black, as colours of 12 bits in 16 are."
+def pixel_doubts(pixels: np.ndarray, keys: list[str], most: int = 64) -> list[str]:
+    # pixels: (N, C, H, W) uint8; most: images to look at → sentences
+    "Whether all images are nearly black, as 12 bits in 16 are, or some look like masks."
     rows = np.linspace(0, len(pixels) - 1, min(most, len(pixels))).astype(int)
-    highest = max((int(pixels[row].max()) for row in rows), default=255)
-    if not 0 < highest < 40:
+    some = [pixels[row] for row in rows]
+    highest = max((int(image.max()) for image in some), default=255)
+    if 0 < highest < 40:
+        return [f"all images are nearly black, the largest value is {highest} of 255: give their "
+                "range as `intensity`, or save colours with 8 bits"]
+    alike = [keys[row] for row, image in zip(rows, some, strict=True) if _two_values(image)]
+    if not 2 <= len(alike) <= 0.9 * len(rows):
         return []
-    return [f"all images are nearly black, the largest value is {highest} of 255: give their range "
-            "as `intensity`, or save colours with 8 bits"]
+    return [f"{len(alike)} of {len(rows)} images that were looked at have two values, as masks "
+            f"have ({some_names(alike, 2)}): if they are masks, call them 7_mask.png beside 7.png, "
+            "or put them into a folder `masks`"]
+
+
+def _two_values(image):
+    "Whether an image is black and white but for borders, or all but black."
+    dark, bright = (image < 9).mean(), (image > 246).mean()
+    return (min(dark, bright) > 0.02 and dark + bright > 0.9) or image.max() < 16
 
 
 def without_gap(
@@ -373,13 +400,15 @@ def assemble(
         groups = own or groups
         about = with_note(about, "read_as", note)
     split = choose_split(named, groups, seed, val_fraction)
-    dark = dark_doubts(images.images) if source.ordered else []
-    for doubt in [*class_doubts(source.classes, labels, split), *dark]:
+    seen = source.ordered and source.masks is None
+    seen = pixel_doubts(images.images, keys) if seen else []
+    for doubt in [*class_doubts(source.classes, labels, split), *seen]:
         about = with_note(about, "doubts", doubt)
-    positions = None if source.positions is None else source.positions[images.indices]
     ds = ImageDataset(source.name, source.classes, torch.tensor(labels), keys, groups, split,
-                      positions, images.hashes, images.images, np.arange(len(keys)),
-                      images.skipped, source.masks is not None, crop, about, images.limits)
+                      **crops_of(source, images.indices), hashes=images.hashes,
+                      pixels=images.images, rows=np.arange(len(keys)), skipped=images.skipped,
+                      masked=source.masks is not None, crop=crop, about=about,
+                      limits=images.limits)
     return without_gap(ds)
 
 # %% ../../nbs/library/data/dataset.ipynb #41fd2e59
@@ -432,18 +461,17 @@ def with_split(
     at = {key: i for i, key in enumerate(source.keys)}
     used = [at[key] for key in ds.keys]
     lists = {name: [getattr(source, name)[i] for i in used] for name in ("keys", "labels")}
-    positions = None if source.positions is None else source.positions[used]
     masks = None if source.masks is None else lambda i: source.masks(used[i])
     alone = ds.groups == ds.hashes  # nobody named any
     groups = None if alone else list(ds.groups)
     return replace(source, **lists, groups=groups, split=list(ds.split), masks=masks,
-                   content=lambda i: source.content(used[i]), positions=positions,
+                   content=lambda i: source.content(used[i]), **crops_of(source, used),
                    skipped=tuple(ds.skipped), about=ds.about)
 
 # %% ../../nbs/library/data/dataset.ipynb #2809d77b
 def held_out_of(
     ds: ImageDataset,
-    least: int = 12,  # images that a comparison needs
+    least: int = LEAST_HELD_OUT,  # images that a comparison needs
 ) -> ImageDataset:  # `val`, or `test` where `val` has fewer than these
     "The images that judge a model. Warns where `test` stands in; raises `DataError` for too few."
     found = ds.held_out
@@ -472,7 +500,22 @@ def check_trainable(
 def data_options(
     parameters: dict,  # of a story
 ) -> dict:  # for `open_dataset`
-    "The parameters that say how data are opened, besides which, how large, and the seed."
+    """The parameters that say how data are opened, besides which, how large, and the seed.
+
+    Raises `ParameterError` for values that no data could be opened with.
+    """
+    chosen = dict(image_size=64, crop="none", val_fraction=0.0, intensity="auto", group_by="")
+    chosen |= {name: parameters[name] for name in chosen if name in parameters}
+    cropped_size(*parse_size(chosen["image_size"]), chosen["crop"])
+    choose_split(None, [], 0, chosen["val_fraction"])
+    parse_intensity(chosen["intensity"])
+    groups_in([], chosen["group_by"])
+    try:
+        find_opener(parameters.get("dataset", "demo"))
+    except OSError as error:
+        raise ParameterError(f"parameter `dataset` is no path: {error.strerror}") from None
+    for side in parameters.get("tile") or []:
+        check_value("tile", side, (16, 4096))
     always = ("val_fraction", "crop", "group_by", "intensity")
     if_set = ("masks", "chunk", "tile", "mpp", "mpp_of_slide", "tiles_per_slide")
     found = {name: parameters[name] for name in always if name in parameters}

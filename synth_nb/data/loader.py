@@ -9,6 +9,7 @@ __all__ = ['SYMMETRIES', 'view', 'largest_symmetry', 'Views']
 import torch
 from torch import Tensor
 
+from ..core.seeding import thread_generator
 from .dataset import ImageDataset, rows_of
 
 # %% ../../nbs/library/data/loader.ipynb #a6e90696
@@ -33,9 +34,9 @@ def in_random_views(
     images: Tensor,  # (B, C, H, W) uint8
     views: int,  # 1, 2 or 8
 ) -> Tensor:  # the same, float32 in [0, 255]
-    "Each image in one of its first views, drawn by torch's generator; memory is written once."
+    "Each image in one of its first views, drawn on the CPU; memory is written once."
     turned = torch.empty(images.shape, device=images.device)
-    numbers = torch.randint(views, (len(images),)).tolist()
+    numbers = torch.randint(views, (len(images),), generator=thread_generator()).tolist()
     for target, image, number in zip(turned, images, numbers, strict=True):
         target.copy_(view(image, number))
     return turned

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 # %% ../../nbs/library/dcgan/model.ipynb #2fa44082
 from .networks import Generator
+from ..core.files import read_json
 from ..core.latents import gaussian_latents, slerp_path
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
+from ..core.weights import fitted
 
 # %% ../../nbs/library/dcgan/model.ipynb #32390d8f
 @dataclass
@@ -81,4 +84,8 @@ def load(
     device: torch.device | str = "cpu",
 ) -> NoiseToImage:
     "A saved model."
-    return NoiseToImage(Generator.from_pretrained(folder).to(device).eval())
+    if not Path(folder).is_dir():
+        return NoiseToImage(Generator.from_pretrained(folder).to(device).eval())
+    config, weights = read_json(Path(folder) / "config.json"), Path(folder) / "model.safetensors"
+    network = fitted(lambda: Generator(**config), load_file(weights), folder)
+    return NoiseToImage(network.to(device).eval())

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from ..data import ImageDataset, Views, to_float, view, largest_symmetry
 from ..core.devices import pick_device
 from .checkpoint import open_checkpoint, read_json, read_part
-from ..core.files import cache_root, digest, atomic_folder
+from ..core.files import atomic_folder, cache_entry, cache_root, digest
 from ..core.parameters import ParameterError
 from ..core.seeding import seed_everything
 from ..training.loop import Phase, Trainer, TrainingConfig
@@ -61,10 +60,8 @@ def new_autoencoder(
     )
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #45697a5f
-def perceptual_distance(
-    ours: list[Tensor],  # feature maps (B, C, H, W), layer by layer
-    theirs: list[Tensor],  # the same of the images to resemble
-) -> Tensor:  # scalar ≥ 0
+def perceptual_distance(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:  # scalar ≥ 0
+    # ours: feature maps (B, C, H, W), layer by layer; theirs: the same of the images to resemble
     "Squared distance of unit-length feature vectors, averaged over places, summed over layers."
     pairs = zip(ours, theirs, strict=True)
     squares = [
@@ -73,11 +70,8 @@ def perceptual_distance(
     return torch.stack(squares).sum()
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #f034cccc
-def perceptual_term(
-    embedder,  # with `layers(images in [0, 1])`
-    restored: Tensor,  # (B, C, H, W) in [-1, 1]
-    images: Tensor,  # likewise
-) -> Tensor:  # scalar
+def perceptual_term(embedder, restored: Tensor, images: Tensor) -> Tensor:
+    # embedder: with `layers(images in [0, 1])`; restored (B, C, H, W) in [-1, 1] → scalar
     "The perceptual distance; gradients go through the restored images."
     with torch.no_grad():
         wanted = embedder.layers(images / 2 + 0.5)
@@ -140,9 +134,7 @@ def add_scaling_layers(
     vae.register_to_config(use_quant_conv=True, use_post_quant_conv=True)
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #2bd5d399
-def fold_shift(
-    vae: AutoencoderKL,  # changed in place
-):
+def fold_shift(vae: AutoencoderKL):  # changed in place
     "Take the shift of the latents, if it has one, and their scale into the 1×1 convolutions."
     config = vae.config
     if not config.shift_factor:
@@ -294,9 +286,8 @@ def fit_autoencoder(
     perceptual = f"{embedder.id}-{embedder.revision}" if embedder else ""
     key = digest(dataset.fingerprint, settings, perceptual, precision, AUTOENCODER_VERSION)[:16]
     folder = cache_root() / "autoencoders" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # who comes second finds what the first trained
-        if not (folder / "model").is_dir():
+    with cache_entry(folder / "model") as missing:  # who comes second finds what the first trained
+        if missing:
             train_autoencoder(dataset, folder, embedder, device, precision, settings)
     return load_autoencoder(folder / "model", device)
 

@@ -13,12 +13,8 @@ from torch import Tensor
 class UNetBlock(torch.nn.Module):
     "A block of a UNet as one step of a chain."
 
-    def __init__(
-        self,
-        name: str,
-        block: torch.nn.Module,
-        run,  # called with the block and its input
-    ):
+    def __init__(self, name: str, block: torch.nn.Module, run):
+        # run: called with the block and its input
         super().__init__()
         self.diagram_name, self.block, self.run = name, block, run
 

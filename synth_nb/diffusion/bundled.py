@@ -22,11 +22,8 @@ from ..core.devices import pick_device
 from ..core.files import digest, atomic_write
 
 # %% ../../nbs/library/diffusion/bundled.ipynb #cda263ab
-def save_packed(
-    path: Path,  # of a .safetensors file
-    vae: AutoencoderKL,
-    about: dict,  # where it comes from, as JSON knows it
-):
+def save_packed(path: Path, vae: AutoencoderKL, about: dict):
+    # path: of a .safetensors file; about: where it comes from, as JSON knows it
     "Write an autoencoder in half precision, with its architecture and origin in the same file."
     tensors = {name: value.half().contiguous() for name, value in vae.state_dict().items()}
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
@@ -35,9 +32,8 @@ def save_packed(
         save_file(tensors, file, metadata=texts)
 
 # %% ../../nbs/library/diffusion/bundled.ipynb #531101a7
-def read_packed(
-    path: Path,  # written by `save_packed`
-) -> tuple[AutoencoderKL, dict]:  # in single precision and frozen, on the CPU; its origin
+def read_packed(path: Path) -> tuple[AutoencoderKL, dict]:
+    # written by `save_packed` → in single precision and frozen, on the CPU; its origin
     "An autoencoder with its origin. Raises `OSError` for a missing or damaged file."
     try:
         with safe_open(path, "pt") as file:

@@ -8,6 +8,7 @@ __all__ = ['measured_captions', 'open_captions']
 # %% ../../nbs/library/diffusion/captions.ipynb #9fe9768a
 import json
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import pandas as pd
 
 # %% ../../nbs/library/diffusion/captions.ipynb #385f0885
 from ..data import DataError, ImageDataset
+from ..data.readers.budgets import read_bytes
 from ..data.readers.named import open_hub
+from ..data.readers.sources import reason
 from ..core.files import resolve, display_path
 from ..core.parameters import ParameterError
 
@@ -24,23 +27,22 @@ NAME_COLUMNS = ("file_name", "file", "filename", "path", "image", "key")
 TEXT_COLUMNS = ("text", "caption", "prompt", "description")
 
 # %% ../../nbs/library/diffusion/captions.ipynb #37da717e
-def read_rows(
-    path: Path,  # .csv, .tsv, .jsonl or .json
-) -> pd.DataFrame:  # all cells are text
+def read_rows(path: Path) -> pd.DataFrame:  # .csv, .tsv, .jsonl or .json → all cells are text
     "A table of text. Raises `DataError` where it cannot be read."
     try:
+        content = read_bytes(path)
         if path.suffix in (".jsonl", ".json"):
-            text = path.read_text(encoding="utf-8")
+            text = content.decode()
             rows = json.loads(text) if path.suffix == ".json" else map(
                 json.loads, filter(str.strip, text.split("\n")))
             if isinstance(rows, dict):  # file → caption
                 rows = [dict(file_name=name, text=text) for name, text in rows.items()]
             return pd.DataFrame(list(rows)).fillna("").astype(str)
         tab = "\t" if path.suffix == ".tsv" else ","
-        return pd.read_csv(path, sep=tab, dtype=str, keep_default_na=False)
-    except (ValueError, TypeError, OSError) as e:
+        return pd.read_csv(BytesIO(content), sep=tab, dtype=str, keep_default_na=False)
+    except Exception as e:  # pandas has errors of its own
         raise DataError(
-            f"{display_path(path)} cannot be read as a table of captions: {e}"
+            f"{display_path(path)} cannot be read as a table of captions: {reason(e)}"
         ) from None
 
 # %% ../../nbs/library/diffusion/captions.ipynb #e3cdbf12
@@ -86,10 +88,8 @@ def match_keys(
     return check_captions(found, where)
 
 # %% ../../nbs/library/diffusion/captions.ipynb #e6dd45cf
-def check_captions(
-    captions: dict[str, str],  # by key
-    where: str,  # for the message
-) -> dict[str, str]:  # the same
+def check_captions(captions: dict[str, str], where: str) -> dict[str, str]:
+    # captions: by key → the same
     "Refuse empty captions; raises `DataError`."
     empty = [key for key, text in captions.items() if not text.strip()]
     if empty:
@@ -105,7 +105,8 @@ def metadata_files(
     folder = resolve(source) if source and ":" not in source else None
     if folder is None or not folder.is_dir():
         return {}
-    files = [p for kind in ("csv", "jsonl") for p in sorted(folder.rglob(f"metadata.{kind}"))]
+    files = [p for kind in ("csv", "jsonl") for p in sorted(folder.rglob(f"metadata.{kind}"))
+             if p.is_file()]
     below = {p: p.parent.relative_to(folder).as_posix() for p in files}
     return {"" if name == "." else f"{name}/": p for p, name in below.items()}
 
@@ -178,10 +179,8 @@ def measured_captions(
     return {key: f"{kind}, {text}" for key, text in zip(data.keys, words, strict=True)}
 
 # %% ../../nbs/library/diffusion/captions.ipynb #978bc2ec
-def best_captions(
-    data: ImageDataset,
-    source: str = "",  # what the data set was opened from
-) -> str:  # `column:`, classes or colours
+def best_captions(data: ImageDataset, source: str = "") -> str:
+    # source: what the data set was opened from → `column:`, classes or colours
     "Where the captions come from for `auto`."
     tables = [read_rows(path) for path in metadata_files(source).values()]
     if {str(c).lower() for table in tables for c in table.columns} & set(TEXT_COLUMNS):

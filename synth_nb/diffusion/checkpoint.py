@@ -107,9 +107,7 @@ def check_unet(
                              f"of kind {kind}: start from a model of those")
 
 # %% ../../nbs/library/diffusion/checkpoint.ipynb #b370dfa5
-def extra_inputs(
-    config: dict,  # of a `UNet2DConditionModel`
-) -> str:  # empty where there is none
+def extra_inputs(config: dict) -> str:  # of a `UNet2DConditionModel` → empty where there is none
     "What a UNet takes beside latents, a timestep and one sequence of tokens."
     if config.get("addition_embed_type") not in (None, "text"):
         return f"`{config['addition_embed_type']}` embeddings, as SDXL's does"
@@ -121,18 +119,15 @@ def extra_inputs(
     return f"{channels[0] - channels[1]} channels of another image" if len({*channels}) > 1 else ""
 
 # %% ../../nbs/library/diffusion/checkpoint.ipynb #e1cb6bf2
-def weight_patterns(
-    stem: str = "diffusion_pytorch_model",
-) -> list[tuple[str, str]]:  # of one file, and of several; the best first
+def weight_patterns(stem: str = "diffusion_pytorch_model") -> list[tuple[str, str]]:
+    # of one file, and of several; the best first
     "Names of weight files."
     kinds = [(variant, end) for end in ("safetensors", "bin") for variant in ("", ".fp16")]
     return [(f"{stem}{variant}.{end}", f"{stem}{variant}-*.{end}") for variant, end in kinds]
 
 
-def weights_options(
-    folder: Path,
-    stem: str = "diffusion_pytorch_model",
-) -> dict | None:  # for `from_pretrained`; None where there are no weights
+def weights_options(folder: Path, stem: str = "diffusion_pytorch_model") -> dict | None:
+    # for `from_pretrained`; None where there are no weights
     "Which of the weight files to read."
     for names in weight_patterns(stem):
         if any(path for name in names for path in folder.glob(name)):

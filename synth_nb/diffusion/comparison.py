@@ -30,13 +30,11 @@ REPORTED_FID = {"text": 415.36, "image embedding": 162.16, "tissue embedding": 6
 MAY_DIFFER = {"captions", "template", "text_encoder", "embedder", "head", "components", "prompt",
               "negative_prompt", "seed", "model", "eval_embedders"}
 MAY_DIFFER |= set(FREE_PARAMETERS) - {"epochs", "kimg"}  # all must be trained for as long
-ADDED = dict(timesteps="logit_normal", p_uncond=0.1)  # parameters that older runs lack
+ADDED = dict(timesteps="logit_normal", p_uncond=0.1, lora="")  # parameters that older runs lack
 RENAMED_SETS = {"real, asking half": CONDITIONING_HALF}  # in tables of older runs
 
 # %% ../../nbs/library/diffusion/comparison.ipynb #b47f02a1
-def run_folders(
-    paths: list[str],  # run folders, or folders that hold them
-) -> list[Path]:
+def run_folders(paths: list[str]) -> list[Path]:  # run folders, or folders that hold them
     "Finished runs of the three experiments. Raises `DataError` where there are none."
     found = []
     for path in map(resolve, paths):
@@ -50,10 +48,12 @@ def run_folders(
     return list(dict.fromkeys(found))
 
 # %% ../../nbs/library/diffusion/comparison.ipynb #fd7571ce
-def check_comparable(
-    folders: list[Path],  # of runs
-):
+def check_comparable(folders: list[Path]):  # of runs
     "Refuse runs that differ in more than condition and seed; raises `DataError`."
+    for folder in folders:
+        if lacks := {"parameters", "seed", "data"} - read_manifest(folder).keys():
+            raise DataError(f"{display_path(folder)}: its manifest.json lacks "
+                            f"{', '.join(sorted(lacks))}: leave it out of `runs`, or run it again")
     first = read_manifest(folders[0])
     for folder in folders[1:]:
         other = read_manifest(folder)
@@ -72,9 +72,8 @@ def check_comparable(
                 )
 
 # %% ../../nbs/library/diffusion/comparison.ipynb #620c1d3a
-def distance_columns(
-    metrics: pd.DataFrame,  # a row per metric, with `value`, `low`, `high` and `floor`
-) -> dict[str, float]:
+def distance_columns(metrics: pd.DataFrame) -> dict[str, float]:
+    # a row per metric, with `value`, `low`, `high` and `floor`
     "The distances of one set, with interval and baseline, as columns of one row."
     row = {}
     for name in [m for m in ("kernel", "frechet", "fid", "is") if m in metrics.index]:
@@ -84,9 +83,8 @@ def distance_columns(
     return row
 
 # %% ../../nbs/library/diffusion/comparison.ipynb #7a571bf8
-def read_tables(
-    folder: Path,  # of a run
-) -> tuple[pd.DataFrame, pd.DataFrame, float]:  # scores, condition fidelity, share of copies
+def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+    # scores, condition fidelity, share of copies
     "The tables of a finished run."
     scores = pd.read_csv(folder / "evaluation.csv").replace({"set": RENAMED_SETS})
     copies = json.loads((folder / "evaluation.json").read_text())["copies"]
@@ -94,9 +92,7 @@ def read_tables(
     return scores, pd.read_csv(folder / "fidelity.csv"), flagged
 
 # %% ../../nbs/library/diffusion/comparison.ipynb #91c3ab60
-def rows_of_run(
-    folder: Path,  # of a run
-) -> list[dict]:  # a row per extractor
+def rows_of_run(folder: Path) -> list[dict]:  # a row per extractor
     "The numbers of a finished run."
     manifest, (scores, fidelity, flagged) = read_manifest(folder), read_tables(folder)
     parameters, data = manifest["parameters"], manifest["data"]["source"].rpartition("/")[2]
@@ -196,11 +192,8 @@ def comparison_table(
     return table.rename_axis(f"by {extractor}, {counts}")
 
 # %% ../../nbs/library/diffusion/comparison.ipynb #5a0b7d3c
-def order_of_conditions(
-    part: pd.DataFrame,  # runs, by one extractor
-    metric: str,  # a column
-    low: bool,  # whether less is better
-) -> str:
+def order_of_conditions(part: pd.DataFrame, metric: str, low: bool) -> str:
+    # part: runs, by one extractor; metric: a column; low: whether less is better
     "The conditions from the best to the worst, and how sure that is."
     ends = part.groupby("condition")[metric].agg(["mean", "min", "max", "count"])
     ends, apart = ends.sort_values("mean", ascending=low), True

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +19,7 @@ from ..data import DataError, ImageDataset
 from .latents import view_embeddings
 from .pretrained import PromptShift
 from ..embedders import Embedder, embed_images, image_keys
-from ..core.files import cache_root, digest, atomic_write
+from ..core.files import atomic_write, cache_entry, cache_root, digest
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
 
@@ -92,9 +91,7 @@ def with_unit_std(
     return EmbeddingConditioner(embedder, mean.float(), (matrix / std).float())
 
 
-def check_distinct(
-    embeddings: Tensor,  # (N, D) of the training images
-):
+def check_distinct(embeddings: Tensor):  # (N, D) of the training images
     "Raise `DataError` where all images are alike."
     if (embeddings - embeddings[:1]).abs().max() < 1e-6:
         alike = "the training images are all alike to the encoder"
@@ -115,11 +112,8 @@ def fit_components(
     return with_unit_std(embedder, flat.mean(0), torch.eye(flat.shape[1]), flat)
 
 # %% ../../nbs/library/diffusion/conditions.ipynb #7ef145fa
-def random_crops(
-    images: np.ndarray,  # (N, C, H, W) uint8
-    share: float,  # of the sides that stays
-    rng: np.random.Generator,
-) -> np.ndarray:  # (N, C, h, w)
+def random_crops(images: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    # images (N, C, H, W) uint8; share: of the sides that stays → (N, C, h, w)
     "Every image without a border, cut at a random place."
     height, width = images.shape[2:]
     h, w = max(int(height * share), 8), max(int(width * share), 8)
@@ -200,12 +194,11 @@ def fit_tuned_head(
     settings = (embedder.id, embedder.revision, k, steps, views, HEAD_VERSION)
     key = digest(image_keys(train.images), labels, *settings)[:16]
     path = cache_root() / "heads" / f"{key}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
+    with cache_entry(path) as missing:
+        if missing:
             seen = torch.cat([known[None], augmented_embeddings(embedder, train.images, views)])
             mean, matrix = tune_head(seen, train.labels, k, steps)
-            with atomic_write(path) as f:
+            with atomic_write(path, checked=True) as f:
                 save_file(dict(mean=mean, matrix=matrix.contiguous()), f)
     found = load_file(path)
     return with_unit_std(embedder.id, found["mean"], found["matrix"], known)

@@ -26,8 +26,8 @@ from torch import Tensor
 from ..core.devices import pick_device
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
-from ..core.seeding import derive_seed, seed_everything
-from ..data import DataError, ImageDataset, to_uint8
+from ..core.seeding import derive_seed, seed_everything, thread_generator
+from ..data import DataError, ImageDataset, to_float, to_uint8
 from ..embedders import Embedder, embed_images, load_embedder
 from ..evaluation.sets import MIN_IMAGES
 from ..training.loop import Phase, Trainer, TrainingConfig
@@ -45,12 +45,14 @@ from synth_nb.diffusion.autoencoder import (
 from .checkpoint import Checkpoint, open_checkpoint
 from .bundled import bundled_autoencoder, is_bundled
 from .conditions import EmbeddingConditioner
+from .features import DiffusionFeatures
 from .latents import LatentSet, cached_latents, standardise
 from .model import new_unet
 from synth_nb.diffusion.objective import (
     DiffusionLoss,
     held_out_loss,
     new_scheduler,
+    noise_levels,
     with_sampler,
 )
 from .pipeline import load_parts, new_pipeline, save_model
@@ -105,9 +107,7 @@ def halves_by_position(held_out: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(upper), np.sort(lower[apart] if apart.sum() >= MIN_IMAGES else lower)
 
 
-def halves_by_group(
-    groups: np.ndarray, counts: dict[str, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def halves_by_group(groups: np.ndarray, counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     "Complete groups, the largest first, to the half that has fewer images."
     halves, sizes = {}, [0, 0]
     for name in sorted(counts, key=lambda g: (-counts[g], g)):
@@ -215,6 +215,19 @@ class ConditionedModel:
             raise ValueError("this model takes texts: give `sample_for` a list of them")
         return self.sample_for(embed_images(self.embedder(), images), seed, **options)
 
+    def features(self, images: np.ndarray | Tensor) -> Tensor:  # (N, C, H, W) uint8 → (N, D)
+        "What the network's decoder makes of images, without a condition: means over places."
+        vae, unet = self.pipeline.vae.eval(), self.pipeline.unet.eval()
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        net = DiffusionFeatures(
+            vae, unet, unet.up_blocks, self.conditioner.empty().to(unet.device),
+            noise_levels(self.pipeline.scheduler)[0], torch.tensor(shift),
+            torch.tensor(1 / vae.config.scaling_factor), images.shape[1:],
+            2 ** (len(vae.config.block_out_channels) - 1))
+        with torch.no_grad():
+            parts = torch.as_tensor(np.asarray(images)).split(64)
+            return torch.cat([net(to_float(x).to(unet.device)).mean((2, 3)).cpu() for x in parts])
+
 # %% ../../nbs/library/diffusion/experiment.ipynb #77a57d77
 def save(
     model: ConditionedModel,
@@ -237,10 +250,8 @@ def save(
 RENAMED_SETTINGS = {"candidates": "best_of"}  # in the files of older models
 
 
-def load(
-    folder: Path,  # written by `save`
-    device: torch.device | str = "cpu",
-) -> ConditionedModel:
+def load(folder: Path, device: torch.device | str = "cpu") -> ConditionedModel:
+    # folder: written by `save`
     "A saved model. Raises what `load_parts` raises."
     pipeline, tensors, settings = load_parts(folder, device)
     settings = {RENAMED_SETTINGS.get(name, name): value for name, value in settings.items()}
@@ -306,6 +317,7 @@ class DiffusionConfig:
     "How a conditioned model is trained, whatever the condition."
     unet_size: str = "tiny"  # a layout
     pretrained: str = ""  # a published UNet to start from
+    lora: str = ""  # LoRA weights for it, merged before the training: file, folder or Hub id
     lora_rank: int = 0  # train LoRA matrices of this rank only; 0: all weights
     prediction_type: str = "auto"  # epsilon, v_prediction, flow_prediction; auto: as `pretrained`
     sampler: str = "dpm++"  # ddim, dpm++ or euler
@@ -341,7 +353,7 @@ class DiffusionConfig:
         prompt = empty_prompt(open_checkpoint(self.pretrained)) if shifts else None
         channels, _, size = getattr(latents, "shape", latents)[-3:]
         return new_unet(width, size, channels, self.unet_size, self.pretrained, self.lora_rank,
-                        self.dropout, prompt=prompt)
+                        self.dropout, prompt, self.lora)
 
     def loss(self) -> DiffusionLoss:
         "Conditions are left out by the data set, which knows the empty condition."
@@ -377,10 +389,12 @@ class ConditionedLatents:
 
     def __getitem__(self, indices: list[int]) -> dict:
         batch = self.data[indices]
-        out = (torch.rand(len(indices)) < self.p_uncond).view(-1, 1, 1)
+        generator = thread_generator()
+        out = (torch.rand(len(indices), generator=generator) < self.p_uncond).view(-1, 1, 1)
         condition = batch["condition"]
         if self.condition_noise:
-            condition = condition + self.condition_noise * torch.randn_like(condition)
+            noise = torch.randn(condition.shape, generator=generator)
+            condition = condition + self.condition_noise * noise
         return batch | dict(condition=torch.where(out, self.empty, condition))
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #75f58001
@@ -477,7 +491,7 @@ class ExperimentData:
             conditioner, text_model = conditioner.shifting(shift), own_text_model(config.pretrained)
         pipeline = new_pipeline(self.vae.to(device), stock, config.scheduler(), text_model)
         lora = lora_weights(unet)
-        options |= dict(lora_of=config.pretrained) if lora else {}
+        options |= dict(lora_of=config.pretrained, lora_over=config.lora) if lora else {}
         model = assemble(pipeline, conditioner, self.conditions, self.held_out, **options)
         model.lora = lora
         return model

@@ -103,12 +103,8 @@ def open_eval_embedders(
     return [load_embedder(name, device) for name in dict.fromkeys(wanted)]
 
 # %% ../../nbs/library/diffusion/fidelity.ipynb #52b8c0cd
-def write_tables(
-    folder: Path,
-    table: pd.DataFrame,  # from `fidelity_table`
-    rows: pd.DataFrame,  # from `judge_sets`
-    embedders: list[Embedder],
-):
+def write_tables(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, embedders: list[Embedder]):
+    # table: from `fidelity_table`; rows: from `judge_sets`
     "Write `fidelity.csv`, and `evaluation.md` with all tables to read."
     readable = [part for e in embedders for part in (readable_fidelity(table, e.id),
                                                      score_table(rows, e.id))]

@@ -30,8 +30,10 @@ from synth_nb.diffusion.autoencoder import (
     whiten,
 )
 from ..embedders import Embedder, embed_images
-from ..core.files import cache_root, digest, atomic_write
+from ..core.checksums import write_checksums
+from ..core.files import atomic_write, cache_entry, cache_root, digest
 from ..core.progress import with_progress
+from ..core.seeding import thread_generator
 
 # %% ../../nbs/library/diffusion/latents.ipynb #cdad045a
 def weights_digest(
@@ -41,16 +43,9 @@ def weights_digest(
     return digest(*(t.detach().float().cpu().numpy() for t in module.state_dict().values()))
 
 # %% ../../nbs/library/diffusion/latents.ipynb #518dd04d
-def stored(
-    path: Path,  # of a .npy file
-    shape: tuple[int, ...] | None = None,  # that it must have; None: any
-) -> np.ndarray | None:  # memory-mapped; None where it is missing or damaged
+def stored(path: Path) -> np.ndarray:  # memory-mapped
     "An array on disk."
-    try:
-        found = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return found if shape in (None, found.shape) else None
+    return np.load(path, mmap_mode="c", allow_pickle=False)
 
 # %% ../../nbs/library/diffusion/latents.ipynb #902ab15e
 def cached_array(
@@ -60,12 +55,11 @@ def cached_array(
 ) -> Tensor:  # memory-mapped, float32
     "An array from the cache, made where it is missing or damaged, by one process for all."
     path = cache_root() / kind / f"{key}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if stored(path) is None:
-            with atomic_write(path) as f, open(f, "wb") as out:
+    with cache_entry(path) as missing:
+        if missing:
+            with atomic_write(path, checked=True) as f, open(f, "wb") as out:
                 np.save(out, make().float().cpu().numpy())
-        return torch.from_numpy(stored(path))
+    return torch.from_numpy(stored(path))
 
 # %% ../../nbs/library/diffusion/latents.ipynb #07c4c311
 HEADER_BYTES = 128  # bytes before the rows of a .npy file
@@ -98,10 +92,9 @@ def growing_array(
     what: str = "encoding images",  # for the progress line
 ) -> np.ndarray:  # memory-mapped float32
     "An array on disk that is made batch by batch, by one process, and continued after a stop."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if stored(path, shape) is not None:
-            return stored(path, shape)
+    with cache_entry(path) as missing:
+        if not missing:
+            return stored(path)
         part, ends = path.with_suffix(".part"), np.cumsum(sizes).tolist()
         check_room(path.parent, 4 * int(np.prod(shape)), "latents")
         rows = _resume(part, shape, ends)
@@ -111,8 +104,9 @@ def growing_array(
                 f.write(np.ascontiguousarray(batch, "<f4").data)
                 f.flush()
                 os.fsync(f.fileno())
+        write_checksums(path, part)
         os.replace(part, path)
-    return stored(path, shape)
+    return stored(path)
 
 # %% ../../nbs/library/diffusion/latents.ipynb #003986ab
 @dataclass
@@ -129,9 +123,9 @@ class Latents:
         return len(self.mean)
 
     def __getitem__(self, index) -> Tensor:
-        "Drawn anew each time, by torch's generator."
+        "Drawn anew each time."
         mean, std = self.mean[index], self.std[index]
-        return mean + std * torch.randn_like(mean)
+        return mean + std * torch.randn(mean.shape, generator=thread_generator())
 
 # %% ../../nbs/library/diffusion/latents.ipynb #ee95d423
 def _check_symmetry(dataset: ImageDataset, symmetry: str):
@@ -230,7 +224,7 @@ class LatentSet:
         return self.latents.shape[1]
 
     def __getitem__(self, indices: list[int]) -> dict:  # latent, condition, key, condition_mask
-        views = torch.randint(len(self.latents), (len(indices),))
+        views = torch.randint(len(self.latents), (len(indices),), generator=thread_generator())
         of_condition = views if len(self.conditions) > 1 else torch.zeros_like(views)
         masks = {} if self.masks is None else dict(condition_mask=self.masks[indices])
         latent, condition = self.latents[views, indices], self.conditions[of_condition, indices]

@@ -30,9 +30,7 @@ UNET_LAYOUTS = {
 }
 
 # %% ../../nbs/library/diffusion/model.ipynb #b852a47f
-def time_conditioning(
-    condition_dim: int,
-) -> dict:  # for the constructor
+def time_conditioning(condition_dim: int) -> dict:  # for the constructor
     "Options by which the condition is added to the time embedding."
     return dict(
         addition_embed_type="text",
@@ -68,10 +66,7 @@ def unet_from_layout(
     )
 
 # %% ../../nbs/library/diffusion/model.ipynb #cf323183
-def init_weights(
-    net: nn.Module,  # changed in place
-    seed: int,
-):
+def init_weights(net: nn.Module, seed: int):  # net: changed in place
     "Draw the first weights of every layer anew, from a seed of its own."
     with fork_rng():
         for name, module in net.named_modules():
@@ -80,12 +75,13 @@ def init_weights(
                 module.reset_parameters()
 
 # %% ../../nbs/library/diffusion/model.ipynb #3d4b5c83
-def _check(size: str, pretrained: str, lora_rank: int):
+def _check(size: str, pretrained: str, lora_rank: int, lora: str):
     if size not in UNET_LAYOUTS:
         known = list(UNET_LAYOUTS)
         raise ParameterError(f"parameter `unet_size` must be one of {known}, got {size!r}")
-    if lora_rank and not pretrained:
-        raise ParameterError("parameter `lora_rank` needs `pretrained`: weights to adapt")
+    for name, value in dict(lora_rank=lora_rank, lora=lora).items():
+        if value and not pretrained:
+            raise ParameterError(f"parameter `{name}` needs `pretrained`: weights to adapt")
 
 # %% ../../nbs/library/diffusion/model.ipynb #bf520109
 def new_unet(
@@ -96,13 +92,13 @@ def new_unet(
     pretrained: str = "",  # folder or Hub id of a UNet or pipeline, in place of a layout
     lora_rank: int = 0,  # LoRA of this rank; 0: train all weights
     dropout: float = 0.0,  # in the residual blocks of a layout
-    checkpointing: bool = False,  # less memory for more time
     prompt: torch.Tensor | None = None,  # (T, D) of pretrained weights, for an embedding to shift
+    lora: str = "",  # file, folder or Hub id of LoRA weights that are merged into it first
 ) -> UNet2DConditionModel:
     "A conditioned UNet. Raises `ParameterError` for what cannot be, `OSError` for absent weights."
-    _check(size, pretrained, lora_rank)
+    _check(size, pretrained, lora_rank, lora)
     if pretrained:
-        unet = load_unet(pretrained, condition_dim, latent_channels, prompt)
+        unet = load_unet(pretrained, condition_dim, latent_channels, prompt, lora)
     else:
         seed = torch.randint(2**31, ()).item()
         unet = unet_from_layout(UNET_LAYOUTS[size], condition_dim, latent_size, latent_channels,
@@ -110,6 +106,4 @@ def new_unet(
         init_weights(unet, seed)
     if lora_rank:
         add_lora(unet, lora_rank)
-    if checkpointing:
-        unet.enable_gradient_checkpointing()
     return unet

@@ -282,10 +282,8 @@ class DenoisingLoss:
         return (self.weights[t].to(clean.dtype) * errors).mean()
 
 # %% ../../nbs/library/diffusion/objective.ipynb #bf53973a
-def check_width(
-    net: torch.nn.Module,
-    conditions: Tensor,  # what should be (B, tokens, D)
-):
+def check_width(net: torch.nn.Module, conditions: Tensor):
+    # conditions: what should be (B, tokens, D)
     "Refuse conditions that a UNet cannot take; raises `ParameterError`."
     net = getattr(net, "module", net)  # in a training over several processes it is wrapped
     width = condition_width(net) if isinstance(net, UNet2DConditionModel) else None

@@ -26,14 +26,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from .objective import new_scheduler
 from .pretrained import condition_width, merged
 from ..core.devices import quiet_logging
-from ..core.files import display_path
+from ..core.files import display_path, read_json
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #27a5b8fa
-def null_text_model(
-    width: int,  # numbers of a token
-) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:
+def null_text_model(width: int) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:
+    # numbers of a token
     "A tokenizer of one token that cuts a text away, and a text model that returns zeros."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -73,17 +72,15 @@ def new_pipeline(
     return pipeline
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #5c4af6e9
-def check_folder(
-    folder: Path,  # of a pipeline
-):
+def check_folder(folder: Path):  # of a pipeline
     "Raise `FileNotFoundError` that names the part that a pipeline lacks."
     index = folder / "model_index.json"
     if not index.is_file():
         raise FileNotFoundError(
             f"{display_path(folder)} is no saved pipeline: it has no model_index.json"
         )
-    listed = json.loads(index.read_text(encoding="utf-8"))
-    parts = [k for k, v in listed.items() if isinstance(v, list) and v[0]]
+    listed = read_json(index)
+    parts = [k for k, v in listed.items() if isinstance(v, list) and v and v[0]]
     plain = ("scheduler", "tokenizer", "feature_extractor")
     for part in parts:
         files = {p.suffix for p in (folder / part).glob("*")}
@@ -106,10 +103,8 @@ def load_pipeline(
     return pipeline.to(device)
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #b0020783
-def usage_text(
-    tensors: dict[str, Tensor],  # as `save_model` takes them
-    settings: dict,
-) -> str:  # Markdown
+def usage_text(tensors: dict[str, Tensor], settings: dict) -> str:
+    # tensors: as `save_model` takes them
     "How to make an image of a saved model with diffusers alone, from the folder above it."
     height, width = settings.get("image_size", (64, 64))
     how = (f"height={height}, width={width},\n             guidance_scale="
@@ -128,8 +123,9 @@ def usage_text(
         lines += [f"image = pipe({settings['captions'][0]!r}, {how}"]
     text = "\n".join(["```python", *lines, 'image.save("image.png")', "```", ""])
     if settings.get("lora_of"):
+        first = f", with `{settings['lora_over']}` loaded" * bool(settings.get("lora_over"))
         text += ("\n`lora/` holds what was trained alone, for a pipeline of "
-                 f'`{settings["lora_of"]}`: `pipe.load_lora_weights("model/lora")`.\n')
+                 f'`{settings["lora_of"]}`{first}: `pipe.load_lora_weights("model/lora")`.\n')
     return text
 
 # %% ../../nbs/library/diffusion/pipeline.ipynb #917a3f48
@@ -162,4 +158,4 @@ def load_parts(
                 f"{display_path(folder)} lacks {file.name}: it is a pipeline, but not "
                 "a model of this project; load it with diffusers"
             )
-    return pipeline, load_file(tensors), json.loads(settings.read_text())
+    return pipeline, load_file(tensors), read_json(settings)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['condition_width', 'PromptShift', 'split_shift', 'load_unet', 'add_lora', 'trainable', 'merged', 'lora_weights',
-           'save_lora']
+           'save_lora', 'lora_file']
 
 # %% ../../nbs/library/diffusion/pretrained.ipynb #6c8474c9
 import copy
+import warnings
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% ../../nbs/library/diffusion/pretrained.ipynb #46d14c4f
+from ..core.files import display_path, resolve
 from ..core.parameters import ParameterError
 from .checkpoint import check_unet, open_checkpoint, read_part
+from ..embedders.hub import fetch_model, is_folder
 
 # %% ../../nbs/library/diffusion/pretrained.ipynb #417e80e3
 def condition_width(
@@ -81,6 +84,7 @@ def load_unet(
     condition_dim: int,  # width of a condition token
     latent_channels: int = 4,
     prompt: Tensor | None = None,  # (T, D) that an embedding shifts; None for texts
+    lora: str = "",  # file, folder or Hub id of LoRA weights, merged into it
 ) -> UNet2DConditionModel:
     "A pretrained UNet for a condition. Raises `OSError`, and `ParameterError` for what cannot fit."
     checkpoint = open_checkpoint(str(name))
@@ -90,8 +94,18 @@ def load_unet(
         raise ParameterError(f"the pretrained UNet works on {channels} latent channels, "
                              f"the autoencoder has {latent_channels}: they must be the same")
     unet = read_part(UNet2DConditionModel, checkpoint, "unet")
+    if lora:
+        merge_lora(unet, lora, checkpoint.name)
     take_conditions(unet, condition_dim, prompt)
     return unet
+
+# %% ../../nbs/library/diffusion/pretrained.ipynb #f876f711
+def check_peft(parameter: str):
+    "Raise `ImportError` that names the extra."
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise ImportError(f"`{parameter}` needs peft: pip install 'synth_nb[lora]'") from None
 
 # %% ../../nbs/library/diffusion/pretrained.ipynb #77b05178
 def add_lora(
@@ -99,10 +113,9 @@ def add_lora(
     rank: int,  # r ≥ 1
 ):
     "Train only LoRA of the attention, and the map of a new condition."
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise ImportError("`lora_rank` needs peft: pip install 'synth_nb[lora]'") from None
+    check_peft("lora_rank")
+    from peft import LoraConfig
+
     if rank < 1:
         raise ParameterError(f"parameter `lora_rank` must be at least 1, got {rank}")
     unet.requires_grad_(False)
@@ -119,6 +132,12 @@ def trainable(
     "The parameters for the optimiser."
     return [p for p in unet.parameters() if p.requires_grad]
 
+# %% ../../nbs/library/diffusion/pretrained.ipynb #caf13c3f
+def merge(unet: UNet2DConditionModel):
+    "Add LoRA to the weights that it belongs to, in place."
+    unet.fuse_lora()
+    unet.unload_lora()
+
 # %% ../../nbs/library/diffusion/pretrained.ipynb #8aad1548
 def merged(
     unet: UNet2DConditionModel,
@@ -127,8 +146,7 @@ def merged(
     if not getattr(unet, "peft_config", None):
         return unet
     plain = copy.deepcopy(unet)
-    plain.fuse_lora()
-    plain.unload_lora()
+    merge(plain)
     return plain
 
 # %% ../../nbs/library/diffusion/pretrained.ipynb #e3d3cdff
@@ -151,3 +169,74 @@ def save_lora(
 ):
     "Write LoRA as `load_lora_weights` of diffusers reads it."
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=weights)
+
+# %% ../../nbs/library/diffusion/pretrained.ipynb #d6864438
+def lora_file(
+    name: str,  # a file, a folder with one, a run's folder, or owner/model[@revision] on the Hub
+) -> Path:
+    "Where LoRA weights lie. Raises `OSError` or `ValueError` that says what to do."
+    path = resolve(name)
+    if not path.exists() and (is_folder(name) or name.count("/") != 1):
+        raise FileNotFoundError(f"parameter `lora`: there is no file or folder {path}")
+    if not path.exists():
+        hub, _, revision = name.partition("@")
+        path = fetch_model(hub, revision or None, [("*.safetensors",)], family="")
+    path = next((inner for inner in (path / "model/lora", path / "lora") if inner.is_dir()), path)
+    found = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    found = [f for f in found if f.name == "pytorch_lora_weights.safetensors"] or found
+    if len(found) != 1 or found[0].suffix != ".safetensors":
+        held = f"{len(found)} files of weights" if len(found) != 1 else f"a {found[0].suffix}"
+        raise OSError(f"parameter `lora`: {name} holds {held}: name one .safetensors file")
+    return found[0]
+
+# %% ../../nbs/library/diffusion/pretrained.ipynb #0e183fbc
+def read_lora(
+    path: Path,
+) -> tuple[dict[str, Tensor], dict]:  # matrices by name, and options of `load_lora_adapter`
+    "The UNet's part of a file. Raises `OSError`, and `ParameterError` where it has none."
+    what = f"parameter `lora`: {display_path(path)}"
+    try:
+        weights, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+            path.parent, weight_name=path.name, use_safetensors=True, return_lora_metadata=True)
+    except Exception as error:  # whatever a damaged file leads to
+        text = " ".join(str(error).split())[:200]
+        raise OSError(f"{what} cannot be read, get it again ({text})") from None
+    own = {name: weight for name, weight in weights.items() if name.startswith("unet.")}
+    if not own:
+        raise ParameterError(f"{what} has no weights for a UNet")
+    if len(own) < len(weights):
+        warnings.warn(f"{what}: what it has for a text encoder is left out", stacklevel=2)
+    return own, dict(network_alphas=alphas, metadata=None if alphas else metadata)
+
+# %% ../../nbs/library/diffusion/pretrained.ipynb #54fc00eb
+def check_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], what: str, of: str):
+    # weights: by diffusers' or peft's names
+    "Refuse matrices for another UNet; raises `ParameterError` that names the layer."
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    layers = dict(unet.named_modules())
+    for name, weight in convert_unet_state_dict_to_peft(weights).items():
+        layer, _, end = name.removeprefix("unet.").rpartition(".lora_")
+        if end not in ("A.weight", "B.weight"):
+            continue
+        if layer not in layers or not hasattr(layers[layer], "weight"):
+            raise ParameterError(f"{what} is for another UNet: that of {of} has no `{layer}`")
+        axis = 1 if end[0] == "A" else 0
+        have, need = weight.shape[axis], layers[layer].weight.shape[axis]
+        if have != need:
+            way = "inputs" if axis else "outputs"
+            raise ParameterError(f"{what} is for another UNet: `{layer}` has {have} {way} in it, "
+                                 f"{need} in that of {of}")
+
+# %% ../../nbs/library/diffusion/pretrained.ipynb #2441e6df
+def merge_lora(
+    unet: UNet2DConditionModel,  # changed in place
+    name: str,  # as `lora_file` takes it
+    of: str,  # the UNet, for messages
+):
+    "Merge LoRA weights of a file. Raises `ParameterError` for those of another UNet."
+    check_peft("lora")
+    weights, options = read_lora(path := lora_file(name))
+    check_lora(unet, weights, f"parameter `lora`: {display_path(path)}", of)
+    unet.load_lora_adapter(weights, prefix="unet", **options)
+    merge(unet)

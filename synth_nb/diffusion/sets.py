@@ -6,10 +6,9 @@
 __all__ = ['sample_dataset']
 
 # %% ../../nbs/library/diffusion/sets.ipynb #e711864b
-import inspect
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +19,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 # %% ../../nbs/library/diffusion/sets.ipynb #46cd8a1a
-from ..data import to_uint8
+from ..data import DataError, to_uint8
 from ..data.quality.export import check_target, export
 from .latents import weights_digest
 from ..training.processes import launch, this_process
-from ..core.files import digest, resolve, atomic_write
+from ..core.checksums import damage
+from ..core.files import atomic_write, digest, resolve
 from ..core.parameters import ParameterError
 from ..core.progress import with_progress
-from ..core.runs import Samples, load_model
-from ..core.seeding import derive_seed
+from ..core.runs import Samples, load_model, sample_part
 
 # %% ../../nbs/library/diffusion/sets.ipynb #f28fb4ac
-def contents(
-    thing,  # a model, or a part of one
-):  # plain values
+def contents(thing):  # a model, or a part of one
     "What a model consists of, as digests and plain values."
     if isinstance(thing, nn.Module):
         return weights_digest(thing)
@@ -47,39 +44,25 @@ def contents(
     if isinstance(thing, dict):
         return {str(name): contents(part) for name, part in thing.items()}
     if hasattr(thing, "__dict__") and not isinstance(thing, type):
-        return {name: contents(part) for name, part in sorted(vars(thing).items())}
+        return {name: contents(part) for name, part in sorted(vars(thing).items())
+                if name != "release"}  # which `load_model` adds
     return thing
 
-# %% ../../nbs/library/diffusion/sets.ipynb #f87a7b18
-def sample_part(
-    model,  # with `sample(n, seed)`, or better `sample(n, seed, first)`
-    seed: int,
-    first: int,  # number of the first image
-    count: int,
-    **options,  # for `sample`
-) -> Samples:
-    "Some of the images of a seed."
-    if "first" in inspect.signature(model.sample).parameters:
-        return model.sample(count, seed, first=first, **options)
-    return model.sample(count, derive_seed(seed, first), **options)
-
 # %% ../../nbs/library/diffusion/sets.ipynb #41cd56d8
-def write_part(
-    path: Path,
-    samples: Samples,
-):
+def write_part(path: Path, samples: Samples):
     "Write samples atomically."
     tensors = dict(images=to_uint8(samples.images), labels=samples.labels,
                    conditions=samples.conditions, masks=samples.masks)
     tensors = {k: v.cpu().contiguous() for k, v in tensors.items() if v is not None}
-    with atomic_write(path) as file:
+    with atomic_write(path, checked=True) as file:
         save_file(tensors, file, dict(keys=json.dumps(samples.keys)))
 
 # %% ../../nbs/library/diffusion/sets.ipynb #8c2e31e1
-def read_part(
-    path: Path,
-) -> dict | None:  # tensors by name, and `keys`; None where it is missing or damaged
+def read_part(path: Path) -> dict | None:
+    # tensors by name, and `keys`; None where it is missing or damaged
     "Samples that were written."
+    if damage(path):
+        return None
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -156,6 +139,7 @@ def sample_dataset(
     about: dict | None = None,  # for the card: name, run, licence, …
     num_processes: int = 1,  # several on GPUs: give the run folder, so that each loads the model
     device: str = "auto",  # of a run's model
+    alpha: float = 0.0,  # above 0: a release without copies, of a run's model, see `release`
     **options,  # for the model's `sample`: guidance_scale, sampling_steps, …
 ) -> Path:  # the folder, absolute
     """Sample an exported data set, continuing where an earlier call was stopped.
@@ -163,8 +147,12 @@ def sample_dataset(
     Every image has its class, `seed` and `number`: `model.sample(1, seed, first=number)` makes it
     again if the model's `sample` takes `first`. `conditions.safetensors` has what each was made
     for. The same call again changes nothing, even at the same time.
-    Raises `ParameterError`, and `FileExistsError` for a folder that holds something else.
+    Raises `ParameterError`, what `release` raises, and `FileExistsError` for a folder that holds
+    something else.
     """
+    if alpha and num_processes > 1:
+        raise ParameterError("a release (`alpha` above 0) draws in one process: leave "
+                             f"`num_processes` at 1, got {num_processes}")
     if n < 1 or batch_size < 1:
         raise ParameterError(f"`n` and `batch_size` must be at least 1, got {n} and {batch_size}")
     path = resolve(folder)
@@ -173,10 +161,13 @@ def sample_dataset(
     if isinstance(model, (str, Path)):
         model = load_model(model, "cpu" if num_processes > 1 else device)
         source = source if num_processes > 1 else model
-    key = digest(contents(model), seed, batch_size, options)[:12]
+    if alpha and not hasattr(model, "release"):
+        raise ParameterError("a release needs the model's run folder: give that as `model`")
+    request = (seed, batch_size, options, *([alpha] if alpha else []))
+    key = digest(contents(model), *request)[:12]
     if not _is_there(path, key, n):
         about = (about or {}) | dict(seed=seed, request=key)
-        _make(source, model, n, path, about, batch_size, options, num_processes, device)
+        _make(source, model, n, path, about, alpha, batch_size, options, num_processes, device)
     return path
 
 # %% ../../nbs/library/diffusion/sets.ipynb #1180d468
@@ -187,23 +178,27 @@ def _is_there(path: Path, key: str, n: int) -> bool:
     return f"- request: {key}" in lines and any(s.startswith(f"- images: {n},") for s in lines)
 
 # %% ../../nbs/library/diffusion/sets.ipynb #6edcdfd0
-def _make(source, model, n: int, path: Path, about: dict, *how):
+def _make(source, model, n: int, path: Path, about: dict, alpha: float, *how):
     "Make what is missing of the parts, join them, and remove them; one process at a time."
     parts = path.with_name(f".{path.name}-parts-{about['request']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(parts.with_suffix(".lock")):
         if not _is_there(path, about["request"], n):  # or made while this one waited
             parts.mkdir(exist_ok=True)
-            paths = make_parts(source, n, parts, about["seed"], *how)
-            _export(model, paths, n, path, about)
+            if alpha:
+                _export_release(model, n, path, about, alpha, parts, how[1])
+            else:
+                paths = make_parts(source, n, parts, about["seed"], *how)
+                _export(model, paths, range(n), path, about)
             shutil.rmtree(parts)
     parts.with_suffix(".lock").unlink(missing_ok=True)
 
 # %% ../../nbs/library/diffusion/sets.ipynb #22b5ec0f
-def _export(model, paths: list[Path], n: int, path: Path, about: dict):
-    "Write the parts as one data set."
+def _export(model, paths: list[Path], numbers: Sequence[int], path: Path, about: dict):
+    "Write the parts, which hold these images of the seed, as one data set."
+    n = len(numbers)
     images, rest = join_parts(paths, n, paths[0].with_name("images.npy"))
-    also = dict(seed=np.full(n, about["seed"]), number=np.arange(n))
+    also = dict(seed=np.full(n, about["seed"]), number=np.array(numbers))
     if "keys" in rest:
         also["made_for"] = rest["keys"]
     if "conditions" in rest:
@@ -212,3 +207,15 @@ def _export(model, paths: list[Path], n: int, path: Path, about: dict):
     named = dict(labels=rest.get("labels"), classes=classes if "labels" in rest else None)
     masks = rest["masks"].astype(bool) if "masks" in rest else None
     export(images, path, **named, masks=masks, about=about, also=also)
+
+# %% ../../nbs/library/diffusion/sets.ipynb #5b7e90d1
+def _export_release(
+    model, n: int, path: Path, about: dict, alpha: float, parts: Path, options: dict
+):
+    "Draw a release and write it. Raises `DataError` where no image was accepted."
+    samples = model.release(n, alpha, about["seed"], **options)
+    if not len(samples):
+        raise DataError(f"there is nothing to export: {samples}")
+    write_part(parts / "release.safetensors", samples)
+    _export(model, [parts / "release.safetensors"], samples.numbers, path, about | dict(
+        release=str(samples)))

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/em/autoencoder.ipynb #23929edd
 from ..data.loader import SYMMETRIES, view
+from ..core.checksums import damage
 from ..core.devices import pick_device, quiet_logging
 from ..core.files import atomic_folder
 from ..core.parameters import ParameterError
-from ..core.seeding import fork_rng
+from ..core.seeding import fork_rng, thread_generator
 from ..training.loop import Phase, Trainer, TrainingConfig
+from ..training.memory import new_optimizer
 from ..training.schedules import warmup
 
 # %% ../../nbs/library/em/autoencoder.ipynb #4ca09aac
@@ -87,10 +89,7 @@ class SectionVAE(ModelMixin, ConfigMixin):
 
 # %% ../../nbs/library/em/autoencoder.ipynb #80e34f61
 @torch.no_grad()
-def init_principal(
-    vae: SectionVAE,
-    images: Tensor,  # (N, channels, H, W) in [-1, 1]
-):
+def init_principal(vae: SectionVAE, images: Tensor):  # images (N, channels, H, W) in [-1, 1]
     "Set the linear parts to the principal components of squares of pixels."
     squares = F.pixel_unshuffle(images, vae.config.downsampling)
     squares = squares.transpose(0, 1).flatten(1).double()
@@ -137,7 +136,7 @@ class SectionImages:
     def __getitem__(self, indices: list[int]) -> dict:
         grey = self.images[indices].float() / 127.5 - 1
         both = grey if self.masks is None else torch.cat([grey, self.masks[indices]], 1)
-        numbers = torch.randint(self.views, (len(both),)).tolist()
+        numbers = torch.randint(self.views, (len(both),), generator=thread_generator()).tolist()
         turned = torch.stack([view(x, k) for x, k in zip(both, numbers, strict=True)])
         return dict(image=turned, known=self.known[indices], key=[self.keys[i] for i in indices])
 
@@ -170,20 +169,6 @@ def reconstruction_error(reconstructed: Tensor, batch: dict) -> Tensor:
     weight[:, 1:] = batch["known"].to(weight.device)
     return (weight * (reconstructed - batch["image"]) ** 2).sum() / weight.sum()
 
-# %% ../../nbs/library/em/autoencoder.ipynb #187afd3c
-def new_optimizer(
-    parameters,
-    kind: str = "adam",  # adam, or sgd as in the original
-    lr: float = 2e-3,
-    momentum: float = 0.9,  # of sgd
-) -> torch.optim.Optimizer:
-    "An optimiser by name. Raises `ParameterError` for another."
-    if kind == "adam":
-        return torch.optim.Adam(parameters, lr, betas=(0.9, 0.99), fused=True)
-    if kind == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum=momentum)
-    raise ParameterError(f"parameter `optimizer` must be adam or sgd, got {kind!r}")
-
 # %% ../../nbs/library/em/autoencoder.ipynb #0da9b8ae
 MOST_FOR_COMPONENTS = 2048  # images; more change principal components little
 
@@ -210,7 +195,7 @@ def fit_vae(
 ) -> SectionVAE:  # frozen
     "Train an autoencoder, or continue a stopped training of the same folder."
     folder = Path(folder)
-    if not (folder / "model").is_dir():
+    if damage(folder / "model"):
         plan = TrainingConfig(
             epochs, batch_size, -(-steps // epochs) * batch_size, accumulate, seed, device,
             precision, best="loss_held_out" if patience and val else "",
@@ -221,7 +206,7 @@ def fit_vae(
             known = np.flatnonzero(data.known.flatten() > 0)
             some = known[:: -(-len(known) // MOST_FOR_COMPONENTS)]
             init_principal(vae, data.all(rows=some))
-            chosen = new_optimizer(vae.parameters(), optimizer, lr)
+            chosen = new_optimizer(vae.parameters(), optimizer, lr, (0.9, 0.99), fused=True)
             vae = _trained(folder, data, val, vae, chosen, plan, VAELoss(beta), ema)
         with atomic_folder(folder / "model") as temporary:
             vae.save_pretrained(temporary)

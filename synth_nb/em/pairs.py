@@ -24,9 +24,11 @@ from ..diffusion.objective import new_scheduler
 from ..diffusion.sampling import SamplingConfig, denoise, noise_from
 from .autoencoder import SectionVAE, decoded, load_vae
 from .masks import coverage, warped_masks, without_specks
+from ..core.files import read_json
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
 from ..core.seeding import generators
+from ..core.weights import fitted
 
 # %% ../../nbs/library/em/pairs.ipynb #3796e88e
 def check_coverages(shares: np.ndarray):  # coverages
@@ -202,12 +204,8 @@ class PairModel:
         return self.sample_for(masks, seed, **options)
 
 # %% ../../nbs/library/em/pairs.ipynb #f56d8929
-def sample_for(
-    self: PairModel,
-    masks: np.ndarray,  # (N, 1, H, W), 0 or 1
-    seed: int = 0,
-    **options,  # of `SamplingConfig`
-) -> Samples:
+def sample_for(self: PairModel, masks: np.ndarray, seed: int = 0, **options) -> Samples:
+    # masks (N, 1, H, W), 0 or 1; options: of `SamplingConfig`
     "An image for each mask; for mask-conditioned models. Raises `ParameterError` for others."
     if self.joint:
         raise ParameterError("this model makes its own masks: use `sample`, or train with "
@@ -273,9 +271,9 @@ def load(
 ) -> PairModel:
     "A saved model, or one of an earlier version."
     folder = Path(folder)
-    about = json.loads((folder / "pairs.json").read_text())
-    unet = PairUNet(**_today(about["unet"]))
-    unet.load_state_dict(load_file(folder / "unet.safetensors"))
+    about = read_json(folder / "pairs.json")
+    unet = fitted(lambda: PairUNet(**_today(about["unet"])),
+                  load_file(folder / "unet.safetensors"), folder)
     parts = _today(load_file(folder / "pairs.safetensors"))
     vae = load_vae(folder / "vae", str(torch.device(device).type))
     return PairModel(vae, unet.to(device).eval().requires_grad_(False), parts["mean"],

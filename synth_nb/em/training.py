@@ -6,7 +6,8 @@
 __all__ = ['unet_widths', 'latent_set', 'PairTrainingConfig', 'PairTrainer', 'PairGenerator']
 
 # %% ../../nbs/library/em/training.ipynb #8f49a3f5
-from dataclasses import asdict, dataclass
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,15 @@ from torch import Tensor
 
 # %% ../../nbs/library/em/training.ipynb #9ba66611
 from ..data import to_uint8, view, largest_symmetry
+from ..diffusion.features import DiffusionFeatures
 from ..diffusion.latents import LatentSet
 from ..diffusion.sampling import SamplingConfig
-from ..diffusion.objective import DiffusionLoss, held_out_loss, new_scheduler
+from synth_nb.diffusion.objective import (
+    DiffusionLoss,
+    held_out_loss,
+    new_scheduler,
+    noise_levels,
+)
 from synth_nb.em.autoencoder import (
     SectionImages,
     SectionVAE,
@@ -32,11 +39,17 @@ from synth_nb.em.pairs import (
     PairModel,
     PairUNet,
     coverage_tokens,
+    load,
     mask_tokens,
     residual_spectrum,
+    save,
     unconditional_tokens,
 )
+from ..segmentation.arms import forward_flops
 from ..training.processes import in_own_process
+from ..core.devices import pick_device
+from ..core.checksums import damage
+from ..core.files import atomic_folder
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng, derive_seed
 from ..training.loop import Phase, Trainer, TrainingConfig
@@ -303,6 +316,14 @@ def model(self: PairTrainer, unet: PairUNet | None = None) -> PairModel:
 PairTrainer.autoencoder = autoencoder
 PairTrainer.new_network, PairTrainer.fit, PairTrainer.model = new_network, fit, model
 
+# %% ../../nbs/library/em/training.ipynb #ad4393e2
+def section_features(model: PairModel) -> DiffusionFeatures:  # of a model of sections alone
+    "What a generator of sections sees in chunks of its size."
+    return DiffusionFeatures(model.vae, model.unet, model.unet.unet.up_blocks,
+                             unconditional_tokens(1), noise_levels(model.scheduler)[0],
+                             model.mean.view(-1, 1, 1), model.std, (1, *model.settings["size"]),
+                             model.vae.config.downsampling)
+
 # %% ../../nbs/library/em/training.ipynb #58379e39
 @dataclass
 class PairGenerator:
@@ -329,3 +350,30 @@ class PairGenerator:
         training.fit()
         pairs = training.model().sample(n, derive_seed(seed, 2))
         return to_uint8(pairs.images).numpy(), pairs.masks.numpy().astype(np.uint8)
+
+    def backbone(self, images: np.ndarray, seed: int, folder: Path) -> DiffusionFeatures:
+        "Features of a model of sections alone, trained on all of them, or stored in the folder."
+        folder = Path(folder)
+        if damage(folder / "model"):
+            config = replace(self.config, mode="sections")
+            training = PairTrainer(folder / "work", config, images, None, seed=derive_seed(seed, 1))
+            training.fit()
+            with atomic_folder(folder / "model", checked=True) as part:
+                save(training.model(), part)
+            shutil.rmtree(folder / "work", ignore_errors=True)
+        return section_features(load(folder / "model", pick_device(self.config.device)))
+
+    def training_flops(self, chunk: int, masked: bool = True) -> float:
+        "Operations of the training of a generator, or of the model of sections behind `backbone`."
+        c = self.config
+        channels = 2 if masked and c.mode == "joint" else 1
+        with fork_rng(0):
+            vae = SectionVAE(channels, c.latent_channels, c.vae_width,
+                             downsampling=c.vae_downsampling)
+            unet = PairUNet(c.latent_channels, widths=c.widths)
+        z = torch.zeros(1, c.latent_channels, *[chunk // c.vae_downsampling] * 2)
+        x, token = torch.zeros(1, channels, chunk, chunk), unconditional_tokens(1)
+        pair = forward_flops(lambda: vae.decode(vae.encode(x).latent_dist.mean))
+        step = forward_flops(lambda: unet(z, torch.ones(1), token))
+        draws = c.epochs * c.images_per_epoch
+        return 3.0 * (pair * c.vae_steps * c.vae_batch_size + step * draws)

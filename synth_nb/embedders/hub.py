@@ -10,7 +10,6 @@ __all__ = ['hub_folder', 'model_folder', 'model_revision', 'model_id', 'model_li
 import difflib
 import hashlib
 import inspect
-import json
 import re
 from collections.abc import Iterable
 from functools import partial
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from .base import Embedder, register_embedder
 from ..core.devices import quiet_logging
-from ..core.files import project_root, resolve, display_path
+from ..core.files import display_path, project_root, read_json, resolve
 from ..core.seeding import fork_rng
 
 # %% ../../nbs/library/embedders/hub.ipynb #65259aa0
@@ -97,10 +96,7 @@ def model_folder(
         raise FileNotFoundError(f"{title} holds no model: config.json is missing")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise FileNotFoundError(f"{title} holds no weights: no .safetensors or .bin file is there")
-    try:
-        json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{title} cannot be used: its config.json is not JSON ({error})") from None
+    read_json(folder / "config.json")
     return folder
 
 # %% ../../nbs/library/embedders/hub.ipynb #1b08ce61
@@ -255,7 +251,7 @@ def read_network(folder: Path, name: str) -> tuple[nn.Module, str]:
     import transformers
     from transformers.utils import logging
 
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     which, feature = vision_model(config, name)
     build = getattr(transformers, which)
     options = dict(dtype=torch.float32, local_files_only=True, output_loading_info=True,

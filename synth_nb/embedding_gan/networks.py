@@ -23,6 +23,7 @@ from ..data.loader import SYMMETRIES, view
 from ..dcgan import Discriminator, GANLosses, generator_loss, squared_gradient_norm
 from ..embedders import Embedder, embed_images
 from ..core.parameters import ParameterError
+from ..core.seeding import thread_generator
 from ..training.memory import checkpointed
 
 # %% ../../nbs/library/embedding_gan/networks.ipynb #dc892579
@@ -31,15 +32,17 @@ INPUTS = ("embedding", "layers", "tokens", "pixels")
 # %% ../../nbs/library/embedding_gan/networks.ipynb #2102db73
 def parse_discriminator_input(
     discriminator_input: str,  # some of `INPUTS`, with commas
+    parameter: str = "discriminator_input",  # that names them
 ) -> list[str]:
     "Names of a discriminator's inputs. Raises `ParameterError`."
     names = [name.strip() for name in discriminator_input.split(",") if name.strip()]
     for name in names:
         if name not in INPUTS:
             known = ", ".join(INPUTS)
-            raise ParameterError(f"a discriminator takes {known} as input; not {name!r}")
+            raise ParameterError(f"parameter `{parameter}` must be of {known}, with commas, "
+                                 f"got {name!r}")
     if not names:
-        raise ParameterError(f"a discriminator must have an input: {', '.join(INPUTS)}")
+        raise ParameterError(f"parameter `{parameter}` is empty: name {', '.join(INPUTS)}")
     return names
 
 # %% ../../nbs/library/embedding_gan/networks.ipynb #e62090cd
@@ -195,7 +198,7 @@ class CachedEmbeddings:
         return len(self.keys)
 
     def __getitem__(self, indices: list[int]) -> dict:  # embedding (B, D), key
-        numbers = torch.randint(len(self.embeddings), (len(indices),))
+        numbers = torch.randint(len(self.embeddings), (len(indices),), generator=thread_generator())
         embedding = self.embeddings[numbers, torch.as_tensor(indices)]
         return dict(embedding=embedding, key=[self.keys[i] for i in indices])
 

@@ -29,10 +29,10 @@ from .sampling import LetterModel
 from ..metrics.uncertainty import wilson_interval
 from ..metrics import frechet_distance, inception_score, kernel_distance, ssim
 from ..core.devices import pick_device
-from ..core.files import cache_root, digest, atomic_write
+from ..core.files import atomic_write, cache_entry, cache_root, digest
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
-from ..core.seeding import fork_rng
+from ..core.seeding import fork_rng, thread_generator
 from ..training.loop import Phase, Trainer, TrainingConfig
 from ..training.schedules import warmup
 
@@ -46,7 +46,7 @@ def random_affine(
 ) -> Tensor:
     "Images as other hands might have placed them; never mirrored."
     def draw(most):
-        return (2 * torch.rand(len(images)) - 1) * most
+        return (2 * torch.rand(len(images), generator=thread_generator()) - 1) * most
 
     angle, size = draw(math.radians(turn)), 1 + draw(scale)
     matrices = rotation(angle)[:, :2] / size[:, None, None]
@@ -171,13 +171,13 @@ def letter_classifier(
         net = LetterNet(len(ds.classes), width)
     key = digest(ds.fingerprint, steps, width, seed, VERSION)
     path = cache_root() / "classifiers" / f"{key}.safetensors"
-    if path.is_file():
-        net.load_state_dict(load_file(path))
-    else:
-        train = AugmentedLetters(ds.train.images, ds.train.labels, ds.train.keys)
-        train_classifier(net, train, steps, seed, device)
-        with atomic_write(path) as f:
-            save_file({name: t.cpu() for name, t in net.state_dict().items()}, f)
+    with cache_entry(path) as missing:
+        if missing:
+            train = AugmentedLetters(ds.train.images, ds.train.labels, ds.train.keys)
+            train_classifier(net, train, steps, seed, device)
+            with atomic_write(path, checked=True) as f:
+                save_file({name: t.cpu() for name, t in net.state_dict().items()}, f)
+    net.load_state_dict(load_file(path))
     classifier = LetterClassifier(net, ds.classes).to(pick_device(device))
     found = classifier.classify(ds.held_out.images)
     classifier.accuracy = (found == ds.held_out.labels).double().mean().item()
@@ -235,12 +235,8 @@ def class_ssim(
     return ssim(images[mine], real[theirs]).mean().item()
 
 # %% ../../nbs/library/emnist/classifier.ipynb #9984f123
-def embedder_scores(
-    embedder: Embedder,
-    fake: Tensor,  # (N, C, H, W) uint8
-    real: Tensor,  # (M, C, H, W) uint8
-    seed: int = 0,
-) -> list[dict]:  # rows of `epoch_scores`
+def embedder_scores(embedder: Embedder, fake: Tensor, real: Tensor, seed: int = 0) -> list[dict]:
+    # fake (N, C, H, W) uint8; real (M, C, H, W) uint8 → rows of `epoch_scores`
     "Distances to real images, and the class score where the embedder has classes."
     a, b = embed_images(embedder, real), embed_images(embedder, fake, cache=False)
     order = torch.randperm(len(a), generator=torch.Generator().manual_seed(seed))
@@ -285,9 +281,7 @@ def epoch_scores(
     return pd.DataFrame([counts | row for row in rows]).reindex(columns=columns)
 
 # %% ../../nbs/library/emnist/classifier.ipynb #9b7c6ec3
-def epoch_file(
-    epoch: int,
-) -> str:
+def epoch_file(epoch: int) -> str:
     "The original's name of an epoch's numbers."
     return f"evaluation_metrics_epoch_{epoch}_random_seed.csv"
 

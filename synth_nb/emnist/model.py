@@ -42,9 +42,7 @@ NETWORKS = {
 }
 
 # %% ../../nbs/library/emnist/model.ipynb #d708a33a
-def network_layout(
-    network: str,  # small, middle or documented
-) -> dict:
+def network_layout(network: str) -> dict:  # small, middle or documented
     "A network's widths and blocks. Raises `ParameterError` for an unknown one."
     if network not in NETWORKS:
         known = ", ".join(NETWORKS)
@@ -83,10 +81,8 @@ def new_unet(
         num_class_embeds=classes + 1 if classes else None)
 
 # %% ../../nbs/library/emnist/model.ipynb #6531edd6
-def pad_to(
-    images: Tensor,  # (B, C, H, W) in [-1, 1]
-    size: int,  # pixels, at least H and W
-) -> Tensor:  # (B, C, size, size)
+def pad_to(images: Tensor, size: int) -> Tensor:
+    # images (B, C, H, W) in [-1, 1]; size: pixels, at least H and W → (B, C, size, size)
     "Black all around, as around the letters of EMNIST."
     down, right = size - images.shape[-2], size - images.shape[-1]
     edges = (right // 2, right - right // 2, down // 2, down - down // 2)

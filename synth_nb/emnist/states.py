@@ -22,6 +22,7 @@ from ..core.files import display_path, resolve
 from ..core.parameters import ParameterError
 from ..core.runs import load_model
 from ..core.seeding import random_state
+from ..core.weights import load_tensors
 from ..diffusion.sampling import SamplingConfig
 from .model import NETWORKS, new_unet
 from .sampling import LetterModel
@@ -48,9 +49,7 @@ def is_state(folder: Path) -> bool:
     return any((folder / name).is_file() for name in WEIGHT_FILES)
 
 # %% ../../nbs/library/emnist/states.ipynb #0ed90475
-def read_weights(
-    folder: Path,  # a state of accelerate
-) -> dict[str, Tensor]:  # float32, on the CPU
+def read_weights(folder: Path) -> dict[str, Tensor]:  # a state of accelerate → float32, on the CPU
     "The weights of a state. Raises `FileNotFoundError`, or `ValueError` for a damaged file."
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if path is None:
@@ -58,7 +57,7 @@ def read_weights(
                                 f"{' nor '.join(WEIGHT_FILES)}")
     try:
         safe = path.suffix == ".safetensors"
-        found = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
+        found = load_file(path) if safe else load_tensors(path)
         return {name.removeprefix("module.").removeprefix("_orig_mod."): tensor.float()
                 for name, tensor in found.items()}
     except Exception as e:  # of a dozen kinds, for a dozen kinds of damage
@@ -77,11 +76,8 @@ def refuse_network(folder: Path, weights: dict[str, Tensor]):
                          f"{count:.2f} million weights, and there are {sizes}")
 
 
-def network_for(
-    folder: Path,  # for the message
-    weights: dict[str, Tensor],
-    image_size: int = 28,  # pixels
-) -> UNet2DModel:
+def network_for(folder: Path, weights: dict[str, Tensor], image_size: int = 28) -> UNet2DModel:
+    # image_size: pixels
     "The network of these weights. Raises `ParameterError` for one that is none of ours."
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     rows, *_ = *shapes.get("class_embedding.weight", ()), 0
@@ -97,10 +93,8 @@ def network_for(
     refuse_network(folder, weights)
 
 # %% ../../nbs/library/emnist/states.ipynb #6f03675a
-def check_schedule(
-    folder: Path,  # a state, and perhaps a model of ours
-    scheduler: SchedulerMixin,  # by the parameters
-):
+def check_schedule(folder: Path, scheduler: SchedulerMixin):
+    # folder: a state, and perhaps a model of ours; scheduler: by the parameters
     "Raise `ParameterError` where a folder says that its network learnt on another schedule."
     path = folder / "scheduler" / "scheduler_config.json"
     try:
@@ -149,9 +143,8 @@ def open_letters(
     return letters_from_state(folder, *args, device=pick_device(device))
 
 # %% ../../nbs/library/emnist/states.ipynb #6cad4a26
-def random_states(
-    folder: Path,  # a state of accelerate
-) -> dict:  # as `random_state` has them; those of now where they cannot be read
+def random_states(folder: Path) -> dict:
+    # a state of accelerate → as `random_state` has them; those of now where they cannot be read
     "The random states of the process that wrote a state, or of its first one."
     try:
         theirs = load_numbers(folder / "random_states_0.pkl")

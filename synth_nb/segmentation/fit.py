@@ -8,6 +8,7 @@ __all__ = ['random_warps', 'warp_pair', 'augment_photometric', 'Pairs', 'crop_fo
 
 # %% ../../nbs/library/segmentation/fit.ipynb #27cb06cb
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from torch import Tensor
 # %% ../../nbs/library/segmentation/fit.ipynb #64245029
 from ..data.affine import lookup_grid, rotation, warp
 from ..data.loader import SYMMETRIES, view
+from ..core.files import read_json
 from ..core.parameters import ParameterError
-from ..core.seeding import fork_rng
+from ..core.seeding import fork_rng, thread_generator
+from ..core.weights import fitted
 from .networks import ResidualUNet, total_loss
 from .predict import choose_threshold, counts_by_threshold, predict_sections
 from ..training.loop import Phase, Trainer, TrainingConfig
@@ -37,18 +40,21 @@ def random_warps(
     shear: float = 0.1,
     bend: float = 3.0,  # typical displacement, pixels
     knots: int = 5,  # of the displacement, along each side
-) -> Tensor:  # (count, H, W, 2): where each pixel reads from, in [-1, 1]; drawn by torch
+) -> Tensor:  # (count, H, W, 2): where each pixel reads from, in [-1, 1]
     "Random affine and elastic maps."
+    def draw(*shape):
+        return 2 * torch.rand(count, *shape, generator=thread_generator()) - 1
+
     height, width = size
-    angle = torch.deg2rad((2 * torch.rand(count) - 1) * turn)
-    factor = 1 + (2 * torch.rand(count, 2) - 1) * scale
-    slant = (2 * torch.rand(count) - 1) * shear
+    angle = torch.deg2rad(draw() * turn)
+    factor = 1 + draw(2) * scale
+    slant = draw() * shear
     matrices = rotation(angle)[:, :2]
     matrices[:, 0, 1] += slant
     matrices[:, :, :2] *= factor[:, None]
     matrices[:, :, :2] *= torch.tensor([[1, height / width], [width / height, 1]])  # in pixels
     grid = lookup_grid(matrices, size)
-    coarse = torch.randn(count, 2, knots, knots) * bend * 2
+    coarse = torch.randn(count, 2, knots, knots, generator=thread_generator()) * bend * 2
     smooth = F.interpolate(coarse, size, mode="bicubic", align_corners=False)
     return grid + (smooth / torch.tensor([width, height]).view(1, 2, 1, 1)).permute(0, 2, 3, 1)
 
@@ -68,12 +74,15 @@ def augment_photometric(
     strength: float = 0.25,
 ) -> Tensor:  # the same range
     "Random gamma, contrast, brightness and noise."
+    def shares():
+        return torch.rand(len(images), 1, 1, 1, generator=thread_generator())
+
     def draw(limit):
-        return (2 * torch.rand(len(images), 1, 1, 1) - 1) * limit
+        return (2 * shares() - 1) * limit
 
     unit = (images / 2 + 0.5).clamp(0, 1) ** torch.exp(draw(strength))
     unit = (unit - 0.5) * (1 + draw(strength)) + 0.5 + draw(strength / 2)
-    noise = torch.randn(images.shape) * torch.rand(len(images), 1, 1, 1) * strength / 8
+    noise = torch.randn(images.shape, generator=thread_generator()) * shares() * strength / 8
     return (unit + noise).clamp(0, 1) * 2 - 1
 
 # %% ../../nbs/library/segmentation/fit.ipynb #4915e628
@@ -98,7 +107,7 @@ class Pairs:
         if self.views > 2 and len(set(self.size)) > 1:
             raise ParameterError(
                 f"parameter `symmetry` {symmetry} turns squares, got {self.size[0]}x"
-                f"{self.size[1]} pixels: take 2, or a `crop` that fits"
+                f"{self.size[1]} pixels: take flip, or a `chunk` that fits"
             )
         self.weights = None if weights is None else torch.as_tensor(weights).double()
         self.keys = keys or [str(i) for i in range(len(images))]
@@ -111,7 +120,7 @@ class Pairs:
         return tuple(min(self.crop or side, side) for side in self.images.shape[2:])
 
     def __getitem__(self, indices: list[int]) -> dict:
-        draws = torch.rand(len(indices), 3)  # a row each
+        draws = torch.rand(len(indices), 3, generator=thread_generator())  # a row each
         both = [self._one(i, *draw) for i, draw in zip(indices, draws.tolist(), strict=True)]
         images = torch.stack([x[:1] for x in both]).float() / 127.5 - 1
         masks = torch.stack([x[1:] for x in both]).float()
@@ -140,7 +149,7 @@ def crop_for(
         return 0
     fits = min(crop, *size) // multiple * multiple
     if fits < 1:
-        raise ParameterError(f"parameter `crop` must be at least {multiple} pixels, got {crop} "
+        raise ParameterError(f"parameter `chunk` must be at least {multiple} pixels, got {crop} "
                              f"of sections of {size[0]}x{size[1]}")
     return fits
 
@@ -177,7 +186,7 @@ def new_training(
     net: ResidualUNet,
     plan: TrainingConfig,
     lr: float = 2e-3,
-    loss: str = "bce+iou",
+    loss: str | Callable = "bce+iou",  # or (networks, batch) → scalar
     ema: float = 0.98,
     optimizer: str = "adam",  # adam, adam8bit or adafactor
     **options,  # of `Trainer`: evaluate, save
@@ -186,11 +195,12 @@ def new_training(
     if any(side % net.multiple for side in data.size):
         raise ParameterError(f"a network of {len(net.down)} levels learns from sides that are "
                              f"multiples of {net.multiple}, got {data.size[0]}x{data.size[1]} "
-                             "pixels: give a `crop` or `chunk` that is one")
+                             "pixels: give a `chunk` that is one")
     steps = plan.epochs * plan.steps_per_epoch(len(data))
     chosen = new_optimizer(net.parameters(), optimizer, lr, fused=True)
     rate = warmup(chosen, min(50, steps // 10), steps)
-    phase = Phase(SegmentationLoss(loss), chosen, scheduler=rate)
+    loss = SegmentationLoss(loss) if isinstance(loss, str) else loss
+    phase = Phase(loss, chosen, scheduler=rate)
     return Trainer(folder, data, dict(unet=net), [phase], plan, dict(unet=ema), what="segmenter",
                    **options)
 
@@ -227,9 +237,9 @@ def load(
     device: torch.device | str = "cpu",
 ) -> Segmenter:
     "A saved segmenter."
-    about = json.loads((Path(folder) / "segmenter.json").read_text())
-    net = ResidualUNet(about["channels"], tuple(about["widths"]))
-    net.load_state_dict(load_file(Path(folder) / "unet.safetensors"))
+    about = read_json(Path(folder) / "segmenter.json")
+    net = fitted(lambda: ResidualUNet(about["channels"], tuple(about["widths"])),
+                 load_file(Path(folder) / "unet.safetensors"), folder)
     net.to(device).eval().requires_grad_(False)
     return Segmenter(net, about["threshold"], about["tile"])
 
@@ -245,6 +255,7 @@ def fit_segmenter(
     evaluations: int = 1,
     device: str = "auto",
     training: dict | None = None,  # more of `TrainingConfig`: accumulate, checkpointing, …
+    start: Callable | None = None,  # () → the network to start from; None: a new residual U-Net
     **options,  # of `new_training`
 ) -> Segmenter:
     "Train a segmenter, and choose its threshold on validation."
@@ -258,7 +269,7 @@ def fit_segmenter(
             device=device, precision="fp32", best="loss_val", patience=evaluations + 1,
             **(training or {}),
         )
-        net = ResidualUNet(data.images.shape[1], widths)
+        net = start() if start else ResidualUNet(data.images.shape[1], widths)
         trainer = new_training(folder, data, net, plan, evaluate=evaluate, **options)
         trainer.fit()
         net = trainer.model("unet").eval()

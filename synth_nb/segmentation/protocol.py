@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Protocol', 'Cells', 'synthetic_pairs', 'run_protocol', 'effects', 'readable_table', 'protocol_figure',
-           'write_protocol', 'protocol_summary']
+           'write_protocol', 'protocol_summary', 'protocol_exchange']
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #1512d0bc
 import json
@@ -17,22 +17,33 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
-from ..core.files import atomic_write, digest, write_texts
+from ..core.checksums import damage
+from ..core.files import atomic_write, digest, read_json, write_texts
 from ..core.parameters import ParameterError
 from ..core.progress import Progress, in_kernel
 from ..core.seeding import derive_seed
 from ..data import DataError
 from ..data.loader import largest_symmetry
+from ..evaluation.exchange import exchange_rate
 from ..figures.plots import appearance, new_figure
+from synth_nb.segmentation.arms import (
+    FeatureSegmenter,
+    forward_flops,
+    pretrained_denoiser,
+    targeted_rows,
+)
 from .fit import Pairs, Segmenter, fit_segmenter
 from .intervals import Effect, paired_effect
+from .networks import ResidualUNet
 from .predict import score_sections
 from .sections import Split, block_names, cut_chunks, labelled_part
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #b9fdbb2a
-ARMS = ("R", "S", "R+S", "R+aug", "R over")
+PAIR_ARMS = ("R", "S", "R+S", "R+aug", "R over")
+ARMS = (*PAIR_ARMS, "P", "F", "T", "R=P", "R=F")
 
 
 def balanced_weights(masks: np.ndarray) -> np.ndarray:
@@ -55,7 +66,7 @@ def arm_pairs(
         raise ParameterError(f"parameter `arms` must be of {', '.join(ARMS)}, got {arm!r}")
     if arm == "S":
         return Pairs(*synthetic, empty=True)
-    if arm == "R+S":
+    if arm in ("R+S", "T"):
         sizes = [len(real[0]), len(synthetic[0])]
         chances = np.repeat([0.5 / n for n in sizes], sizes)
         both = [np.concatenate(pair) for pair in zip(real, synthetic, strict=True)]
@@ -68,6 +79,9 @@ def arm_pairs(
 # %% ../../nbs/library/segmentation/protocol.ipynb #aa61b0af
 def check_protocol(protocol: "Protocol"):
     "Refuse a protocol that compares nothing. Raises `ParameterError`."
+    if protocol.pretrain_steps < 1:
+        raise ParameterError(f"parameter `pretrain_steps` must be at least 1, got "
+                             f"{protocol.pretrain_steps}")
     if unknown := set(protocol.arms) - set(ARMS):
         raise ParameterError(f"parameter `arms` must be of {', '.join(ARMS)}, got "
                              f"{sorted(unknown)[0]!r}")
@@ -87,13 +101,14 @@ class Protocol:
     "What is compared, and how."
     fractions: tuple[float, ...] = (0.05, 0.1, 0.25, 1.0)  # of the labels
     seeds: int = 5
-    arms: tuple[str, ...] = ARMS
+    arms: tuple[str, ...] = PAIR_ARMS
     chunk: int = 64  # pixels of a pair
     steps: int = 400  # of every segmenter
     batch_size: int = 16
     lr: float = 4e-3
     widths: tuple[int, ...] = (16, 32, 64)
     n_synthetic: int = 512
+    pretrain_steps: int = 1200  # of the denoiser of P, once for each seed
     blocks: int = 2  # along each side of a section
     seed: int = 0
     device: str = "auto"
@@ -116,6 +131,8 @@ class Protocol:
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #9e813821
 PROTOCOL_VERSION = 1  # to be raised when what a cell computes changes
+CANDIDATES = 3  # for each targeted pair
+ARMS_VERSION = 1  # the same, of the arms that use what a generator knows
 WHEREVER = ("device", "checkpointing", "compile", "tracker")  # they change no result
 
 
@@ -124,7 +141,7 @@ def protocol_keys(split: Split, protocol: Protocol, generator: str) -> tuple[str
     "Digests of what pairs and cells depend on."
     sides = {name: getattr(split, name).fingerprint for name in ("train", "val", "test")}
     own = {k: v for k, v in asdict(protocol).items()
-           if k not in ("fractions", "seeds", "arms", *WHEREVER)}
+           if k not in ("fractions", "seeds", "arms", "pretrain_steps", *WHEREVER)}
     pairs = digest(sides["train"], own, generator, PROTOCOL_VERSION)
     return pairs, digest(pairs, sides)
 
@@ -151,6 +168,12 @@ class Cells:
         self.data, self.key = protocol_keys(split, protocol, generate.id)
         self.blocks = held_out_blocks(split, protocol.blocks)
 
+    def key_of(self, arm: str) -> str:
+        "What a cell depends on."
+        if arm in PAIR_ARMS:
+            return self.key
+        return digest(self.key, self.protocol.pretrain_steps * (arm in ("P", "R=P")), ARMS_VERSION)
+
     def labelled(self, fraction: float, seed: int) -> np.ndarray:  # indices of chunks
         "The training chunks that count as labelled."
         return labelled_part(self.masks, fraction, derive_seed(self.protocol.seed, seed))
@@ -160,24 +183,57 @@ class Cells:
         labelled = np.isin(np.arange(len(self.masks)), rows)
         return self.masks * labelled[:, None, None, None]
 
+# %% ../../nbs/library/segmentation/protocol.ipynb #31719ea2
+def compute(self: Cells, arm: str) -> float:
+    "Operations of an arm's trainings, all that comes before them included, in those of R."
+    if arm in ("R", "R+aug", "R over"):
+        return 1.0
+    protocol, chunk = self.protocol, torch.zeros(1, 1, *[self.protocol.chunk] * 2)
+    net = ResidualUNet(1, protocol.widths).eval()
+    step = 3 * forward_flops(lambda: net(chunk)) * protocol.batch_size
+    if arm in ("F", "R=F"):
+        return feature_compute(self, chunk) / (step * protocol.steps)
+    steps = protocol.steps + protocol.pretrain_steps * (arm in ("P", "R=P"))
+    steps += protocol.steps * (arm == "T")  # R chooses its pairs
+    paired = "S" in arm or arm == "T"
+    extra = self.generate.training_flops(protocol.chunk) if paired else 0
+    return (steps * step + extra) / (step * protocol.steps)
+
+
+def feature_compute(cells: Cells, chunk: torch.Tensor) -> float:
+    "Operations of the diffusion model, of its features at every step, and of the head."
+    net = feature_network(cells, 0).cpu().eval()
+    features = net.backbone(chunk)
+    head = forward_flops(lambda: net.head(features))
+    seen = forward_flops(lambda: net.backbone(chunk))
+    draws = cells.protocol.steps * cells.protocol.batch_size
+    return cells.generate.training_flops(cells.protocol.chunk, False) + draws * (seen + 3 * head)
+
+
+Cells.compute = compute
+
 # %% ../../nbs/library/segmentation/protocol.ipynb #286d7301
 def synthetic_pairs(
     cells: Cells,
     fraction: float,  # of the labels
     seed: int,
+    pool: bool = False,  # many more, to choose from
 ) -> tuple[np.ndarray, np.ndarray]:  # images uint8, masks 0 or 1: (n, 1, chunk, chunk)
     "Synthetic pairs, generated once and stored. Warns where no mask shows an object."
     rows, protocol = cells.labelled(fraction, seed), cells.protocol
     known = cells.known(rows)
     key = digest(cells.data, cells.images[rows], known, seed)[:12]
-    path = cells.folder / "samples" / f"pairs_{fraction:g}_{seed}_{key}.npz"
-    if not path.is_file():
-        work = cells.folder / "checkpoints" / path.stem
-        images, masks = cells.generate(cells.images, known, rows, protocol.n_synthetic,
+    names = [f"pairs_{fraction:g}_{seed}_{key}", f"candidates_{fraction:g}_{seed}_{key}"]
+    path, other = (cells.folder / "samples" / f"{name}.npz" for name in names[:: 1 - 2 * pool])
+    if damage(path):
+        work = cells.folder / "checkpoints" / names[0]
+        n = protocol.n_synthetic * (1 + pool * CANDIDATES)
+        images, masks = cells.generate(cells.images, known, rows, n,
                                        derive_seed(protocol.seed, 1000 + seed), work)
-        with atomic_write(path) as f:
+        with atomic_write(path, checked=True) as f:
             np.savez_compressed(f, images=images, masks=masks)
-        shutil.rmtree(work, ignore_errors=True)
+        if not damage(other) or "T" not in protocol.arms:  # else they come from the same training
+            shutil.rmtree(work, ignore_errors=True)
     with np.load(path) as stored:
         images, masks = stored["images"], stored["masks"]
     if not masks.any():
@@ -185,26 +241,62 @@ def synthetic_pairs(
                       "object: the generator needs more steps", stacklevel=3)
     return images, masks
 
+# %% ../../nbs/library/segmentation/protocol.ipynb #0998212c
+def denoiser(cells: Cells, seed: int) -> ResidualUNet:
+    "The network that P starts from: it has denoised every training chunk."
+    protocol = cells.protocol
+    key = digest(cells.data, protocol.pretrain_steps, seed, ARMS_VERSION)[:12]
+    path = cells.folder / "pretrained" / f"denoiser_{seed}_{key}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return pretrained_denoiser(path, cells.images, protocol.pretrain_steps, protocol.batch_size,
+                               protocol.widths, derive_seed(protocol.seed, 3000 + seed),
+                               protocol.device, protocol.training, lr=protocol.lr,
+                               optimizer=protocol.optimizer)
+
+
+def feature_network(cells: Cells, seed: int) -> FeatureSegmenter:
+    "The network of F: a head on features of a diffusion model of every training chunk."
+    key = digest(cells.data, seed, ARMS_VERSION)[:12]
+    folder = cells.folder / "pretrained" / f"diffusion_{seed}_{key}"
+    return FeatureSegmenter(cells.generate.backbone(cells.images, derive_seed(
+        cells.protocol.seed, 4000 + seed), folder))
+
+
+def targeted_pairs(cells: Cells, fraction: float, seed: int, folder: Path):
+    # folder: for the checkpoints of R → as `synthetic_pairs` gives them
+    "As many pairs as R+S has, chosen among more where R is unsure and random pairs are far."
+    random, pool = (synthetic_pairs(cells, fraction, seed, many) for many in (False, True))
+    n = len(random[0])
+    plain = train_cell(cells, "R", fraction, seed, folder / "R")
+    rows = n + targeted_rows(plain, cells.images, random[0], pool[0][n:], n, seed)
+    return pool[0][rows], pool[1][rows]
+
 # %% ../../nbs/library/segmentation/protocol.ipynb #16250825
 def train_cell(cells: Cells, arm: str, fraction: float, seed: int, folder: Path) -> Segmenter:
     # folder: for checkpoints
     "The segmentation network of a cell."
     rows, protocol, val = cells.labelled(fraction, seed), cells.protocol, cells.split.val
-    real = cells.images[rows], cells.masks[rows]
-    synthetic = synthetic_pairs(cells, fraction, seed) if "S" in arm else None
+    real, synthetic = (cells.images[rows], cells.masks[rows]), None
+    if "S" in arm:
+        synthetic = synthetic_pairs(cells, fraction, seed)
+    if arm == "T":
+        synthetic = targeted_pairs(cells, fraction, seed, folder)
+    start = dict(P=denoiser, F=feature_network).get(arm)
     return fit_segmenter(folder, arm_pairs(arm, real, synthetic), (val.images, val.masks),
-                         protocol.steps, protocol.batch_size, protocol.widths,
+                         round(protocol.steps * cells.compute(arm[2:] if "=" in arm else "R")),
+                         protocol.batch_size, protocol.widths,
                          derive_seed(protocol.seed, 2000 + seed), device=protocol.device,
                          training=protocol.training, optimizer=protocol.optimizer,
-                         lr=protocol.lr)
+                         lr=protocol.lr, start=start and (lambda: start(cells, seed)))
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #cfba02e8
 def run_cell(cells: Cells, arm: str, fraction: float, seed: int) -> list[dict]:  # a row per block
     "Train one network and score it on the test blocks, or read the stored scores."
     path = cells.folder / "cells" / f"{arm.replace(' ', '_')}_{fraction:g}_{seed}.json"
-    if path.is_file() and (stored := json.loads(path.read_text()))["key"] == cells.key:
+    key = cells.key_of(arm)
+    if not damage(path) and (stored := read_json(path))["key"] == key:
         return stored["rows"]
-    work = cells.folder / "checkpoints" / f"{path.stem}_{cells.key[:12]}"
+    work = cells.folder / "checkpoints" / f"{path.stem}_{key[:12]}"
     segmenter, test = train_cell(cells, arm, fraction, seed, work), cells.split.test
     scores = score_sections(segmenter.probabilities, test.images, test.masks, cells.blocks,
                             segmenter.threshold)
@@ -212,8 +304,8 @@ def run_cell(cells: Cells, arm: str, fraction: float, seed: int) -> list[dict]: 
     labelled = len(cells.labelled(fraction, seed))
     about = dict(arm=arm, fraction=fraction, seed=seed, labelled=labelled)
     rows = [about | row for row in scores.blocks.to_dict("records") if row["foreground"]]
-    content = dict(key=cells.key, weights=weights, threshold=segmenter.threshold, rows=rows)
-    with atomic_write(path) as f:
+    content = dict(key=key, weights=weights, threshold=segmenter.threshold, rows=rows)
+    with atomic_write(path, checked=True) as f:
         f.write_text(json.dumps(content, indent=1) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return rows
@@ -268,9 +360,10 @@ def _row(fraction, labelled, arm: str, base: str, score: float, effect: Effect |
 def effects(
     rows: pd.DataFrame,  # from `run_protocol`
 ) -> pd.DataFrame:  # a row per fraction and arm: score, difference to R, low, high, verdict
-    "Every arm against R, and R+S against R+aug too."
+    "Every arm against R, and some against the arm that differs in one thing alone."
     found, arms = [], list(dict.fromkeys(rows["arm"]))
-    pairs = [(arm, "R") for arm in arms] + [("R+S", "R+aug")] * ({"R+S", "R+aug"} <= set(arms))
+    others = [("R+S", "R+aug"), ("T", "R+S"), ("P", "R=P"), ("F", "R=F")]
+    pairs = [(arm, "R") for arm in arms] + [pair for pair in others if set(pair) <= set(arms)]
     for fraction in sorted(set(rows["fraction"])):
         for arm, base in pairs:
             mine, theirs = (dice_matrix(rows, a, fraction) for a in (arm, base))
@@ -341,3 +434,15 @@ def protocol_summary(
     "What the intervals say, and nothing else."
     return [f"{row.labels:.0%} of the labels, {row.arm} against {row.against}: {row.verdict}."
             for row in table.itertuples() if row.verdict]
+
+# %% ../../nbs/library/segmentation/protocol.ipynb #94ae07d2
+def protocol_exchange(
+    rows: pd.DataFrame,  # from `run_protocol`
+) -> pd.DataFrame:  # from `exchange_rate`, counts in labelled chunks
+    "What the synthetic pairs are worth. Raises `DataError` for fewer than 3 shares or seeds."
+    fractions = sorted(set(rows["fraction"]))
+    if missing := {"R", "R+S"} - set(rows["arm"]):
+        raise DataError(f"an exchange rate needs the arms R and R+S: {missing.pop()} is missing")
+    labelled = [int(rows[rows["fraction"] == f]["labelled"].iloc[0]) for f in fractions]
+    curves = [np.stack([dice_matrix(rows, arm, f) for f in fractions]) for arm in ("R", "R+S")]
+    return exchange_rate(labelled, *curves)

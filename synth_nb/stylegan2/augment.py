@@ -21,11 +21,7 @@ from ..data.affine import lookup_grid, scaling, translation, warp
 class BatchRandom:
     "Random numbers for a batch, one per image."
 
-    def __init__(
-        self,
-        count: int,  # images
-        device: torch.device | str = "cpu",
-    ):
+    def __init__(self, count: int, device: torch.device | str = "cpu"):  # count: images
         self.count, self.device = count, device
 
     def uniform(self) -> Tensor:  # (B,) in [0, 1)
@@ -34,10 +30,7 @@ class BatchRandom:
     def normal(self) -> Tensor:  # (B,) of N(0, 1)
         return torch.randn(self.count, dtype=torch.float64, device=self.device)
 
-    def bernoulli(
-        self,
-        p: float | Tensor,  # 0 … 1
-    ) -> Tensor:  # (B,) bool
+    def bernoulli(self, p: float | Tensor) -> Tensor:  # 0 … 1 → (B,) bool
         return self.uniform() < p
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #6e7a867d
@@ -51,10 +44,8 @@ def random_quarter_turn(rng: BatchRandom, size) -> dict[str, Tensor]:
     return dict(angle=-math.pi / 2 * (4 * rng.uniform()).floor())
 
 
-def random_integer_shift(
-    rng: BatchRandom,
-    size: tuple[int, int],  # height and width
-) -> dict[str, Tensor]:
+def random_integer_shift(rng: BatchRandom, size: tuple[int, int]) -> dict[str, Tensor]:
+    # size: height and width
     "Translation by whole pixels, up to an eighth of the size."
     x, y = ((2 * rng.uniform() - 1) / 8 for _ in range(2))
     return dict(x=(x * size[1]).round(), y=(y * size[0]).round())
@@ -77,10 +68,8 @@ def random_stretch(rng: BatchRandom, size) -> dict[str, Tensor]:
     return dict(x_scale=factor, y_scale=1 / factor)
 
 
-def random_shift(
-    rng: BatchRandom,
-    size: tuple[int, int],  # height and width
-) -> dict[str, Tensor]:
+def random_shift(rng: BatchRandom, size: tuple[int, int]) -> dict[str, Tensor]:
+    # size: height and width
     "Translation by any distance."
     x, y = (rng.normal() / 8 for _ in range(2))
     return dict(x=x * size[1], y=y * size[0])
@@ -142,10 +131,8 @@ SYM6 = [
 ]  # fmt: skip
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #f82613de
-def wavelet_upsample(
-    images: Tensor,  # (B, C, H, W)
-    taps: Tensor,  # (12,) of the wavelet
-) -> Tensor:  # (B, C, 2H, 2W)
+def wavelet_upsample(images: Tensor, taps: Tensor) -> Tensor:
+    # images (B, C, H, W); taps (12,) of the wavelet → (B, C, 2H, 2W)
     "Twice as many samples; beyond the border there are zeros."
     batch, channels, height, width = images.shape
     lines, taps = images.reshape(-1, 1, height, width), taps * math.sqrt(2)
@@ -261,10 +248,8 @@ def lookup_matrices(
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #33faaa6e
 @lru_cache(16)
-def period_bounds(
-    size: tuple[int, int],  # height and width
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:  # (2,) each: x and y
+def period_bounds(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    # size: height and width → (2,) each: x and y
     "Where the image's first sample lies in a mirrored period, -1 … 1, and the length of a period."
     sides = torch.tensor([size[1], size[0]], dtype=torch.float64)
     samples = 4 * sides - 2  # of one period, and the two at its end that begin the next
@@ -351,11 +336,8 @@ COLOUR = [  # in order of application
 ]
 
 
-def colour_matrices(
-    words: set[str],  # transforms that are switched on
-    p: float | Tensor,  # probability of each, 0 … 1
-    rng: BatchRandom,
-) -> Tensor:  # (B, 4, 4) float64
+def colour_matrices(words: set[str], p: float | Tensor, rng: BatchRandom) -> Tensor:
+    # words: transforms that are switched on; p: probability of each, 0 … 1 → (B, 4, 4) float64
     "One matrix per image for all colour transforms."
     identity = colour_bases(rng.device)[0]
     matrices = identity.expand(rng.count, 4, 4)
@@ -366,10 +348,8 @@ def colour_matrices(
     return matrices
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #be68adcf
-def apply_colour(
-    images: Tensor,  # (B, 1 or 3, H, W)
-    matrices: Tensor,  # (B, 4, 4)
-) -> Tensor:  # (B, 1 or 3, H, W)
+def apply_colour(images: Tensor, matrices: Tensor) -> Tensor:
+    # images (B, 1 or 3, H, W); matrices (B, 4, 4) → (B, 1 or 3, H, W)
     "Apply colour matrices to every pixel."
     factors, offsets = matrices[:, :3, :3], matrices[:, :3, 3:]
     if images.shape[1] == 1:
@@ -405,10 +385,8 @@ def band_power(device: torch.device) -> Tensor:  # (4,) float64
     return torch.tensor([10.0, 1, 1, 1], dtype=torch.float64, device=device) / 13
 
 
-def random_band_gains(
-    p: float | Tensor,  # probability of each, 0 … 1
-    rng: BatchRandom,
-) -> Tensor:  # (B, 4) float64
+def random_band_gains(p: float | Tensor, rng: BatchRandom) -> Tensor:
+    # p: probability of each, 0 … 1 → (B, 4) float64
     "Gains of the four bands that preserve the expected power."
     power = band_power(rng.device)
     gains = torch.ones(rng.count, 4, dtype=torch.float64, device=rng.device)
@@ -419,11 +397,8 @@ def random_band_gains(
     return gains
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #a81ff4ac
-def apply_band_gains(
-    images: Tensor,  # (B, C, H, W)
-    gains: Tensor,  # (B, 4)
-    bands: Tensor,  # (4, 43)
-) -> Tensor:  # (B, C, H, W)
+def apply_band_gains(images: Tensor, gains: Tensor, bands: Tensor) -> Tensor:
+    # images (B, C, H, W); gains (B, 4); bands (4, 43) → (B, C, H, W)
     "Filter every image with its own gains, along rows and columns."
     batch, channels, height, _ = images.shape
     taps = (gains.to(images) @ bands).repeat_interleave(channels, 0)[:, None, None]
@@ -435,21 +410,15 @@ def apply_band_gains(
     return lines.view_as(images)
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #72bd8561
-def add_noise(
-    images: Tensor,  # (B, C, H, W)
-    p: float | Tensor,  # probability, 0 … 1
-    rng: BatchRandom,
-) -> Tensor:  # (B, C, H, W)
+def add_noise(images: Tensor, p: float | Tensor, rng: BatchRandom) -> Tensor:
+    # images (B, C, H, W); p: probability, 0 … 1 → (B, C, H, W)
     "White noise of a random standard deviation."
     std = rng.bernoulli(p) * (0.1 * rng.normal().abs())
     return images + std.to(images).view(-1, 1, 1, 1) * torch.randn_like(images)
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #74281ad2
-def cutout(
-    images: Tensor,  # (B, C, H, W)
-    p: float | Tensor,  # probability, 0 … 1
-    rng: BatchRandom,
-) -> Tensor:  # (B, C, H, W)
+def cutout(images: Tensor, p: float | Tensor, rng: BatchRandom) -> Tensor:
+    # images (B, C, H, W); p: probability, 0 … 1 → (B, C, H, W)
     "A rectangle of half the size, set to zero."
     cut = rng.bernoulli(p).to(images.device).view(-1, 1, 1, 1)
     for axis in (3, 2):
@@ -471,9 +440,8 @@ GROUPS = dict(
 PRESETS = {"".join(name[0] for name in list(GROUPS)[:n]): list(GROUPS)[:n] for n in range(2, 7)}
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #0fa8f8af
-def parse_augmentations(
-    policy: str,  # "bgc", or words with commas between; "" and "none": nothing
-) -> set[str]:  # names of single augmentations
+def parse_augmentations(policy: str) -> set[str]:
+    # "bgc", or words with commas between; "" and "none": nothing → names of single augmentations
     "Names of single transforms in a policy. Raises `ParameterError` for an unknown word."
     names: set[str] = set()
     for word in (part.strip() for part in policy.split(",")):
@@ -482,14 +450,13 @@ def parse_augmentations(
             if not (GROUPS.get(group) or single) and group not in ("", "none"):
                 known = ", ".join([*PRESETS, *GROUPS, *GROUPS["blit"], *GROUPS["geom"]])
                 known += ", " + ", ".join([*GROUPS["color"], "imgfilter", "none"])
-                raise ParameterError(f"no augmentation {word!r}; there are {known}")
+                raise ParameterError(
+                    f"parameter `augment`: no augmentation {word!r}; there are {known}")
             names |= set(GROUPS.get(group, single))
     return names
 
 # %% ../../nbs/library/stylegan2/augment.ipynb #5894dd0e
-def nothing_happens(
-    matrices: Tensor,  # (B, n, n)
-) -> bool:
+def nothing_happens(matrices: Tensor) -> bool:  # (B, n, n)
     "Whether all are the identity; on a GPU nobody asks."
     identity = torch.eye(matrices.shape[1], dtype=matrices.dtype)
     return matrices.is_cpu and torch.equal(matrices, identity.expand_as(matrices))

@@ -59,7 +59,8 @@ class Settings:
         size, share = self.image_size, self.batch_size / max(self.gpus, 1)
         if size < 8 or size & (size - 1):
             near = 2 ** max(3, round(math.log2(max(size, 8))))
-            raise ParameterError(f"StyleGAN2 draws 8, 16, … 1024 pixels, not {size}; try {near}")
+            raise ParameterError(f"parameter `image_size`: StyleGAN2 draws 8, 16, … 1024 pixels, "
+                                 f"not {size}; try {near}")
         for name in ("batch_size", "gpus", "kimg", "lr", "group", "ada_kimg", "ada_every"):
             if getattr(self, name) <= 0:
                 value = getattr(self, name)
@@ -75,10 +76,7 @@ class Settings:
                                  f"{size} pixels, got {self.freeze_d}")
 
 # %% ../../nbs/library/stylegan2/config.ipynb #7bb86453
-def auto_values(
-    size: int,  # pixels
-    gpus: int = 1,
-) -> dict:
+def auto_values(size: int, gpus: int = 1) -> dict:  # size: pixels
     "The values of `auto`."
     batch = max(min(gpus * min(4096 // size, 32), 64), gpus)
     return dict(
@@ -137,9 +135,7 @@ def choose_settings(
     return Settings(**dict(image_size=size, gpus=gpus) | values | dict(batch_size=batch) | changes)
 
 # %% ../../nbs/library/stylegan2/config.ipynb #84279a8b
-def square_side(
-    image_size: int | str,  # 512, "512" or "512x512"
-) -> int:
+def square_side(image_size: int | str) -> int:  # 512, "512" or "512x512"
     "Side of a square image. Raises `ParameterError` for anything else."
     height, width = parse_size(image_size)
     if height != width:
@@ -242,17 +238,14 @@ ORIGINAL_PARAMETERS = {  # → parameter here, and its meaning
 }
 
 # %% ../../nbs/library/stylegan2/config.ipynb #23d75e9c
-def original_value(
-    word: str,  # of the original
-    value,
-    original: dict,  # all of them
-):  # as the parameter here takes it
+def original_value(word: str, value, original: dict):
+    # word: of the original; original: all of them → as the parameter here takes it
     "A value in today's words. Raises `ParameterError` for one that has no counterpart."
     on = value in (True, 1, "1", "true", "True")
-    if word == "mirror":
-        return "flip" if on else "none"
-    if word == "cond":
-        return on
+    if word in ("mirror", "cond"):
+        if not on and value not in (False, 0, "0", "false", "False"):
+            raise ParameterError(f"parameter `{word}` must be true or false, got {value!r:.60}")
+        return on if word == "cond" else "flip" if on else "none"
     if word == "resume":
         return "" if value == "noresume" else value
     if word == "aug":
@@ -303,6 +296,22 @@ ORIGINAL_ANSWERS = dict(
     width="it is called `image_size` here",
     height="it is called `image_size` here",
     transform="images are cropped to a square and resized by themselves: leave it out",
+    max_images="give a folder with so many images as `dataset`",
+    target="of the augmentation it is `ada_target` here; for an image to project call "
+           "`project(load_model(run), image, embedder)`",
+    class_idx="it is called `label` here",
+    noise_mode="images are drawn with constant noise; `load_model(run).images(styles, noise_mode)` "
+               "takes others",
+    projected_w="call `load_model(run).images(styles)` with the styles of a projection",
+    num_steps="it is called `projection_steps` here",
+    save_video="the notebook writes the walk as a film; `save_film` writes that of a projection",
+    **dict.fromkeys(("rows", "cols", "styles", "row_seeds", "col_seeds", "col_styles"),
+                    "call `style_mixing(load_model(run), rows, columns, low, high)`"),
+    cbase="it is called `channel_base` here", cmax="it is called `channel_max` here",
+    glr="both networks have `lr`", dlr="both networks have `lr`",
+    map_depth="`configuration` sets it", mbstd_group="`configuration` sets it",
+    desc="give a `run_name`", tick="it is `images_per_epoch` here, in images",
+    batch_gpu="it is `accumulate` here: parts that the batch is cut into",
 )
 
 # %% ../../nbs/library/stylegan2/config.ipynb #3b802061
@@ -317,17 +326,20 @@ def answer_original(
 # %% ../../nbs/library/stylegan2/config.ipynb #08282fb0
 def parse_seeds(
     seeds: int | str,  # 7, "7", "1-10", "1,2,5" or "1,4-6"
-) -> list[int]:
+    name: str = "seeds",  # of the parameter
+) -> list[int]:  # 10,000 at most
     "Seeds one by one, in the order given. Raises `ParameterError` for what is none."
     found = []
     for part in str(seeds).split(","):
         ends = [end.strip() for end in part.split("-")]
         if len(ends) > 2 or not all(end.isdecimal() and int(end) < 2**32 for end in ends):
             form = "numbers like '1,2,5' or a range like '1-10'"
-            raise ParameterError(f"parameter `seeds` must be {form}, got {seeds!r}")
+            raise ParameterError(f"parameter `{name}` must be {form}, got {seeds!r:.60}")
         first, last = int(ends[0]), int(ends[-1])
         if last < first:
-            raise ParameterError(f"`seeds` {part.strip()!r} is empty: write '{last}-{first}'")
+            raise ParameterError(f"`{name}` {part.strip()!r} is empty: write '{last}-{first}'")
+        if len(found) + last - first >= 10_000:
+            raise ParameterError(f"parameter `{name}` names more than 10,000: {seeds!r:.60}")
         found += range(first, last + 1)
     return found
 

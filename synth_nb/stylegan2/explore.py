@@ -174,17 +174,13 @@ def normalised_maps(
     return [F.normalize(x, dim=1, eps=1e-8) for x in embedder.layers(to_unit(images))]
 
 # %% ../../nbs/library/stylegan2/explore.ipynb #ab3a1c60
-def perceptual_distance(
-    a: list[Tensor],  # from `normalised_maps`
-    b: list[Tensor],
-) -> Tensor:  # scalar, mean over the batch
+def perceptual_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    # a: from `normalised_maps` → scalar, mean over the batch
     "How different two sets of maps are."
     return sum((x - y).square().sum(1).mean() for x, y in zip(a, b, strict=True))
 
 # %% ../../nbs/library/stylegan2/explore.ipynb #c406c92b
-def noise_correlation(
-    noise: Tensor,  # (H, W)
-) -> Tensor:  # scalar, 0 for white noise
+def noise_correlation(noise: Tensor) -> Tensor:  # (H, W) → scalar, 0 for white noise
     "Squared correlation of neighbours in a noise map, over all scales."
     total, noise = 0.0, noise[None, None]
     while True:
@@ -195,11 +191,8 @@ def noise_correlation(
         noise = F.avg_pool2d(noise, 2)
 
 # %% ../../nbs/library/stylegan2/explore.ipynb #aa57bae3
-def lr_schedule(
-    t: float,  # 0 … 1
-    up: float = 0.05,  # share of the steps in which it rises
-    down: float = 0.25,  # share in which it falls
-) -> float:  # 0 … 1
+def lr_schedule(t: float, up: float = 0.05, down: float = 0.25) -> float:
+    # t: 0 … 1; up: share of the steps in which it rises; down: share in which it falls → 0 … 1
     "Factor of the learning rate: a linear rise, and a cosine to 0."
     decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t) / down))
     return decay * min(1.0, t / up)
@@ -245,12 +238,8 @@ class Projector:
         ws = (self.style + noise)[:, None].expand(-1, self.network.num_ws, -1)
         return self.network(ws, "const")
 
-    def step(
-        self,
-        t: float,  # 0 … 1, share of the steps that are done
-        lr: float,
-        noise_weight: float,  # α
-    ) -> float:  # perceptual distance
+    def step(self, t: float, lr: float, noise_weight: float) -> float:
+        # t: 0 … 1, share of the steps that are done; noise_weight: α → perceptual distance
         "One optimisation step of style and noise."
         std = 0.05 * self.style_std * max(0.0, 1 - t / 0.75) ** 2
         for group in self.optimizer.param_groups:

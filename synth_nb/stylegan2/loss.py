@@ -22,9 +22,8 @@ from ..training.loop import Phase
 from ..training.memory import new_optimizer
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #a880b066
-def mapping_and_synthesis(
-    nets: dict,  # networks by name
-) -> tuple[Callable, Callable]:  # mapping, synthesis
+def mapping_and_synthesis(nets: dict) -> tuple[Callable, Callable]:
+    # networks by name → mapping, synthesis
     "The two halves of the generator. Raises `ParameterError` where there are none."
     if "mapping" in nets:
         return nets["mapping"], nets["synthesis"]
@@ -37,9 +36,7 @@ def mapping_and_synthesis(
     return generator.mapping, generator.synthesis
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #51a8a305
-def full_precision(
-    x: Tensor,
-) -> Tensor:  # float32, or float64 where it was
+def full_precision(x: Tensor) -> Tensor:  # float32, or float64 where it was
     "Half precision to float32, before anything is summed."
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -136,19 +133,14 @@ class DiscriminatorLoss:
         return (F.softplus(fake) + F.softplus(-real)).mean()
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #b30ee507
-def update_ada(
-    nets: dict,
-    real: Tensor,  # logits of real images, (B, 1)
-):
+def update_ada(nets: dict, real: Tensor):  # real: logits of real images, (B, 1)
     "Let the controller, where there is one, set the augmentation probability."
     if "ada" in nets and "augment" in nets:
         nets["ada"](real, nets["augment"])
 
 # %% ../../nbs/library/stylegan2/loss.ipynb #366eaf22
-def squared_gradient_norms(
-    logits: Tensor,  # (B, 1), computed from the images
-    images: Tensor,  # (B, C, H, W) that require gradients
-) -> Tensor:  # (B,)
+def squared_gradient_norms(logits: Tensor, images: Tensor) -> Tensor:
+    # logits (B, 1), computed from the images; images (B, C, H, W) that require gradients → (B,)
     "Squared norm of the discriminator's gradient in each image; can be differentiated."
     [gradients] = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return full_precision(gradients).square().sum((1, 2, 3))
@@ -199,18 +191,13 @@ def path_lengths(
 class PathLength(nn.Module):
     "Distance of path lengths from their running mean."
 
-    def __init__(
-        self,
-        decay: float = 0.01,  # share of the newest in the mean
-    ):
+    def __init__(self, decay: float = 0.01):  # share of the newest in the mean
         super().__init__()
         self.decay = decay
         self.register_buffer("mean", torch.zeros(()))
 
-    def forward(
-        self,
-        lengths: Tensor,  # (B,)
-    ) -> Tensor:  # (B,), squared distances from the mean, which has moved before
+    def forward(self, lengths: Tensor) -> Tensor:
+        # (B,) → (B,), squared distances from the mean, which has moved before
         "Move the mean, in training mode; return squared distances from it."
         if self.training:
             newest = over_processes(lengths.detach().mean())
@@ -256,11 +243,8 @@ class ADAController(nn.Module):
         self.register_buffer("sign", torch.zeros(()))  # r_t at the last change
 
     @torch.no_grad()
-    def forward(
-        self,
-        real: Tensor,  # logits of real images, (B, 1)
-        augment: Augment,  # whose `p` is changed
-    ):
+    def forward(self, real: Tensor, augment: Augment):
+        # real: logits of real images, (B, 1); augment: whose `p` is changed
         "Count signs of logits; after enough images, change the probability."
         signs = real.float().sign().sum()
         counted = torch.stack([signs, torch.full_like(signs, real.numel())])

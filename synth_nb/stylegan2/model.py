@@ -23,6 +23,7 @@ from ..core.files import resolve, display_path
 from ..core.parameters import ParameterError
 from ..core.runs import Samples, load_model
 from ..core.seeding import fork_rng, derive_seed
+from ..core.weights import load_tensors
 from synth_nb.stylegan2.checkpoints import (
     CheckpointError,
     StoredNetwork,
@@ -87,11 +88,7 @@ def one_hot(
     return F.one_hot(labels, classes).float()
 
 # %% ../../nbs/library/stylegan2/model.ipynb #48a1dec5
-def check_generation(
-    n: int,
-    truncation: float,
-    noise_mode: str,
-):
+def check_generation(n: int, truncation: float, noise_mode: str):
     "Raise `ParameterError` for values that no image can be drawn with."
     if n < 1:
         raise ParameterError(f"`n` must be 1 or more images, got {n}")
@@ -205,19 +202,18 @@ def load(
     return StyleToImage(network.to(device).eval())
 
 # %% ../../nbs/library/stylegan2/model.ipynb #b55c9ca1
-def exported_generator(
-    path: Path,  # written by `export_official`
-) -> Generator:
+def exported_generator(path: Path) -> Generator:  # written by `export_official`
     "The best generator in exported weights. Raises `CheckpointError` where there is none."
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
         stored = next(content[name] for name in ("G_ema", "G") if name in content)
         return StoredNetwork("Generator", stored["init_kwargs"], stored["state_dict"]).build()
     except ParameterError:
         raise
     except Exception as error:
         what = f"{display_path(path)} holds no generator of `export_official`"
-        raise CheckpointError(f"{what}: {type(error).__name__}") from None
+        why = error if isinstance(error, ValueError) else type(error).__name__
+        raise CheckpointError(f"{what}: {why}") from None
 
 # %% ../../nbs/library/stylegan2/model.ipynb #2851b02a
 def open_model(

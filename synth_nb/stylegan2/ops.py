@@ -117,11 +117,8 @@ def resample(
     return apply(x, kernel if gain == 1 else kernel * gain, up, down, borders, False)
 
 # %% ../../nbs/library/stylegan2/ops.ipynb #dddab290
-def smooth(
-    x: Tensor,  # (B, C, H, W)
-    kernel: Tensor,  # (k, k) or (k,)
-    gain: float = 1.0,
-) -> Tensor:  # (B, C, H, W)
+def smooth(x: Tensor, kernel: Tensor, gain: float = 1.0) -> Tensor:
+    # x (B, C, H, W); kernel (k, k) or (k,) → (B, C, H, W)
     "Filter an image at its own size."
     k = kernel.shape[-1]
     return resample(x, kernel, padding=(k // 2, (k - 1) // 2) * 2, gain=gain)
@@ -295,10 +292,8 @@ def resampled_conv(
     return convolve(x, weight, bias, stride=1 if point else down)
 
 # %% ../../nbs/library/stylegan2/ops.ipynb #80ed340d
-def demodulation(
-    weight: Tensor,  # (O, I, k, k)
-    styles: Tensor,  # (B, I)
-) -> Tensor:  # (B, O)
+def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
+    # weight (O, I, k, k); styles (B, I) → (B, O)
     r"What brings each output channel of a modulated convolution to unit standard deviation, $d$."
     turned = weight.transpose(0, 1)  # sums are many times faster along the memory
     if _layout(turned) == torch.channels_last:

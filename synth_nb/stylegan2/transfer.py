@@ -17,6 +17,7 @@ from torch import Tensor, nn
 # %% ../../nbs/library/stylegan2/transfer.ipynb #6cb82a83
 from ..core.files import display_path, resolve
 from ..core.parameters import ParameterError
+from ..core.weights import load_tensors
 from .checkpoints import CheckpointError, read_networks, read_official
 from .networks import Discriminator, Generator, Mapping, describe_weights
 from .ops import normalize_second_moment
@@ -36,9 +37,7 @@ PUBLISHED = dict(
 )
 
 # %% ../../nbs/library/stylegan2/transfer.ipynb #c9037b25
-def published_file(
-    name: str,  # of `PUBLISHED`
-) -> Path:
+def published_file(name: str) -> Path:  # of `PUBLISHED`
     "A published network's file, fetched at need. Raises `OSError` that says where to put it."
     path = Path(torch.hub.get_dir()) / "checkpoints" / PUBLISHED[name]
     if path.is_file():
@@ -70,7 +69,7 @@ def stored_weights(
     if not (path.is_file() and zipfile.is_zipfile(path)):
         return {name: stored.state_dict for name, stored in read_official(path).items()}
     try:
-        exported = torch.load(path, map_location="cpu", weights_only=True)
+        exported = load_tensors(path)
         return {name: stored["state_dict"] for name, stored in exported.items()}
     except Exception as error:
         what = f"{display_path(path)} holds no networks of `export_official`"
@@ -146,10 +145,8 @@ def with_channels(
     return state, names
 
 # %% ../../nbs/library/stylegan2/transfer.ipynb #6166db3f
-def with_more_classes(
-    state: dict[str, Tensor],  # of a conditional network
-    classes: int,
-) -> dict[str, Tensor]:
+def with_more_classes(state: dict[str, Tensor], classes: int) -> dict[str, Tensor]:
+    # state: of a conditional network
     "Weights for another number of classes: each begins as one of those that there are, in turn."
     embed = state["mapping.embed.weight"]
     chosen = torch.arange(classes) % embed.shape[1]
@@ -157,9 +154,8 @@ def with_more_classes(
     return state | {"mapping.embed.weight": scaled}
 
 
-def with_classless_generator(
-    state: dict[str, Tensor],  # of a conditional generator
-) -> dict[str, Tensor]:
+def with_classless_generator(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    # of a conditional generator
     "Weights without classes: what they add on average goes into the first layer's bias."
     embed = state["mapping.embed.weight"]
     every = embed.T / math.sqrt(embed.shape[1]) + state["mapping.embed.bias"]  # class by class
@@ -171,9 +167,8 @@ def with_classless_generator(
     return {k: v for k, v in state.items() if not k.startswith("mapping.embed")} | changed
 
 
-def with_classless_discriminator(
-    state: dict[str, Tensor],  # of a conditional discriminator
-) -> dict[str, Tensor]:
+def with_classless_discriminator(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    # of a conditional discriminator
     "Weights without classes: logits are those of the average class."
     own = {k.removeprefix("mapping."): v for k, v in state.items() if k.startswith("mapping.")}
     widths = [len(own[f"fc{i}.bias"]) for i in range(sum(k.endswith("bias") for k in own) - 1)]
@@ -228,10 +223,7 @@ class LoadedWeights:
         return text + (f", new {layers(self.new)}" if self.new else "")
 
 
-def start_enlarged(
-    G: Generator,
-    resolution: int,  # of the weights that it starts from
-):
+def start_enlarged(G: Generator, resolution: int):  # resolution: of the weights that it starts from
     "Let blocks of higher resolutions add nothing to the image at first."
     for side in G.synthesis.block_resolutions:
         if side > resolution:
@@ -257,10 +249,7 @@ def load_matching(
                          [k for k in own if k not in found])
 
 # %% ../../nbs/library/stylegan2/transfer.ipynb #eb3a8eea
-def check_frozen(
-    D: Discriminator,
-    new: list[str],  # names that were not loaded
-):
+def check_frozen(D: Discriminator, new: list[str]):  # new: names that were not loaded
     "Raise `ParameterError` where layers are frozen that were not loaded."
     frozen = {k for k, _ in D.named_buffers() if k.endswith((".weight", ".bias"))}
     if wrong := [k for k in new if k in frozen]:

@@ -192,4 +192,4 @@ class DefaultEngine(NBClientEngine):
         return engine.execute_managed_notebook(nb_man, kernel_name, **options)
 
 
-papermill_engines.register(None, DefaultEngine)
+papermill_engines.register(None, DefaultEngine)  # as `entry` does, before it is imported

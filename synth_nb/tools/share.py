@@ -20,6 +20,7 @@ from ..core.files import (
 from ..core.parameters import ParameterError
 from ..core.runs import read_manifest
 from ..data.tables import markdown_table, plain_text, safe_markdown
+from ..data import DataError
 from ..diffusion.sets import sample_dataset
 from ..evaluation.report import LOWER_IS_BETTER
 from ..evaluation.scores import METRIC_TITLES, digits
@@ -74,9 +75,9 @@ def tiny_run() -> Path:
     from synth_nb.dcgan.networks import Generator
 
     torch.manual_seed(0)
-    data = open_dataset("demo", 32)
-    parameters = dict(seed=0, dataset="demo", image_size=32, epochs=0, run_name="tiny",
-                      outputs=tempfile.mkdtemp(), device="cpu")
+    data = open_dataset("mr_phantom", 32, 3)  # of as many patients as images
+    parameters = dict(seed=0, dataset="mr_phantom", image_size=32, channels=3, epochs=0,
+                      run_name="tiny", outputs=tempfile.mkdtemp(), device="cpu")
     run = open_run("02_dcgan", parameters, data.describe(), "synth_nb.dcgan.model:load")
     model = NoiseToImage(Generator(32, 3, 8, 4).eval())
     for weight in model.generator.parameters():
@@ -132,9 +133,15 @@ def scores_text(record: RunRecord) -> str:
             "or of another number of images, are other quantities.\n")
 
 # %% ../../nbs/library/tools/share.ipynb #a6ef46ae
-def copies_text(record: RunRecord) -> str:
+def copies_text(record: RunRecord, released: str | None = None) -> str:
+    # released: sentences of a release; "": images of a set that were not tested
     "The result of the search for copies of training images."
     found = record.evaluation.get("copies") or []
+    if released:
+        return f"{released}\n"
+    if released == "":
+        note = "The images of this set were not tested one by one. Of others of the model:\n\n"
+        return note + copies_text(record)
     if not found:
         return ("Copies of training images were not looked for. Treat the images as if some "
                 "were copies.\n")
@@ -245,12 +252,12 @@ def own_warnings(record: RunRecord) -> list[str]:
             if set(re.findall("`([^`]+)`", line)) <= _OWN_SETS]
 
 
-def card_text(record: RunRecord, licence: str) -> str:
-    "The sections of both cards."
+def card_text(record: RunRecord, licence: str, released: str | None = None) -> str:
+    "The sections of both cards; `released` as `copies_text` takes it."
     warnings = "".join(f"- {line}\n" for line in own_warnings(record)) or "There is none.\n"
     sections = {"Training data": training_text(record) + "\n" + licence_of(record, licence)[1],
                 "Intended use": USE_TEXT, "Scores": scores_text(record),
-                "Copies of training images": copies_text(record),
+                "Copies of training images": copies_text(record, released),
                 "Warnings of the evaluation": warnings,
                 "How to repeat it": reproduce_text(record)}
     return "\n".join(f"## {head}\n\n{text}" for head, text in sections.items())
@@ -292,8 +299,10 @@ def data_card(
                            annotations_creators=["machine-generated"],
                            tags=["synthetic", "medical", "research"])
     title, _, rest = text.partition("\n## Images")
-    return (f"---\n{head.to_yaml()}\n---\n\n{title}\n{card_text(record, licence)}\n"
-            f"## Images{rest}")
+    released = re.search(r"^- release: (.*)$", title, re.MULTILINE)
+    sections = card_text(record, licence, released[1] if released else "")
+    title = title.replace(released[0] + "\n", "") if released else title
+    return f"---\n{head.to_yaml()}\n---\n\n{title}\n{sections}\n## Images{rest}"
 
 # %% ../../nbs/library/tools/share.ipynb #ba607e87
 _EXPORTED = ("manifest.json", "metrics.csv", "evaluation.csv", "evaluation.json", "evaluation.tex",
@@ -318,7 +327,7 @@ def export_model(
     if not (record.folder / "model").is_dir():
         raise ParameterError(f"{display_path(record.folder)} has no `model`, only tables")
     target = _free_folder(folder)
-    with atomic_folder(target) as new:
+    with atomic_folder(target, checked=False) as new:
         shutil.copytree(record.folder / "model", new / "model")
         for path in record.folder.glob("*.*"):
             if path.name in _EXPORTED or path.suffix == ".png":
@@ -334,17 +343,23 @@ def export_samples(
     folder: str | Path,  # a new one, or the same export
     seed: int = 0,
     licence: str = "",  # of the training data
+    alpha: float = 0.0,  # above 0: a release without copies; see `synth_nb.evaluation.release`
     **options,  # of `sample_dataset`: num_processes, device, batch_size, guidance_scale, …
 ) -> Path:
     """A set of a model's images, with masks where it makes them, and its card.
 
-    `open_dataset` and `datasets.load_dataset("imagefolder")` read it. Raises `ParameterError`.
+    `open_dataset` and `datasets.load_dataset("imagefolder")` read it. Raises `ParameterError`, and
+    `DataError` where there can be no release.
     """
     record = read_record(run)
     if record.manifest.get("notebook") == "06_em_segmentation":
         raise ParameterError("a segmenter makes no images: share its model alone, `n_samples` 0")
     about = dict(name=record.title, licence=licence_of(record, licence)[0])
-    path = sample_dataset(record.folder, n, folder, seed, about=about, **options)
+    try:
+        path = sample_dataset(record.folder, n, folder, seed, about=about, alpha=alpha, **options)
+    except DataError as error:
+        raise DataError(f"{error}; with `alpha` 0 images are exported that were not tested, and "
+                        "their card says so") from None
     card = path / "README.md"
     text = card.read_text(encoding="utf-8")
     if not text.startswith("---"):

@@ -62,12 +62,10 @@ def mark_done(folder: Path, state: str):
 # %% ../../nbs/library/tools/story.ipynb #64f7a11e
 def _papermill():
     "papermill's function, with the engine of this project registered."
-    from papermill.engines import papermill_engines
     from papermill.execute import execute_notebook
 
-    from synth_nb.tools.engine import SynthEngine
+    import synth_nb.tools.entry  # noqa: F401  registers it where the library is not installed
 
-    papermill_engines.register("synth_nb", SynthEngine)
     return execute_notebook
 
 # %% ../../nbs/library/tools/story.ipynb #5c6c255d

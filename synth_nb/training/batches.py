@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 # %% ../../nbs/library/training/batches.ipynb #ba7c0004
-from ..core.seeding import ThreadRandom, derive_seed
+from ..core.seeding import derive_seed, thread_seed
 
 # %% ../../nbs/library/training/batches.ipynb #ba7c0007
 def to_device(
@@ -68,7 +68,7 @@ class Batches:
 # %% ../../nbs/library/training/batches.ipynb #ba7c000b
 def read_ahead(self: Batches, step: int) -> list[tuple[dict, float]]:
     "In the reading thread: the batch of a step, drawn from that step's own seed, and pinned."
-    with ThreadRandom(derive_seed(derive_seed(derive_seed(self.seed, step), self.rank), "batch")):
+    with thread_seed(derive_seed(derive_seed(derive_seed(self.seed, step), self.rank), "batch")):
         found = self.read(step)
     if self.device.type != "cuda":
         return found

@@ -23,7 +23,7 @@ from torch.utils._triton import has_triton
 
 # %% ../../nbs/library/training/loop.ipynb #6e2293d3
 from ..core.devices import pick_device, pick_precision
-from ..core.files import atomic_folder, display_path, resolve
+from ..core.files import atomic_folder, display_path, resolve, tidy
 from ..core.parameters import ParameterError, check_value
 from ..core.progress import Progress, duration
 from ..core.runs import read_manifest
@@ -34,6 +34,7 @@ from synth_nb.training.checkpoints import (
     branch_checkpoint,
     checkpoint_path,
     read_checkpoint,
+    resume_checkpoint,
     sync_checkpoint,
     write_checkpoint,
 )
@@ -108,6 +109,23 @@ class TrainingConfig:
         if self.batch_size % (self.processes * (self.accumulate if self.processes > 1 else 1)):
             shares = f"`num_processes`, `num_nodes` and `accumulate` deal {self.batch_size} images"
             raise ParameterError(f"`batch_size` must divide evenly: {shares}")
+
+    @classmethod
+    def of(cls, parameters: dict, **others) -> "TrainingConfig":
+        """From a story's parameters, by name; `others` take the place of these.
+
+        Raises `ParameterError` for batches that no epoch has or that cannot be cut.
+        """
+        named = {k: v for k, v in parameters.items() if k in cls.__dataclass_fields__}
+        found = cls(**named | others)
+        batch, draws = found.batch_size, found.images_per_epoch
+        if 0 < draws < batch:
+            raise ParameterError(f"`batch_size` is {batch} and `images_per_epoch` {draws}: an "
+                                 "epoch must have a batch at least")
+        if found.accumulate > batch:
+            raise ParameterError(f"`accumulate` {found.accumulate} cuts `batch_size` {batch} into "
+                                 "parts without images")
+        return found
 
     @property
     def processes(self) -> int:
@@ -211,7 +229,8 @@ class Trainer:
         self.config, self.evaluate, self.save, self.what = config, evaluate, save, what
         self.remedy = remedy
         self.compiled, self.graphs = [], False
-        self.averages = {k: moving_average(modules[k], beta) for k, beta in (ema or {}).items()}
+        self.averages = {k: moving_average(modules[k], beta, self.fixed(modules[k]))
+                         for k, beta in (ema or {}).items()}
         self.optimizers = {id(p.optimizer): p.optimizer for p in phases}
         self.steps_per_epoch = config.steps_per_epoch(len(data))
         self.total = config.epochs * self.steps_per_epoch
@@ -313,6 +332,8 @@ class Trainer:
         device = pick_device(self.config.device)
         self.accelerator = accelerator_for(device, pick_precision(self.config.precision, device))
         self.device, self.nets = self.accelerator.device, {}
+        plain = self.accelerator.mixed_precision == "no"
+        self.autocast = nullcontext if plain else self.accelerator.autocast
         if self.config.checkpointing:
             enable_checkpointing(*self.trained_modules())
         for name, module in self.modules.items():
@@ -336,6 +357,11 @@ class Trainer:
         trained = {id(p) for phase in self.phases for p in phase.parameters}
         own = self.modules.values()
         return [m for m in own if any(id(p) in trained for p in m.parameters())]
+
+    def fixed(self, module: nn.Module) -> list[nn.Parameter]:
+        "Parameters that no optimiser changes."
+        trained = {id(p) for phase in self.phases for p in phase.parameters}
+        return [p for p in module.parameters() if id(p) not in trained]
 
     def compile_networks(self):
         "Let `torch.compile` take the networks that it may; their names and weights stay."
@@ -363,14 +389,15 @@ class Trainer:
 
     def resume(self, epoch: int = 0):
         "Continue from the newest checkpoint, if there is one, or from an epoch's saved state."
+        if self.is_writer:
+            tidy(checkpoint_path(self.folder).parent)
         if epoch:
             branch_checkpoint(self.folder, epoch)
-        path = checkpoint_path(self.folder)
         if self.accelerator and self.config.num_nodes > 1:
-            sync_checkpoint(self.accelerator, path)
+            sync_checkpoint(self.accelerator, checkpoint_path(self.folder))
         self.log = MetricsLog(self.folder, self.new_trackers())
-        if path.is_file():
-            self.load_state(read_checkpoint(path))
+        if state := resume_checkpoint(self.folder):
+            self.load_state(state)
         else:
             seed_everything(self.config.seed)
         if self.is_writer:
@@ -408,12 +435,13 @@ class Trainer:
     def backward(self, phase: Phase, microbatches: list[tuple[dict, float]]) -> Tensor:
         "Gradients of one phase over all microbatches and processes; returns its loss, ()."
         self.require_gradients(phase)
-        value = torch.zeros((), device=self.device)
+        value, scaler = None, self.accelerator.scaler
         for batch, share in microbatches:
-            with self.accelerator.autocast():
-                loss = phase.loss(self.nets, batch) * share
-            value += loss.detach()
-            self.accelerator.backward(loss) if self.accelerator.scaler else loss.backward()
+            with self.autocast():
+                loss = phase.loss(self.nets, batch)
+                loss = loss * share if share < 1 else loss
+            value = loss.detach() if value is None else value + loss.detach()
+            self.accelerator.backward(loss) if scaler else loss.backward()
         if self.accelerator.num_processes > 1:
             gradients = [p.grad for p in phase.parameters if p.grad is not None]
             self.mean_over_processes([value, *gradients])
@@ -517,6 +545,8 @@ class Trainer:
         self.losses.clear()
         for optimizer, saved in zip(self.optimizers.values(), state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            for memory in optimizer.state.values():  # still lies in the mapped file
+                memory |= {k: v.clone() for k, v in memory.items() if torch.is_tensor(v)}
         for phase, saved in zip(self.phases, state["schedulers"], strict=True):
             if phase.scheduler:
                 phase.scheduler.load_state_dict(saved)
@@ -611,12 +641,13 @@ class Trainer:
             return
         parameters = sum(p.numel() for m in self.modules.values() for p in m.parameters())
         averaged = sum(p.numel() for m in self.averages.values() for p in m.parameters())
+        averaged -= sum(p.numel() for k in self.averages for p in self.fixed(self.modules[k]))
         remembered = sum(optimizer_bytes(o) for o in self.optimizers.values())
         used = peak_bytes(self.device) + (0 if self.position.step else remembered)
         every = config.snapshot_every if self.save else 0
         snapshots = config.epochs // every if every else 0
         state = 4 * (parameters + averaged) + remembered
-        disk = state * (3 if config.best else 2) + snapshots * 4 * parameters
+        disk = state * (4 if config.best else 3) + snapshots * 4 * parameters
         several = f", {config.processes} processes" if config.processes > 1 else ""
         steps = f"steps {self.position.step} to {self.total} on {self.device.type}{several}"
         free = free_bytes(self.device)

@@ -43,10 +43,8 @@ def master_address(num_nodes: int) -> tuple[str, str]:  # address, port
         return "127.0.0.1", str(free.getsockname()[1])
 
 # %% ../../nbs/library/training/processes.ipynb #5578218c
-def check_launch(
-    num_processes: int,  # on this machine
-    device: str = "auto",  # auto, cpu or cuda
-):
+def check_launch(num_processes: int, device: str = "auto"):
+    # num_processes: on this machine; device: auto, cpu or cuda
     "Refuse what would hang or fail in several processes; raises `ParameterError`."
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     if gpus and torch.cuda.is_initialized():
@@ -140,11 +138,8 @@ def launch_one(child, args, num_processes, node_rank, num_nodes, master_addr, us
     elastic_launch(config, child)(*args)
 
 
-def failure_message(
-    rank: int,  # of the process
-    failure,  # torchelastic's `ProcessFailure`
-    count: int,  # processes in all
-) -> str:
+def failure_message(rank: int, failure, count: int) -> str:
+    # rank: of the process; failure: torchelastic's `ProcessFailure`; count: processes in all
     "Why a process ended, in one sentence."
     who = f"process {rank + 1} of {count}"
     if failure.exitcode < 0:
@@ -247,10 +242,8 @@ class _SharedMean(torch.autograd.Function):
         return over_processes(gradient)
 
 # %% ../../nbs/library/training/processes.ipynb #94e33fca
-def shared_batch_norm(
-    layer: nn.modules.batchnorm._BatchNorm,
-    x: Tensor,  # (B / processes, C, …)
-) -> Tensor:  # the same shape
+def shared_batch_norm(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    # x (B / processes, C, …) → the same shape
     "A batch norm of a share of a batch, with the moments of the whole batch."
     if not layer.training:
         return type(layer).forward(layer, x)

@@ -25,9 +25,8 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 #| export
-def tracker_names(
-    tracker: str,  # the parameter: names with commas between them, or nothing
-) -> list[str]:  # without tensorboard, which is always written
+def tracker_names(tracker: str) -> list[str]:  # without tensorboard, which is always written
+    # the parameter: names with commas between them, or nothing
     "Services to report to. Raises `ParameterError` for an unknown one, `ImportError` without it."
     names = [name.strip() for name in tracker.split(",") if name.strip()]
     if unknown := [name for name in names if name not in TRACKERS]:
@@ -39,11 +38,8 @@ def tracker_names(
     return names
 
 # %% ../../nbs/library/training/trackers.ipynb #7ac4000a
-def tracker_options(
-    name: str,  # wandb or mlflow
-    folder: Path,  # of the run
-    known: str | None,  # id of the run that is continued
-) -> dict:  # for the class of accelerate
+def tracker_options(name: str, folder: Path, known: str | None) -> dict:
+    # name: wandb or mlflow; known: id of the run that is continued → for the class of accelerate
     "Where the service keeps the run."
     home = folder.parent.parent
     if name == "wandb":

@@ -53,7 +53,7 @@ def _examine(
     "Measure one image at its original size. Raises `ImageError` with the reason."
     try:
         mode, form = _stored_as(content)
-        image = to_mode(open_image(content), 3, limits)
+        image = to_mode(open_image(content, limits), 3, limits)
     except MemoryError:
         raise
     except Exception as e:
@@ -106,7 +106,7 @@ def _as_source(data: Source | ImageDataset) -> Source:
     about = dict(fingerprint=data.fingerprint) | getattr(data, "about", {})
     return Source(data.source, data.keys, data.classes, data.labels.tolist(),
                   None if data.groups == data.hashes else data.groups, content, data.split,
-                  data.positions, tuple(data.skipped), about=about)
+                  data.positions, data.sides, tuple(data.skipped), about=about)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #c774cb47
 def _examine_all(source: Source) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -290,7 +290,7 @@ def _framed_image(
     limits: tuple[float, float] | None = None,  # of stored values, as `to_mode` takes them
 ) -> np.ndarray:  # (3, side, side) uint8, on white
     "One image as a figure shows it."
-    image = to_mode(open_image(content), 3, limits)
+    image = to_mode(open_image(content, limits), 3, limits)
     factor = side / max(image.size)
     size = [max(1, round(s * factor)) for s in image.size]
     how = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST

@@ -258,7 +258,7 @@ def _writing(target: Path):
         with atomic_write(target) as f, zipfile.ZipFile(f, "w") as archive:
             yield lambda name, content: archive.writestr(_entry(name), content)
     else:
-        with atomic_folder(target) as folder:
+        with atomic_folder(target, checked=False) as folder:
             yield put
 
 # %% ../../../nbs/library/data/quality/export.ipynb #3c230812

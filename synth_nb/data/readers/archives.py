@@ -8,6 +8,7 @@ __all__ = ['archive_source']
 # %% ../../../nbs/library/data/readers/archives.ipynb #8d7950d9
 import bz2
 import gzip
+import io
 import lzma
 import os
 import re
@@ -19,23 +20,30 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
+from .budgets import (
+    MAX_FILE_BYTES, MAX_NAME, as_image_error, check_entries, check_growth)
 from .intensity import Intensity
 from .listing import Listing, listed_source
 from .sources import (
     EXTENSIONS, DataError, ImageError, Source, extension_of, is_ignored, no_images_message)
-from .stacks import check_growth, as_image_error, tiff_pages, unpack_to_cache
+from .stacks import tiff_pages, unpack_to_cache
 from ...core.files import resolve, display_path
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #3d3d8fe7
-def safe_name(
-    name: str,  # of a member, as the archive has it
-    archive: str,  # for the message
-) -> str:  # relative, with `/`
+def safe_name(name: str, archive: str) -> str:
+    # name: of a member, as the archive has it → relative, with `/`
     "A member's name as a key. Raises `DataError` for one that leaves the archive."
     key = name.replace("\\", "/")
     if key.startswith("/") or re.match("[A-Za-z]:", key) or ".." in key.split("/"):
         raise DataError(f"{archive} holds {name!r}, which leads out of it: it is not opened")
-    return str(PurePosixPath(key))
+    return str(PurePosixPath(key)) if key else ""
+
+
+def odd_name(key: str) -> str:  # from `safe_name` → why; empty: it is none
+    "Whether no file could have such a name."
+    longest = max((len(part.encode(errors="replace")) for part in key.split("/")), default=0)
+    too_long = f"a name of {longest} bytes: a file's has at most {MAX_NAME}"
+    return too_long if longest > MAX_NAME else "" if key else "no name"
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #39b31269
 @dataclass
@@ -43,7 +51,7 @@ class Archive:
     "What is inside of an archive. Names are relative, with `/`."
     sizes: dict[str, int]  # name of each file → bytes, unpacked
     read: Callable[[str], bytes]  # content of a member; thread-safe, raises `ImageError`
-    odd: list[str]  # names of members that are no plain files
+    odd: dict[str, str]  # name of each member that is not read → why
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #e2e757e5
 def _zip_reader(
@@ -69,31 +77,29 @@ def _zip_reader(
     return read
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #6ad9359d
-def zip_archive(
-    path: Path,
-) -> Archive:
+def zip_archive(path: Path) -> Archive:
     "Open a zip. Raises `DataError` for one that is cut off, locked, or grows too much."
     name = display_path(path)
     try:
         file = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    except Exception:  # of any kind, for any kind of damage
         raise DataError(f"{name} is cut off or damaged: copy or download it again") from None
-    members = {safe_name(m.filename, name): m for m in file.infolist() if not m.is_dir()}
+    check_entries(max(1, len(file.filelist)), f"members in {name}")
+    members = {safe_name(m.filename, name): m for m in file.filelist if m.filename[-1:] != "/"}
     if any(member.flag_bits & 1 for member in members.values()):
         raise DataError(f"{name} is encrypted: extract it with its password and give the folder")
-    check_growth(name, path.stat().st_size, sum(m.file_size for m in file.infolist()))
-    links = {key for key, member in members.items() if member.external_attr >> 28 == 0o12}
-    sizes = {key: m.file_size for key, m in members.items() if key not in links}
-    return Archive(sizes, _zip_reader(file, members), sorted(links))
+    check_growth(name, path.stat().st_size, sum(m.file_size for m in file.filelist))
+    odd = {key: LINK for key, member in members.items() if member.external_attr >> 28 == 0o12}
+    odd |= {key: why for key in members if (why := odd_name(key))}
+    sizes = {key: m.file_size for key, m in members.items() if key not in odd}
+    return Archive(sizes, _zip_reader(file, members), odd)
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #38c0de74
+LINK = "a link, which is not followed"
 DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by first bytes
 
 
-def check_link(
-    member: tarfile.TarInfo,  # a link
-    archive: str,  # for the message
-):
+def check_link(member: tarfile.TarInfo, archive: str):  # member: a link
     "Raise `DataError` for a link that leads out of the archive."
     start = PurePosixPath(member.name).parent if member.issym() else PurePosixPath()
     end = os.path.normpath(start / member.linkname.replace("\\", "/"))
@@ -102,37 +108,49 @@ def check_link(
         raise DataError(f"{archive} holds {link}: it is not opened")
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #37eb93c6
+class HeadersOnly(io.FileIO):
+    "A file of which no more than four megabytes are read at once, whatever a header asks for."
+
+    def read(self, size=-1):
+        if not 0 <= size <= 2**22:
+            raise OSError(f"a header of {size:,} bytes")
+        return super().read(size)
+
+
 def tar_members(
     path: Path,  # of a plain tar
     name: str,  # for messages
-) -> tuple[dict[str, tuple[int, int]], list[str]]:  # name → (offset, bytes); what is no plain file
+) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:  # name → (offset, bytes); not read → why
     "Find all members. Raises `DataError` for a tar that is cut off or leads out of itself."
-    offsets, odd, length = {}, [], path.stat().st_size
+    offsets, odd, length = {}, {}, path.stat().st_size
     broken = DataError(f"{name} is cut off or damaged: copy or download it again")
     try:
-        with tarfile.open(path, "r:") as file:
+        with HeadersOnly(path) as content, tarfile.open(fileobj=content, mode="r:") as file:
             while member := file.next():
                 file.members = []  # or each of a million would stay in memory
                 key = safe_name(member.name, name)
+                check_entries(len(offsets) + len(odd) + 1, f"members in {name}")
                 if member.issym() or member.islnk():
                     check_link(member, name)
-                if member.isreg() and not member.issparse():
+                if not member.isdir() and (why := odd_name(key)):
+                    odd[key] = why
+                elif member.isreg() and not member.issparse():
                     offsets[key] = (member.offset_data, member.size)
                 elif not member.isdir():
-                    odd.append(key)
+                    odd[key] = LINK if member.issym() or member.islnk() else "no plain file"
                 if member.isreg() and member.offset_data + member.size > length:
                     raise broken
             file.fileobj.seek(file.offset)
             if any(file.fileobj.read(512)):  # a header that could not be read ends the list too
                 raise broken
-    except (tarfile.TarError, EOFError, OSError):
+    except DataError:
+        raise
+    except Exception:  # of any kind, for any kind of damage
         raise broken from None
     return offsets, odd
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #4609e60e
-def tar_archive(
-    path: Path,
-) -> Archive:
+def tar_archive(path: Path) -> Archive:
     "Open a tar, compressed or not. Raises `DataError`; `OSError` without room to unpack it."
     with open(path, "rb") as file:
         start = file.read(8)
@@ -151,9 +169,7 @@ def tar_archive(
     return Archive({key: size for key, (_, size) in offsets.items()}, read, odd)
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #e2d0863c
-def open_archive(
-    path: str | Path,  # absolute, or relative to the project root
-) -> Archive:
+def open_archive(path: str | Path) -> Archive:  # absolute, or relative to the project root
     "Open a zip or tar. Raises `FileNotFoundError`, `IsADirectoryError` or `DataError`."
     path = resolve(path)
     if path.is_dir():
@@ -169,35 +185,27 @@ def open_archive(
     known = " ".join(EXTENSIONS["archive"])
     raise DataError(f"{display_path(path)} is not an archive that can be read; known are {known}")
 
-# %% ../../../nbs/library/data/readers/archives.ipynb #1ed14866
-MAX_IMAGE_BYTES = 2**29  # of one image file
-
 # %% ../../../nbs/library/data/readers/archives.ipynb #df6ed6ed
-def list_members(
-    archive: Archive,
-    name: str,  # for messages
-    title: str,  # the class where nothing names one
-) -> Listing:
+def list_members(archive: Archive, name: str, title: str) -> Listing:
+    # title: the class where nothing names one
     "The members of an archive; what holds files itself, and links, are skipped."
     names, skipped = [], []
     for key, size in archive.sizes.items():
         kind = extension_of(key)
         if any(is_ignored(part) for part in key.split("/")):
             continue
-        if kind in EXTENSIONS["image"] and size > MAX_IMAGE_BYTES:
-            skipped.append((key, f"too large: {size / 1e9:.1f} GB"))
+        if size > MAX_FILE_BYTES:
+            skipped.append((key, f"too large: {size:,} bytes, more than {MAX_FILE_BYTES:,}"))
         elif kind in EXTENSIONS["stack"] or key.lower().endswith(EXTENSIONS["archive"]):
             skipped.append((key, "holds files itself: extract the archive"))
         else:
             names.append(key)
-    skipped += [(key, "a link, which is not followed") for key in archive.odd
-                if extension_of(key) in EXTENSIONS["image"]]
+    skipped += [(key, why) for key, why in archive.odd.items()
+                if why != LINK or extension_of(key) in EXTENSIONS["image"]]
     return Listing.of(name, title, sorted(names), archive.read, skipped)
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #c65b0801
-def check_single_page(
-    content: bytes,  # of an image file
-) -> bytes:  # the same
+def check_single_page(content: bytes) -> bytes:  # of an image file → the same
     "Pass an image on. Raises `ImageError` for a TIFF with several pages."
     n = sum(map(len, tiff_pages(BytesIO(content))))
     if n > 1:

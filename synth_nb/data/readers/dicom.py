@@ -6,15 +6,17 @@
 __all__ = []
 
 # %% ../../../nbs/library/data/readers/dicom.ipynb #96043e00
+import math
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ...core.files import digest
+from .budgets import as_image_error, check_entries, check_present, check_sides
 from .intensity import Intensity, Span, to_8_bits
 from .sources import ImageError
-from .stacks import Stack, as_image_error, check_sides
+from .stacks import Stack
 
 # %% ../../../nbs/library/data/readers/dicom.ipynb #48652695
 def _window(
@@ -66,10 +68,8 @@ def _rescaled(
     return values * slope + intercept, (low, high)
 
 
-def _window_of(
-    header,  # pydicom `Dataset`
-    i: int,  # frame
-) -> tuple[float, float, str] | None:  # centre, width, form
+def _window_of(header, i: int) -> tuple[float, float, str] | None:
+    # header: pydicom `Dataset`; i: frame → centre, width, form
     "The window of a frame."
     find = partial(_frame_value, header, i, "FrameVOILUTSequence")
     centre, width = find("WindowCenter"), float(find("WindowWidth", 0))
@@ -99,11 +99,8 @@ def _grey_values(
     return to_8_bits(1 - greys if inverted else greys)
 
 # %% ../../../nbs/library/data/readers/dicom.ipynb #b6e4014b
-def _read_frame(
-    path: Path,
-    i: int,  # frame
-    intensity: Intensity | None = None,
-) -> np.ndarray:  # uint8 (H, W) or (H, W, 3)
+def _read_frame(path: Path, i: int, intensity: Intensity | None = None) -> np.ndarray:
+    # i: frame → uint8 (H, W) or (H, W, 3)
     "Read one frame of a DICOM file. Raises `ImageError`."
     from pydicom.pixels import apply_color_lut
 
@@ -132,10 +129,7 @@ def _stored_frame(path, i):
         raise ImageError(f"{kind} needs a decoder: pip install 'pylibjpeg[all]'") from None
 
 # %% ../../../nbs/library/data/readers/dicom.ipynb #aad29c07
-def _spans(
-    path: Path,
-    n: int,  # frames
-):  # yields a `Span` of each grey frame without a window
+def _spans(path: Path, n: int):  # n: frames → yields a `Span` of each grey frame without a window
     "The values that the frames of a file use, in the units of the scanner."
     from pydicom import dcmread
 
@@ -151,9 +145,8 @@ def _spans(
         yield Span(float(greys.min()), float(greys.max()), low, high)
 
 # %% ../../../nbs/library/data/readers/dicom.ipynb #754a8cf1
-def _patient_group(
-    header,  # pydicom `Dataset`
-) -> str | None:  # the same for all files of a patient; None where nothing is known
+def _patient_group(header) -> str | None:
+    # pydicom `Dataset` → the same for all files of a patient; None where nothing is known
     "A name for a patient, or else for a study, that does not say who it is."
     for name in ("PatientID", "StudyInstanceUID"):
         value = str(header.get(name) or "").strip()
@@ -161,34 +154,43 @@ def _patient_group(
             return f"{'patient' if name == 'PatientID' else 'study'}-{digest(name, value)[:16]}"
     return None
 
+# %% ../../../nbs/library/data/readers/dicom.ipynb #367e1a38
+def _least_bytes(header) -> int:  # pydicom `Dataset`
+    "What a frame of such a file needs: half of its pixels, or what the best compression leaves."
+    sides = [int(header.get(name) or 1) for name in ("Rows", "Columns", "SamplesPerPixel")]
+    pixels = math.prod(sides) * int(header.get("BitsAllocated") or 8) // 8
+    packed = header.file_meta.TransferSyntaxUID.is_compressed
+    return max(8, pixels // (2**13 if packed else 2))
+
 # %% ../../../nbs/library/data/readers/dicom.ipynb #7a08fba4
-def dicom_stack(
-    path: Path,
-    intensity: Intensity | None = None,
-) -> Stack:
+def dicom_stack(path: Path, intensity: Intensity | None = None) -> Stack:
     "Open a DICOM file. Raises `ImageError`, and `ImportError` without pydicom."
     try:
         from pydicom import dcmread
         from pydicom.errors import InvalidDicomError
     except ImportError:
         raise ImportError("reading DICOM needs pydicom: pip install 'synth_nb[dicom]'") from None
-    wanted = ["NumberOfFrames", "PatientID", "StudyInstanceUID"]
+    wanted = ["NumberOfFrames", "PatientID", "StudyInstanceUID", "Rows", "Columns", "BitsAllocated",
+              "SamplesPerPixel"]
     with as_image_error():
         try:
             header = dcmread(path, stop_before_pixels=True, specific_tags=wanted)
         except InvalidDicomError:
             raise ImageError("not a DICOM file") from None
         n = int(header.get("NumberOfFrames") or 1)
+        check_entries(n, "frames")
+        if n > 1:
+            check_present(n * _least_bytes(header), path.stat().st_size)
     group = _patient_group(header)
     return Stack(n, lambda i: _read_frame(path, i, intensity),
                  groups=[group] * n if group else None, scan=lambda: _spans(path, n))
 
 
-def is_dicom(
-    path: Path,
-) -> bool:
+def is_dicom(path: Path) -> bool:
     "Whether a file says that it is DICOM, whatever it is called."
     try:
+        if not path.is_file():  # a pipe would wait for ever
+            return False
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:

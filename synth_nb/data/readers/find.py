@@ -9,12 +9,16 @@ __all__ = ['folder_source', 'find_source']
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from .archives import archive_source
+from .budgets import guarded, read_bytes
 from .microscopy import em_source
-from .named import digits_source, emnist_source, hub_source, kaggle_source
+from .named import (
+    digits_source, emnist_source, hub_source, kaggle_source, rows_source)
+from .packaged import mni_source, retina_source
 from ..phantoms.em import em_phantom_source
 from ..phantoms.mr import mr_phantom_source
 from .slides import wsi_source
@@ -22,9 +26,9 @@ from .dicom import is_dicom
 from .intensity import Intensity
 from .listing import Listing, listed_source
 from .volumes import Slices
-from .sources import (
+from synth_nb.data.readers.sources import (
     ADVICE, EXTENSIONS, DataError, Source, demo_source, existing_folder, extension_of, list_names,
-    no_images_message, read_bytes)
+    no_images_message)
 from ...core.files import resolve, display_path
 from ...core.parameters import ParameterError
 
@@ -45,6 +49,8 @@ def folder_source(
     listing = Listing.of(display_path(folder), title, names, partial(_read, folder), path=folder,
                          slices=Slices(axis, spacing))
     if not listing.images:
+        if (tables := rows_source(folder, names)) is not None:
+            return tables
         raise DataError(no_images_message(folder, listing.others))
     return listed_source(listing, Intensity(intensity))
 
@@ -56,6 +62,8 @@ def _read(folder, file):
 NAMED_SOURCES = {
     "demo": demo_source,
     "digits": digits_source,
+    "retina": retina_source,
+    "mni": mni_source,
     "mr_phantom": mr_phantom_source,
     "em_phantom": em_phantom_source,
 }
@@ -68,9 +76,7 @@ SOURCE_KINDS = {
 }
 
 # %% ../../../nbs/library/data/readers/find.ipynb #189b45ba
-def address_message(
-    address: str,  # of a page or file
-) -> str:  # one sentence
+def address_message(address: str) -> str:  # of a page or file → one sentence
     "Say what to do with an address."
     hub = re.search(r"huggingface\.co/datasets/([\w.-]+/[\w.-]+)", address)
     if hub:
@@ -85,9 +91,8 @@ def address_message(
     )
 
 # %% ../../../nbs/library/data/readers/find.ipynb #e59f4808
-def find_opener(
-    source: str | Path,  # a name, `kind:what`, or a path
-) -> tuple[Callable[..., Source], tuple]:  # the function and its first arguments
+def find_opener(source: str | Path) -> tuple[Callable[..., Source], tuple]:
+    # a name, `kind:what`, or a path → the function and its first arguments
     "The function that opens a source."
     word = str(source)
     if word in NAMED_SOURCES:
@@ -147,4 +152,6 @@ def find_source(
             kinds_of = f"it has {', '.join(has)}" if has else "it has none"
             raise ParameterError(f"`{source}` has no option `{name}`: {kinds_of}")
     wanted = {name: value for name, value in offered.items() if name in takes}
-    return function(*arguments, **wanted, **options)
+    found = function(*arguments, **wanted, **options)
+    masks = found.masks and guarded(found.masks)
+    return replace(found, content=guarded(found.content), masks=masks)

@@ -11,12 +11,15 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from ...core.checksums import damage
 from ...core.files import atomic_write, cache_root, digest
 from ...core.parameters import ParameterError
-from .sources import ImageError, Source, in_range, open_image, open_lazily
+from .sources import (
+    ImageError, Source, deep_colours, in_range, open_image, open_lazily)
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #f1e3817d
 def to_8_bits(
@@ -53,10 +56,8 @@ class Span:
                     min(self.least, other.least), max(self.most, other.most))
 
 
-def span_of(
-    values: np.ndarray,  # as stored
-    most: float | None = None,  # of the type, where the header knows better
-) -> Span:
+def span_of(values: np.ndarray, most: float | None = None) -> Span:
+    # values: as stored; most: of the type, where the header knows better
     "The least and largest value, and those of the type."
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if values.dtype.kind == "f":
@@ -65,9 +66,7 @@ def span_of(
     return Span(low, high, float(kind.min), float(kind.max if most is None else most))
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #3f45307c
-def fitting_range(
-    span: Span,
-) -> tuple[float, float] | None:  # None: the whole range of the type
+def fitting_range(span: Span) -> tuple[float, float] | None:  # None: the whole range of the type
     "The range of values that bytes are made of."
     if span.low < 0:
         narrow = 4 * (span.high - span.low) <= span.most - span.least
@@ -78,9 +77,8 @@ def fitting_range(
     return 0.0, 2.0**bits - 1
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #b6658a8e
-def parse_intensity(
-    wanted: str | tuple[float, float],  # auto, dtype, window, or "low, high"
-) -> str | tuple[float, float]:
+def parse_intensity(wanted: str | tuple[float, float]) -> str | tuple[float, float]:
+    # auto, dtype, window, or "low, high"
     "Check the parameter. Raises `ParameterError`."
     if wanted in ("auto", "dtype", "window"):
         return wanted
@@ -97,30 +95,32 @@ def parse_intensity(
 # %% ../../../nbs/library/data/readers/intensity.ipynb #8e8abeee
 def depth_of(
     content: bytes | np.ndarray,
-) -> str:  # I: integers of more than 8 bits, F: fractions, empty: bytes
+) -> str:  # I: integers of more than 8 bits, C: colours, F: fractions; empty: bytes
     "Whether an image has more than 8 bits a pixel, from its header; arrays are bytes already."
     if isinstance(content, np.ndarray) or len(content) < 26:
         return ""
     if content[:8] == b"\x89PNG\r\n\x1a\n":
-        return "I" if content[24] == 16 and content[25] == 0 else ""
+        return {0: "I", 2: "C", 6: "C"}.get(content[25], "") if content[24] == 16 else ""
     if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0c") and (
             content[:2] not in (b"P5", b"P2", b"Pf")):
         return ""
     try:
-        return open_lazily(content).mode[0].strip("1LPRCYH")
+        mode = open_lazily(content).mode
+        if mode in ("RGB", "RGBA") and content[:2] in (b"II", b"MM"):
+            return "C" if deep_colours(partial(open_lazily, content)) is not None else ""
+        return mode[0].strip("1LPRCYH")
     except Exception:  # whoever decodes it says what is wrong
         return ""
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #f94fc5b8
-def stored_span(
-    content: bytes,  # of an image with more than 8 bits
-) -> Span | None:  # None for one that cannot be read or goes beyond 16 bits
+def stored_span(content: bytes) -> Span | None:
+    # of an image with more than 8 bits → None for one that cannot be read or goes beyond 16 bits
     "The values of one image."
     try:
-        image = open_image(content)
+        colours = deep_colours(partial(open_lazily, content))
+        values = np.asarray(open_image(content)) if colours is None else colours[..., :3]
     except Exception:
         return None
-    values = np.asarray(image)
     span = span_of(values, 65535)
     return None if span.high > 65535 or values.dtype.kind == "f" else span
 
@@ -159,7 +159,7 @@ class Intensity:
 
     def of_arrays(self) -> tuple[float, float] | None:
         "The range for arrays and pages of more than 8 bits; None: of the type."
-        return self._range("arrays", lambda: (span for scan in self.scans for span in scan()))
+        return self._range("arrays", lambda: (s for scan in self.scans for s in _readable(scan)))
 
     def to_8_bits(self, values: np.ndarray) -> np.ndarray:
         "Pixels of an array as bytes. Raises `ImageError` for numbers without a known range."
@@ -193,11 +193,19 @@ def _scan(source):
             content = source.content(i)
         except (ImageError, OSError):
             return None
-        return stored_span(content) if depth_of(content) == "I" else None
+        return stored_span(content) if depth_of(content) in ("I", "C") else None
 
     with ThreadPoolExecutor(4) as pool:
         spans = list(pool.map(one, range(len(source))))
     return [span for span in spans if span is not None]
+
+
+def _readable(scan):
+    "The values of one file, as far as they can be read; its pages say what is wrong."
+    try:
+        yield from scan()
+    except (ImageError, OSError):
+        return
 
 # %% ../../../nbs/library/data/readers/intensity.ipynb #d6c1a6e2
 def limits_of(
@@ -220,13 +228,14 @@ def limits_of_set(
         return None
     intensity = source.intensity
     path = cache_root() / "ranges" / f"{digest(hashes)}.json"
-    if path.is_file() and intensity.wanted == "auto":
+    known = not damage(path, required=True)
+    if known and intensity.wanted == "auto":
         low, high, least, most = json.loads(path.read_text())
         intensity.spans["files"] = Span(low, high, least, most)
         intensity.found["files"] = fitting_range(intensity.spans["files"])
     limits = intensity.of_files(source)
-    if "files" in intensity.spans and not path.is_file():
+    if "files" in intensity.spans and not known:
         span = intensity.spans["files"]
-        with atomic_write(path) as file:
+        with atomic_write(path, checked=True) as file:
             file.write_text(json.dumps([span.low, span.high, span.least, span.most]))
     return limits

@@ -16,12 +16,10 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 
 from .layout import some_names, split_word, words_of
-from .sources import DataError
+from .sources import DataError, reason
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #5cee839f
-def decode_text(
-    content: bytes,
-) -> str:
+def decode_text(content: bytes) -> str:
     "Text in UTF-8 or UTF-16 by its mark, else in UTF-8, else in Windows-1254."
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16", "replace")
@@ -43,9 +41,7 @@ class Table:
         return [row[at] for row in self.rows]
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #cfefbc44
-def split_lines(
-    text: str,
-) -> list[list[str]]:  # cells
+def split_lines(text: str) -> list[list[str]]:  # cells
     "Cut lines at the sign that all of the first ones have; at the last space where there is none."
     lines = [line for line in text.splitlines()[:20] if line.strip()]
     counts = {sign: min((line.count(sign) for line in lines), default=0) for sign in ",;\t|"}
@@ -56,12 +52,11 @@ def split_lines(
     return [line.strip().rsplit(None, 1) for line in text.splitlines() if line.strip()]
 
 
-def table_of_lines(
-    name: str,
-    text: str,
-) -> Table | None:  # None where lines differ in length
-    "A table of lines; the first may be a header, which `with_header` decides."
-    rows = split_lines(text)
+def table_of_lines(name: str, text: str, by_spaces: bool = False) -> Table | None:
+    # by_spaces: cut at every space → None where lines differ in length
+    "A table of lines; the first may be a header, which `match_table` decides."
+    lines = (line for line in text.splitlines() if not line.startswith("#"))
+    rows = [line.split() for line in lines if line.strip()] if by_spaces else split_lines(text)
     width = max(map(len, rows), default=0)
     if width < 2 or sum(len(row) != width for row in rows) > 0.02 * len(rows):
         return None
@@ -69,10 +64,7 @@ def table_of_lines(
     return Table(name, [f"column {i + 1}" for i in range(width)], rows)
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #a6ce1df3
-def parse_json(
-    name: str,  # of the file, for the message
-    content: bytes,
-):
+def parse_json(name: str, content: bytes):  # name: of the file, for the message
     "What a JSON file holds. Raises `DataError` that says where it breaks off."
     text = decode_text(content)
     try:
@@ -86,10 +78,7 @@ def parse_json(
         raise DataError(f"{name} is no valid JSON, line {line}, column {column}: {why}") from None
 
 
-def table_of_json(
-    name: str,
-    found,  # what a JSON file holds
-) -> Table | None:
+def table_of_json(name: str, found) -> Table | None:  # found: what a JSON file holds
     "A table of records, of pairs, or of a mapping from files to classes; COCO's lists too."
     if isinstance(found, dict) and {"images", "annotations", "categories"} <= found.keys():
         return table_of_coco(name, found)
@@ -148,10 +137,8 @@ def table_of_coco(
 TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".json", ".jsonl")
 
 
-def read_table(
-    name: str,  # relative, with `/`
-    content: bytes,
-) -> Table | None:  # None for what is no table
+def read_table(name: str, content: bytes) -> Table | None:
+    # name: relative, with `/` → None for what is no table
     "A table, by its extension."
     kind = PurePosixPath(name).suffix.lower()
     try:
@@ -168,10 +155,7 @@ def read_table(
 class FileIndex:
     "Finds the file that a cell of a table names."
 
-    def __init__(
-        self,
-        files: list[str],  # relative, with `/`
-    ):
+    def __init__(self, files: list[str]):  # relative, with `/`
         self.files, self.ends = files, {}
 
     def level(self, n: int) -> dict[str, str | None]:
@@ -183,15 +167,12 @@ class FileIndex:
                 for form in (path, path.rpartition(".")[0]):
                     end = form.rpartition("/")[2] if n < 2 else "/".join(form.split("/")[-n:])
                     if n == 0 and end.isdecimal():
-                        end = str(int(end))
+                        end = end.lstrip("0") or "0"
                     known[end] = file if known.get(end, file) == file else None
         return self.ends[n]
 
-    def find(
-        self,
-        cell: str,
-        home: str = "",  # folder of the table, with `/` at the end
-    ) -> str | None:
+    def find(self, cell: str, home: str = "") -> str | None:
+        # home: folder of the table, with `/` at the end
         path = cell.strip().lower().replace("\\", "/").removeprefix("./").strip("/")
         for full in dict.fromkeys((f"{home.lower()}{path}", path)):
             parts = full.split("/")
@@ -202,7 +183,7 @@ class FileIndex:
             found = self.level(n).get("/".join(parts[-n:]))
             if found:
                 return found
-        return self.level(0).get(str(int(path))) if path.isdecimal() else None
+        return self.level(0).get(path.lstrip("0") or "0") if path.isdecimal() else None
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #2d486169
 @dataclass
@@ -213,15 +194,13 @@ class Matched:
     images: list[str | None]  # of each row
 
 
-def match_table(
-    table: Table,
-    index: FileIndex,
-) -> Matched | None:  # None where no column names images
+def match_table(table: Table, index: FileIndex) -> Matched | None:
+    # None where no column names images
     "Find the column that names images; the first row is a header where it names none."
     home = table.name.rpartition("/")[0]
     home = f"{home}/" if home else ""
     sample = [row for row in table.rows[1:400]] or table.rows
-    hits = [sum(index.find(row[i], home) is not None for row in sample)
+    hits = [len({index.find(row[i], home) for row in sample} - {None})
             for i in range(len(table.columns))]
     if not max(hits, default=0):
         return None
@@ -238,35 +217,32 @@ CLASS_WORDS = ("label", "class", "category", "target", "diagnosis", "dx", "label
                "classname", "finding", "findings", "grade", "species", "type", "y", "sınıf",
                "sinif", "etiket", "tanı", "tani", "wnid", "cls")
 SPLIT_COLUMNS = {"split", "set", "subset", "partition", "usage", "phase", "dataset"}
-GROUP_WORDS = ("patient", "subject", "participant", "hasta", "slide", "case", "specimen")
+GROUP_WORDS = ("patient", "subject", "participant", "hasta", "lesion", "slide", "case", "specimen",
+               "donor", "animal", "mouse", "person", "video", "sequence", "clip", "volume")
 OTHER_WORDS = {
+    "id", "rle", "encoded", "pixels", "points", "polygon", "frame",
     "sex", "gender", "age", "side", "laterality", "view", "site", "study", "series", "width",
     "height", "date", "fold", "source", "hospital", "magnification", "scanner", "path", "year",
     "bbox", "x", "xmin", "xmax", "ymin", "ymax", "key", "mask", "size", "bytes", "url", "license"}
 
 
 @lru_cache(2**12)
-def class_name(
-    cell: str,
-) -> str:  # "1" for "1.0", the first of ImageNet's ids
+def class_name(cell: str) -> str:  # "1" for "1.0", the first of ImageNet's ids
     "A cell as the name of a class."
     synset = re.match(r"n\d{8}\b", cell)
     return synset[0] if synset else re.sub(r"^(-?\d+)\.0+$", r"\1", cell.strip())
 
 
-def may_be_classes(
-    cells: list[str],
-) -> bool:
+def may_be_classes(cells: list[str]) -> bool:
     "Whether values repeat as classes do, with none missing."
     names = {class_name(cell) for cell in cells}
     fraction = all(re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", name) for name in names)
-    return "" not in names and 2 <= len(names) <= max(2, len(cells) / 2) and not fraction
+    runs = any(re.match(r"\d+ \d+ \d+ ", name) for name in names)  # areas as run lengths
+    return "" not in names and not (fraction or runs) and 2 <= len(names) <= max(2, len(cells) / 2)
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #a83d7332
-def class_column(
-    table: Table,
-    key: str,  # the column that names images
-) -> tuple[str | None, str]:  # a column; why none, or what else it might have been
+def class_column(table: Table, key: str) -> tuple[str | None, str]:
+    # key: the column that names images → a column; why none, or what else it might have been
     "Choose the column of classes: by its name, or the only one that can be it."
     groups = {name for name in table.columns if set(words_of(name)) & {*GROUP_WORDS}}
     splits = {name for name in table.columns if _is_split(table, name)}
@@ -313,10 +289,8 @@ def _partition(cells):
     return [first.setdefault(cell, i) for i, cell in enumerate(cells)]
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #f40d15f4
-def one_hot(
-    table: Table,
-    key: str,  # the column that names images
-) -> list[str] | None:  # class of each row
+def one_hot(table: Table, key: str) -> list[str] | None:
+    # key: the column that names images → class of each row
     "Classes of a table that has a column of 0 and 1 for each of them."
     values = {name: [class_name(cell) for cell in table.column(name)] for name in table.columns
               if name != key}
@@ -338,9 +312,8 @@ class TableLabels:
     doubts: list[str] = field(default_factory=list)  # what may be wrong
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #233b95e2
-def labels_of(
-    found: Matched,
-) -> tuple[dict[str, str] | None, str, str]:  # file → class; column; why not, or what to doubt
+def labels_of(found: Matched) -> tuple[dict[str, str] | None, str, str]:
+    # file → class; column; why not, or what to doubt
     "The class that a table gives each file."
     table = found.table
     rows = [row for row, image in zip(table.rows, found.images, strict=True) if image]
@@ -369,9 +342,7 @@ def _values(found, words, convert):
     return "", {}
 
 
-def folder_of_first(
-    file: str,
-) -> str:
+def folder_of_first(file: str) -> str:
     "The folder that a file lies in."
     return file.rpartition("/")[0]
 
@@ -380,21 +351,85 @@ def read_labels(
     files: list[str],  # images: relative, with `/`
     tables: dict[str, Callable[[], bytes]],  # name of each file that may be a table → reads it
     folder_class: dict[str, str | None],  # file → class that its folder names
+    folder_split: dict[str, str | None] | None = None,  # file → split that its folder names
 ) -> TableLabels:
     "Labels, splits and patients of the files that tables speak of."
-    done, index = TableLabels(), None
+    done, index, lists = TableLabels(), None, {}
     for name in sorted(tables, key=lambda name: (name.count("/"), name)):
         if re.search(r"(?i)submission", name):
             continue
-        table = read_table(name, tables[name]())
-        if table is None or len(table.rows) < 2:
-            continue
-        index = index or FileIndex(files)
-        found = match_table(table, index)
-        if found is None:
-            continue
-        _add_table(done, found, files, folder_class)
+        try:
+            index = index or FileIndex(files)
+            content = tables[name]()
+            found, table = _matched(name, content, index, files, folder_split or {})
+            part = split_word(name.rpartition("/")[2].rpartition(".")[0])[0]
+            named = found.images if found else _listed(name, content, index) if part else []
+            if part and any(named):
+                lists[name] = part, {*named} - {None}
+            if found is not None:
+                _add_table(done, found, files, folder_class)
+            elif table and len(files) > 7 and abs(len(table.rows) - len(files)) < 2:
+                done.doubts.append(f"{name} has a row for each of {len(files)} images, it seems, "
+                                   "and is not used: no column names their files")
+        except Exception as error:  # images are images without it
+            done.doubts.append(f"{name} is not read: {reason(error)}")
+    if not any((folder_split or {}).values()):
+        _take_lists(done, lists, files)
     return _fitting(done, files, folder_class)
+
+# %% ../../../nbs/library/data/readers/labels.ipynb #4cc73814
+def _matched(name, content, index, files, folder_split):
+    "A table and what it says of images, or None; a list may be cut at every space."
+    table = read_table(name, content)
+    found = match_table(table, index) if table and len(table.rows) > 1 else None
+    if name.lower().endswith(".txt"):
+        cut = table_of_lines(name, decode_text(content), by_spaces=True)
+        found = _more_images(found, match_table(cut, index) if cut else None)
+    return _of_own_split(found, table, files, folder_split), table
+
+
+def _of_own_split(found, table, files, folder_split):
+    "A table called like a split may number its images alone: `1.png` of `train`, not of `test`."
+    part = split_word(table.name.rpartition("/")[2].rpartition(".")[0])[0] if table else None
+    own = [file for file in files if part and folder_split.get(file) == part]
+    if not own or len(own) == len(files):
+        return found
+    return _more_images(found, match_table(table, FileIndex(own)))
+
+
+def _more_images(one, other):
+    "Of two readings of a table the one that speaks of more images."
+    if one is None or other is None:
+        return other if one is None else one
+    return other if len({*other.images}) > len({*one.images}) else one
+
+
+def _listed(name, content, index):
+    "The images that a list of names speaks of, if it speaks of little else."
+    lines = [line.strip() for line in decode_text(content).splitlines() if line.strip()]
+    home = folder_of_first(name)
+    found = [index.find(line, f"{home}/" if home else "") for line in lines]
+    return found if 10 * sum(map(bool, found)) >= 9 * len(lines) - 10 else []
+
+
+def _take_lists(done, lists, files):
+    "Splits from lists called `train.txt`, `test.csv`, …, where each image is in one of them."
+    for name in [n for n, (_, named) in lists.items() if any(
+            named > other for m, (_, other) in lists.items() if m != n)]:
+        del lists[name]  # trainval.txt
+    split, twice = {}, False
+    for part, named in lists.values():
+        twice = twice or any(split.get(image, part) != part for image in named)
+        split |= dict.fromkeys(named, part)
+    if done.split or len({*split.values()}) < 2 or "train" not in split.values():
+        return
+    if twice or len(split) < len(files):
+        n = len(files) - len(split)
+        why = "an image is in two of them" if twice else f"{n} images are in none"
+        done.doubts.append(f"lists of splits ({some_names(lists)}) are not used: {why}")
+    else:
+        done.split = split
+        done.notes.append(f"splits from {some_names(lists)}")
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #7be693af
 def _add_table(done, found, files, folder_class):
@@ -410,24 +445,37 @@ def _add_table(done, found, files, folder_class):
     by_folder = len({*known.values()} - {None}) > 1 and (
         label is None or len(parts) > 1 or not any(map(words_of, parts)))  # not part_1, part_2
     if by_folder:
-        if not _has_column(found, known) and _has_content(found):
+        if not _take_columns(done, found) and not _has_column(found, known) and _has_content(found):
             done.doubts.append(f"{name} has a row for {len(named)} images and is not used: "
                                "classes come from folders")
         return
     if label is None:
-        if _has_content(found):
+        if not _take_columns(done, found) and _has_content(found):
             done.doubts.append(f"{name} has a row for {len(named)} images and is not used: {why}")
         return
-    done.label |= {i: c for i, c in label.items() if i not in done.label}
-    done.unlabelled = done.unlabelled or f"no row in {name}"
-    done.notes.append(f"classes from {name}, {column}")
-    done.doubts += [why] if why else []
+    new = {i: c for i, c in label.items() if i not in done.label}
+    if new:
+        done.label |= new
+        done.unlabelled = done.unlabelled or f"no row in {name}"
+        done.notes.append(f"classes from {name}, {column}")
+        done.doubts += [why] if why else []
+    elif _partition([label[i] for i in sorted(label)]) != _partition(
+            [done.label[i] for i in sorted(label)]):
+        done.doubts.append(f"{name} speaks of other classes, by {column}, and is not used for them")
+    _take_columns(done, found)
+
+
+def _take_columns(done, found):
+    "Take splits and groups that a table has columns of, and return whether there are any."
+    name, taken = found.table.name, False
     for part, words, convert in (("split", SPLIT_COLUMNS, lambda c: split_word(c)[0]),
                                  ("group", GROUP_WORDS, str.strip)):
         column, values = _values(found, words, convert)
         if values and not getattr(done, part):
             setattr(done, part, values)
             done.notes.append(f"{'splits' if part == 'split' else 'groups'} from {name}, {column}")
+            taken = True
+    return taken
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #00bf7e12
 def _has_column(found, folder_class):
@@ -480,10 +528,10 @@ def read_sidecars(
             continue
         found = {}
         for file, name in beside.items():
-            text = decode_text(read(name)).strip()
             try:
+                text = decode_text(read(name)).strip()
                 value = json.loads(text) if kind == ".json" else text
-            except ValueError:
+            except (ValueError, OSError, RecursionError):
                 return {}
             if isinstance(value, dict):
                 value = next((value[k] for k in CLASS_WORDS if k in value), None)
@@ -509,7 +557,10 @@ def synset_names(
     if not classes or not all(re.fullmatch(r"n\d{8}", name) for name in classes):
         return {}
     for text in texts:
-        pairs = re.findall(r"^(n\d{8})[\s,:]+([^\n,]+)", decode_text(text()), re.M)
+        try:
+            pairs = re.findall(r"^(n\d{8})[\s,:]+([^\n,]+)", decode_text(text()), re.M)
+        except (DataError, OSError):
+            continue
         names = {number: name.strip() for number, name in pairs}
         found = {name: names.get(name, "") for name in classes}
         if all(found.values()) and len({*found.values()}) == len(found):

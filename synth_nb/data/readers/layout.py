@@ -13,9 +13,8 @@ from functools import lru_cache
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #fdc34c7c
 @lru_cache(2**16)
-def words_of(
-    name: str,  # of a folder or file
-) -> tuple[str, ...]:  # lower case; runs of letters, and runs of digits
+def words_of(name: str) -> tuple[str, ...]:
+    # of a folder or file → lower case; runs of letters, and runs of digits
     "The words of a name, cut at signs, digits and capitals."
     spaced = re.sub(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
     return tuple(re.findall(r"[^\W\d_]+|\d+", spaced.lower()))
@@ -87,10 +86,10 @@ NEUTRAL_WORDS = IMAGE_WORDS | {
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #a18c2a56
 @lru_cache(2**14)
-def split_word(
-    name: str,  # of a folder
-) -> tuple[str | None, tuple[str, ...]]:  # train, val, test or None; words besides, if any count
+def split_word(name: str) -> tuple[str | None, tuple[str, ...]]:
+    # of a folder → train, val, test or None; words besides, if any count
     "The split that a folder's name speaks of, and what else it says."
+    name = re.sub(r"^\s*(?:\d+|[A-Za-z])[.)]\s+", "", name)  # `b. Testing Set` of a list
     exact = SPLIT_NAMES.get(name.strip().lower())
     if exact:
         return exact, ()
@@ -103,6 +102,7 @@ def split_word(
     short = {"tr": "train", "ts": "test", "te": "test"}  # imagesTr, labelsTs
     if not found and len(words) > 1 and len(rest) == 1 and rest[0] in short:
         return short[rest[0]], ()
+    found = ["train"] if {*found} == {"train", "val"} else found  # train_val is no test
     return (found[0], tuple(rest)) if len(set(found)) == 1 else (None, tuple(rest))
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #4ea5d916
@@ -161,10 +161,27 @@ def split_of_names(
             return every
     return None
 
+# %% ../../../nbs/library/data/readers/layout.ipynb #b41113ce
+def inner_names(folders) -> dict[str, set[str]]:  # of `Folder`
+    "The folders directly in each of the first folders."
+    inner = defaultdict(set)
+    for folder in folders:
+        inner[folder[0]] |= {*folder[1:2]}
+    return inner
+
+
+def held_out_beside(folders) -> dict[str, str] | None:  # as `split_of_names` gives it
+    "A folder that speaks of `val` or `test` beside others that hold the same classes."
+    inner = inner_names(filter(None, folders))
+    spoken = {name: split for name in inner if (split := split_word(name)[0])}
+    others = inner.keys() - spoken
+    shared = set.intersection(*inner.values()) if inner else set()
+    if len({*spoken.values()} - {"train"}) != 1 or "train" in spoken.values() or not others:
+        return None
+    return dict.fromkeys(others, "train") | spoken if len(shared) > 1 else None
+
 # %% ../../../nbs/library/data/readers/layout.ipynb #23d3089e
-def find_splits(
-    folders: Counter,  # `Folder` → images, without what wraps them
-) -> SplitLevel | None:
+def find_splits(folders: Counter) -> SplitLevel | None:  # images by `Folder`, without wrappers
     "The level of folders that names splits: the first, or one inside of every class folder."
     for depth in range(3):
         if depth and not all(len(f) > depth for f in folders):
@@ -174,6 +191,8 @@ def find_splits(
             if len(folder) > depth:
                 names[folder[depth]] += n
         split = split_of_names(names) if names else None
+        if not split and not depth:
+            split = held_out_beside(folders)
         if split and (not depth or (len(split) == len(names) and len({*split.values()}) > 1)):
             split = _eval_beside_dev(split)
             rest = {name: " ".join(split_word(name)[1]) for name in split}
@@ -193,9 +212,7 @@ def _eval_beside_dev(split):
 Rest = dict[Folder, tuple[str | None, Folder]]  # folder → its split; class folder and below
 
 
-def inner_wrapping(
-    rest: Rest,
-) -> Counter:  # split → how many folders wrap all of it
+def inner_wrapping(rest: Rest) -> Counter:  # split → how many folders wrap all of it
     "Folders inside of a split that wrap everything in it, and hold folders themselves."
     found = Counter()
     while True:
@@ -213,9 +230,7 @@ def inner_wrapping(
         found.update(outer)
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #faf0301b
-def folder_per_image(
-    files: list[str],
-) -> bool:
+def folder_per_image(files: list[str]) -> bool:
     "Whether every image lies in a folder of its own: of its name, or `image` in each."
     def own(file):
         parts = file.rsplit("/", 2)[-2:]
@@ -227,9 +242,7 @@ def folder_per_image(
 
 
 @lru_cache(2**16)
-def folder_parts(
-    folder: str,  # relative, with `/`; empty for the top
-) -> Folder:
+def folder_parts(folder: str) -> Folder:  # relative, with `/`; empty for the top
     "The parts of a folder's path."
     return tuple(folder.split("/")) if folder else ()
 
@@ -244,23 +257,148 @@ def some_names(
     return ", ".join(map(str, names[:most])) + more
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #ae236492
-def class_doubts(
-    rest: Rest,
-) -> list[str]:  # sentences
+def class_doubts(rest: Rest) -> list[str]:
     "Class folders that speak of splits, or hold folders that do."
     names = sorted({left[0] for _, left in rest.values() if left})
     inside = {left[1] for _, left in rest.values() if len(left) > 1}
-    found = [f"the folder {name} is taken for a class, though its name speaks of {split}"
-             for name in names if (split := split_word(name)[0])]
+    spoken = defaultdict(list)
+    for name in names:
+        if split := split_word(name)[0]:
+            spoken[split].append(name)
+    found = [
+        f"the folder {some[0]} is taken for a class, though its name speaks of {split}"
+        if len(some) < 2
+        else f"the folders {some_names(some)} are taken for classes, though they speak of {split}"
+        for split, some in spoken.items()
+    ]
     inside = sorted(name for name in inside if name.strip().lower() in SPLIT_NAMES)
     if inside:
         found.append(f"the folders {some_names(inside)} inside of {some_names(names)} are not "
                      "taken for splits, as not every class folder has them")
     return found
 
+# %% ../../../nbs/library/data/readers/layout.ipynb #5b9166ea
+GROUP_FOLDERS = {
+    "patient", "patients", "subject", "subj", "sub", "pat", "hasta", "case", "slide", "participant",
+    "donor", "mouse", "animal", "specimen", "video", "vid", "clip", "sequence", "seq", "volume",
+    "vol", "scan", "session", "exam", "person", "fold", "hospital", "center", "centre", "site",
+    "scanner", "batch"}
+CLASS_FOLDERS = {"class", "cls", "label", "grade", "type", "stage", "level", "category", "score",
+                 "cluster", "digit", "sınıf", "sinif", "evre"}
+
+
+def folder_role(names: set[str], carried: bool = False) -> str:
+    # names: of the folders of one level; carried: whether the files in each begin with its name
+    # → groups, parts, classes, or numbers: it is not known what they number
+    "What folders stand for."
+    patterns = {re.sub(r"\d+|(?<=[\s_-])[A-Z]$", "#", name) for name in names}
+    words = [{*words_of(pattern)} for pattern in patterns]
+    if len(names) == 1:
+        return "parts" if {*words_of(*names)} <= NEUTRAL_WORDS else "classes"
+    if all({*words_of(name)} <= IMAGE_WORDS for name in names):
+        return "parts"
+    if not all("#" in p for p in patterns) or all(re.fullmatch(r"n\d{8}", n) for n in names):
+        return "classes"
+    if any(w & CLASS_FOLDERS for w in words) or (len(patterns) == 1 and not words[0]):
+        return "classes"
+    if all(w & GROUP_FOLDERS for w in words):
+        return "groups"
+    if all(w <= NEUTRAL_WORDS for w in words) and len(patterns) == 1:
+        return "parts"
+    long = all(len(re.sub(r"\D", "", name)) > 2 for name in names)
+    if carried and long and 2 * len(patterns) <= len(names):
+        return "groups"
+    return "numbers" if len(patterns) == 1 else "classes"
+
+# %% ../../../nbs/library/data/readers/layout.ipynb #3320fd38
+@dataclass
+class Levels:
+    "Classes and groups of folders."
+    rest: "Rest"  # folder → its split; class folder and below, empty where there are no classes
+    group: dict[Folder, str] = field(default_factory=dict)  # patient, video, …; or none
+    notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+
+def read_levels(rest: "Rest", stems: dict[Folder, str]) -> Levels:
+    # rest: without splits; stems: folder → the name of a file in it
+    "Which level of folders names classes, and which one what belongs together."
+    found = Levels(dict(rest))
+    for _ in range(3):
+        lefts = {folder: left for folder, (_, left) in found.rest.items() if left}
+        inner = inner_names(lefts.values())
+        counts = Counter(name for names in inner.values() for name in names)
+        shared = sorted(name for name, n in counts.items() if n > 1)
+        crossed = len(shared) > 1 and 2 * len(shared) >= len(counts)
+        carried = all(stems.get(folder, "").startswith(left[0]) for folder, left in lefts.items())
+        role = folder_role({*inner}, carried) if inner else "classes"
+        far = all(map(str.isdecimal, inner)) and max(map(int, inner), default=0) > 9 * len(inner)
+        if role == "groups" or (crossed and far):
+            found.group = found.group or {folder: left[0] for folder, left in lefts.items()}
+            names = some_names(sorted(inner))
+            found.notes.append(f"folders name patients or parts: groups, not classes ({names})")
+        elif role != "parts":
+            break
+        elif len(inner) > 1:
+            found.notes.append(f"folders are parts and no classes ({some_names(sorted(inner))})")
+        below = counts.keys()
+        no_classes = role == "groups" and not (
+            folder_role({*below}) == "classes" and 1 < len(below) <= max(2, len(inner) / 2)
+            and ("0" in below or not all(map(_technical, below))))
+        found.rest = {f: (split, () if no_classes else left[1:])
+                      for f, (split, left) in found.rest.items()}
+    if role == "numbers":
+        found.doubts.append(f"the folders {some_names(sorted(inner))} differ by numbers alone and "
+                            "are taken for classes: if they are patients, call them patient 1, …")
+    if crossed and len(inner) > 1 and folder_role({*shared}) == "classes" and not all(
+            map(_technical, shared)):
+        found.doubts.append(
+            f"folders lie on two levels, {some_names(sorted(inner))} hold {some_names(shared)} each"
+            ": the first are taken for classes; if the second are, give one of the first alone")
+    else:
+        found.doubts += _folders_in_classes(lefts)
+    below = {} if found.group else _groups_below(lefts)
+    if below:
+        names = some_names(sorted({*below.values()}))
+        found.group = below
+        found.notes.append(f"groups from folders inside of classes ({names})")
+    return found
+
+# %% ../../../nbs/library/data/readers/layout.ipynb #71ded7d8
+def _technical(name):
+    "Whether a name counts, or says how images were taken: 40X, png, 2."
+    words = words_of(name)
+    counted = any(word.isdecimal() for word in words)
+    return all(word.isdecimal() or word in NEUTRAL_WORDS or (counted and len(word) < 2)
+               for word in words)
+
+
+def _folders_in_classes(lefts):
+    "What to say of class folders that hold several folders, if these have names."
+    for k in range(1, 4):
+        inner = defaultdict(set)
+        for left in lefts.values():
+            inner[left[0]] |= {*left[k : k + 1]}
+        for name, names in sorted(inner.items()):
+            if len(names) > 1 and folder_role(names) == "classes" and not all(
+                    map(_technical, names)):
+                return [f"the class {name} holds folders {some_names(sorted(names))}: they are not "
+                        "told apart"]
+    return []
+
+
+def _groups_below(lefts):
+    "Groups by numbered folders inside of classes; empty where there are none."
+    for k in range(1, 4):
+        names = {left[k] for left in lefts.values() if len(left) > k}
+        number = len(names) > 7 and all(re.search(r"\d", name) for name in names)
+        if len(names) > 1 and (folder_role(names) == "groups" or number):
+            return {folder: left[k] for folder, left in lefts.items() if len(left) > k}
+    return {}
+
 # %% ../../../nbs/library/data/readers/layout.ipynb #c85f54a8
 def take_splits(
-    folders: Counter,  # `Folder` → images, without what wraps them
+    folders: Counter,  # images by `Folder`, without wrappers
 ) -> tuple[Rest, list[str]]:  # without folders that lie outside; what was taken for what
     "Take the splits out of the folders, and what wraps all of a split."
     level, notes = find_splits(folders), []
@@ -290,9 +428,36 @@ class Folders:
     split: list[str | None]  # train, val, test; None where there are none
     label: list[str | None]  # class; None where there are none
     outside: list[bool]  # beside the folders that count
-    one_class: str | None = None  # the last folder around everything
+    one_class: str | None = None  # the last folder around everything that says something
+    group: list[str | None] = field(default_factory=list)  # what belongs together
     notes: list[str] = field(default_factory=list)  # what was taken for what
     doubts: list[str] = field(default_factory=list)  # what may be wrong
+
+# %% ../../../nbs/library/data/readers/layout.ipynb #4075d7e3
+def drop_copies(folders: Counter) -> list[str]:
+    # folders: `Folder` → images; changed → sentences
+    "Take out a folder that holds folders of the same names as lie beside it, as an archive's copy."
+    inner, doubts = inner_names(filter(None, folders)), []
+    for name in sorted(inner):
+        beside = inner.keys() - {name}
+        if len(beside) > 1 and inner[name] >= beside:
+            for folder in [f for f in folders if f[:1] == (name,)]:
+                del folders[folder]
+            doubts.append(f"{name}/ holds {some_names(sorted(beside))} as they lie beside it: it "
+                          "is left out as a copy")
+    return doubts
+
+
+def drop_minor_folder(folders: Counter, rest: Rest) -> list[str]:
+    # folders: `Folder` → images; rest: the same, without splits; changed → sentences
+    "Take out a single folder beside as many images or more: it is no class, perhaps of previews."
+    top = sum(folders[f] for f, (_, left) in rest.items() if not left)
+    names = {left[0] for _, left in rest.values() if left}
+    if len(names) != 1 or 2 * top < sum(folders[f] for f in rest):
+        return []
+    for folder in [f for f, (_, left) in rest.items() if left]:
+        del rest[folder]
+    return [f"{top} images lie beside the folder {names.pop()}, which is left out"]
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #5b25875b
 def read_folders(
@@ -306,7 +471,12 @@ def read_folders(
     carrying = {parents[i] for i in labelled}
     shared = strip_wrapping(Counter(parents), carrying)
     within = Counter(p[len(shared) :] for p in parents if p[: len(shared)] == shared)
+    doubts = drop_copies(within)
     rest, notes = take_splits(within)
+    doubts += drop_minor_folder(within, rest)
+    stems = {p[len(shared) :]: f.rpartition("/")[2] for p, f in zip(parents, files, strict=True)}
+    levels = read_levels(rest, stems)
+    rest, notes = levels.rest, notes + levels.notes
     has_classes = any(left for _, left in rest.values()) or bool(carrying)
     rows = [_of_folder(rest, parent, shared, has_classes, i in labelled)
             for i, parent in enumerate(parents)]
@@ -314,8 +484,10 @@ def read_folders(
         notes.insert(0, f"{'/'.join(shared)}/ wraps everything")
     notes += ["a folder for each image is no class"] if alone else []
     split, label, outside = ([row[k] for row in rows] for k in range(3))
-    return Folders(split, label, outside, shared[-1] if shared else None, notes,
-                   class_doubts(rest))
+    group = [levels.group.get(parent[len(shared) :]) for parent in parents] if levels.group else []
+    names = [name for name in shared if not all(map(_technical, words_of(name)))]
+    return Folders(split, label, outside, names[-1] if names else None, group, notes,
+                   class_doubts(rest) + doubts + levels.doubts)
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #111aef7f
 def _of_folder(rest, parent, shared, has_classes, labelled):

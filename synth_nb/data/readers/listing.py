@@ -6,20 +6,22 @@
 __all__ = ['Listing', 'listed_source']
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #ec1e0e13
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from .budgets import as_image_error, check_entries, check_table, guarded
 from .dicom import dicom_stack, is_dicom
 from .intensity import Intensity
 from .labels import (
     TABLE_EXTENSIONS, TableLabels, parse_json, read_labels, read_sidecars, synset_names)
-from .layout import read_folders, some_names, split_word
+from .layout import read_folders, some_names, split_word, words_of
 from .masks import MaskPairs, find_masks, read_folder
 from .sources import (
     ADVICE, EXTENSIONS, DataError, ImageError, Source, complete_groups, extension_of, mask_values,
@@ -63,6 +65,7 @@ def _list_file(
     stack = reader(path, intensity, **more) if reader else None
     if stack is None:
         return [ListedImage(file, file)], ()
+    check_entries(stack.pages, "pages")
     if intensity is not None and stack.scan:
         intensity.scans.append(stack.scan)
     n, digits = stack.pages, max(3, len(str(stack.pages - 1)))
@@ -87,18 +90,17 @@ def list_files(
             images.append(ListedImage(file, file))
             continue
         try:
-            found, noted = _list_file(folder, file, intensity, slices or Slices())
+            with as_image_error():
+                found, noted = _list_file(folder, file, intensity, slices or Slices())
             images += found
             if notes is not None:
                 notes += [note for note in noted if note not in notes]
-        except (DataError, OSError) as e:
-            bad.append((file, str(e) if isinstance(e, DataError) else reason(e)))
+        except DataError as e:
+            bad.append((file, str(e)))
     return images, bad
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #24968701
-def labels_beside(
-    names: list[str],
-) -> set[str]:  # files that only hold what another one needs
+def labels_beside(names: list[str]) -> set[str]:  # files that only hold what another one needs
     "Labels in HDF5 beside their images, as PCam has them; they are read with these."
     kinds = [name for name in names if name.lower().endswith((".h5", ".hdf5"))]
     stems = {re.sub(r"(?i)x\.\w+$", "", name) for name in kinds if re.search(r"(?i)x\.\w+$", name)}
@@ -121,6 +123,7 @@ class Listing:
     def of(cls, name, title, names, read, skipped=(), path=None, slices=None) -> "Listing":
         "Sort names by their extensions; in a folder, what has none may be DICOM."
         known = {*EXTENSIONS["image"], *EXTENSIONS["stack"]}
+        check_entries(max(1, len(names)), f"files in {name}")
         images, others, beside = [], [], labels_beside(names)
         for file in names:
             if file in beside:
@@ -132,6 +135,12 @@ class Listing:
             (images if image else others).append(file)
         return cls(name, title, images, others, read, [*skipped], path, slices)
 
+    def text(self, file) -> bytes:
+        "Content of a table. Raises `ImageError` for one that its images do not need."
+        content = self.read(file)
+        check_table(len(content), len(self.images), file)
+        return content
+
     def pages(self, files, intensity=None, notes=None):
         "The images of some of its files; files without one, and why."
         if self.path:
@@ -139,29 +148,35 @@ class Listing:
         return [ListedImage(file, file) for file in files], []
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #d46f8a58
-def tabulated_masks(
-    listing: Listing,
-) -> dict[str, list[str]]:  # image → masks; empty where no table names any
+def tabulated_masks(listing: Listing) -> dict[str, list[str]]:
+    # image → masks; empty where no table names any
     "Masks by the `mask_file_name` of the tables. Raises `DataError` for a damaged one."
     found = {}
     for table in sorted(f for f in listing.others if f.rpartition("/")[2] == "metadata.jsonl"):
         top = table.removesuffix("metadata.jsonl")
         try:
-            lines = listing.read(table).decode().split("\n")
+            lines = listing.text(table).decode().split("\n")
             rows = [parse_json("a line", line.encode()) for line in lines if line.strip()]
-            pairs = [(row["file_name"], row["mask_file_name"]) for row in rows
-                     if "mask_file_name" in row]
+            pairs = [(_below(top, row["file_name"]), _below(top, row["mask_file_name"]))
+                     for row in rows if "mask_file_name" in row]
         except ImageError as error:
             raise DataError(f"metadata.jsonl in {listing.name} cannot be read: {error}") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"metadata.jsonl of {listing.name} is damaged: {error!r}") from None
-        found |= {top + image: [top + mask] for image, mask in pairs}
+            why = error if isinstance(error, DataError) else f"{error!r:.100}"
+            raise DataError(f"metadata.jsonl of {listing.name} is damaged: {why}") from None
+        found |= {image: [mask] for image, mask in pairs}
     return found
 
+
+def _below(top, name):
+    "A file that a table in the folder `top` names. Raises `DataError` for one outside of the set."
+    path = posixpath.normpath(top + name)
+    if name.startswith("/") or path.startswith("../"):
+        raise DataError(f"{name!r:.60} leads out of it")
+    return path
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #fc0cf7b7
-def looks_like_mask(
-    content: bytes | np.ndarray,
-) -> bool:
+def looks_like_mask(content: bytes | np.ndarray) -> bool:
     "Whether a picture has two values, or a few as numbered areas have, but for soft borders."
     image = open_image(content)
     values = np.asarray(image if image.mode == "P" else to_mode(image, 1))
@@ -171,20 +186,36 @@ def looks_like_mask(
     return float(ends.mean()) > 0.9
 
 
-def check_pair(
-    content: bytes | np.ndarray,  # of an image
-    masks: list[bytes | np.ndarray],
-) -> str | None:  # None: a pair; empty: a picture; else why the mask cannot be used
+def numbers_areas(content: bytes | np.ndarray) -> bool:
+    "Whether a picture numbers areas or objects, the ground 0, and is no mask of two values."
+    image = open_image(content)
+    values = np.asarray(image)  # of a palette its numbers
+    if values.ndim != 2 or values.dtype.kind not in "iu" or values.min() or values.max() < 2:
+        return False
+    flat = (values[:, 1:] == values[:, :-1]).mean() > 0.7 and (values == 0).mean() > 0.02
+    if not flat or len(np.unique(values)) < 3:
+        return False
+    try:
+        mask_values(image)
+    except ImageError:
+        return image.mode != "P" or not any(image.getpalette("RGB")[:3])
+    return values.max() > 255
+
+
+def check_pair(content: bytes | np.ndarray, masks: list[bytes | np.ndarray]) -> str | None:
+    # content: of an image → None: a pair; "": a picture; "numbers": of areas; else why not
     "Whether masks fit an image."
     try:
         size = open_image(content).size
     except Exception:
         return None  # nothing is known of this pair
     try:
+        if any(open_image(mask).size == size and numbers_areas(mask) for mask in masks):
+            return "numbers"
         if not all(looks_like_mask(mask) for mask in masks):
             return ""
-        for mask in masks:
-            open_mask(mask, size)
+        if all(np.asarray(open_mask(mask, size)).min() > 127 for mask in masks):
+            return "they cover all of the image: save what belongs as 255 and the rest as 0"
     except Exception as e:
         return reason(e)
     return None
@@ -193,10 +224,13 @@ def check_pair(
 class MaskReader:
     "Reads the mask of an image, page by page, and joins several of one image."
 
-    def __init__(self, listing: Listing, masks: dict[str, list[str]]):
+    def __init__(self, listing: Listing, masks: dict[str, list[str]], numbered: bool = False):
         files = sorted({file for several in masks.values() for file in several})
         self.listing, self.masks, self.pages = listing, masks, defaultdict(list)
-        images, self.bad = listing.pages(files)
+        self.numbered = numbered  # areas by numbers: all above 0 belongs
+        self.there = {*listing.images} & {*files}
+        files = [file for file in files if file in self.there]
+        images, self.bad = listing.pages(files, Intensity((0, 1)))  # arrays: the same
         for image in images:
             self.pages[image.file].append(image)
 
@@ -204,6 +238,8 @@ class MaskReader:
         "Contents of the masks of a file's page. Raises `ImageError` where there is none."
         found = []
         for mask in self.masks[file]:
+            if mask not in self.there:
+                raise ImageError(f"its mask {mask} is not there")
             if page >= len(self.pages[mask]):
                 raise ImageError(f"its mask {mask} has {len(self.pages[mask])} pages")
             listed = self.pages[mask][page]
@@ -212,12 +248,13 @@ class MaskReader:
 
     def __call__(self, file: str, page: int = 0) -> bytes | np.ndarray:
         parts = self.parts(file, page)
+        if self.numbered:
+            parts = [(np.asarray(open_image(part)) > 0).astype(np.uint8) * 255 for part in parts]
         return parts[0] if len(parts) == 1 else join_masks(parts)
 
 
-def join_masks(
-    parts: list[bytes | np.ndarray],  # masks of one image
-) -> np.ndarray:  # (H, W) uint8, 0 … 255
+def join_masks(parts: list[bytes | np.ndarray]) -> np.ndarray:
+    # masks of one image → (H, W) uint8, 0 … 255
     "What any of several masks covers. Raises `ImageError` where their sizes differ."
     values = [mask_values(open_image(part)) for part in parts]
     if len({v.shape for v in values}) > 1:
@@ -225,9 +262,7 @@ def join_masks(
     return np.maximum.reduce(values)
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #33170447
-def masks_in(
-    listing: Listing,
-) -> MaskPairs:
+def masks_in(listing: Listing) -> MaskPairs:
     "Images and their masks, by a table or by names that pixels agree with."
     tabulated = tabulated_masks(listing)
     if tabulated:
@@ -240,13 +275,17 @@ def masks_in(
     pairs = find_masks(listing.images)
     guessed = pairs.masks or pairs.some
     if not guessed:
-        return pairs
+        return pairs if pairs.left_out else _twin_masks(listing) or pairs
     reader, files = MaskReader(listing, guessed), sorted(guessed)
-    for file in dict.fromkeys(files[len(files) * k // 4] for k in range(4)):
-        why = _check_first(listing, reader, file)
+    found = {file: _check_first(listing, reader, file)
+             for file in dict.fromkeys(files[len(files) * k // 4] for k in range(4))}
+    if "numbers" in found.values():
+        first = guessed[min(file for file, why in found.items() if why == "numbers")][0]
+        return replace(pairs, numbered=True, doubts=[*pairs.doubts, (
+            f"masks number areas, {first} first: all that is above 0 counts as foreground")])
+    for file, why in found.items():
         if why is not None:
-            image, mask = file, guessed[file][0]
-            return _without_masks(listing, pairs, image, mask, why)
+            return _without_masks(listing, pairs, file, guessed[file][0], why)
     return pairs
 
 
@@ -260,8 +299,8 @@ def _check_first(listing, reader, file):
         return check_pair(content, reader.parts(file))
     except OSError:
         return None
-    except DataError as e:
-        return str(e)
+    except Exception as e:
+        return reason(e)
 
 
 def _without_masks(listing, pairs, image, mask, why):
@@ -273,16 +312,56 @@ def _without_masks(listing, pairs, image, mask, why):
     doubt = f"{len(masks)} masks are left out, {mask} of {image} first: {why}"
     return MaskPairs(pairs.images, left_out=sorted(masks), doubts=[*pairs.doubts, doubt])
 
+# %% ../../../nbs/library/data/readers/listing.ipynb #cbd26335
+def twin_folders(files: list[str]) -> list[dict[str, str]]:
+    # files: sorted → file of the one folder → of the other, and back
+    "Two folders whose files have the same names: `x/7.png` and `y/7.png`."
+    if len(files) % 2 or "/" not in files[0]:
+        return []
+    found = []
+    for k in range(files[0].count("/")):
+        sides = {file.split("/", k + 1)[k]: {} for file in files[:: len(files) - 1]}
+        if len(sides) != 2:
+            continue
+        for file in files:
+            *outer, name, rest = file.split("/", k + 1)
+            if name not in sides:
+                break
+            sides[name]["/".join([*outer, rest.rpartition(".")[0]])] = file
+        one, other = sides.values()
+        if one.keys() == other.keys() and len(one) * 2 == len(files) > 6:
+            pairs = {one[key]: other[key] for key in one}
+            found += [pairs, {mask: image for image, mask in pairs.items()}]
+    return found
+
+
+def _twin_masks(listing):
+    "Masks that no name tells: one of two folders of the same names holds two values alone."
+    for pairs in twin_folders(listing.images):
+        files = sorted(pairs)
+        some = [files[len(files) * k // 4] for k in range(4)]
+        try:
+            images, masks = ([looks_like_mask(listing.read(file)) for file in side]
+                             for side in (some, map(pairs.get, some)))
+        except (DataError, OSError):
+            return None
+        if all(masks) and not any(images):
+            image = files[0]
+            return MaskPairs(files, {image: [mask] for image, mask in pairs.items()},
+                             notes=[f"{len(files)} masks by what they look like"],
+                             doubts=[f"{pairs[image]} is taken for the mask of {image}, as it has "
+                                     "the same name and two values"])
+    return None
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #3cd7e0ff
 DOCUMENTS = {
     "", *TABLE_EXTENSIONS, ".md", ".rst", ".pdf", ".html", ".htm", ".xml", ".yaml", ".yml", ".py",
     ".ipynb", ".log", ".doc", ".docx", ".xlsx", ".xls", ".ini", ".toml", ".cff", ".bib", ".cls",
-    ".sha256", ".md5", ".lock", ".safetensors", ".url", ".sh", ".license", ".names", ".db"}
+    ".sha256", ".md5", ".lock", ".safetensors", ".url", ".sh", ".license", ".names",
+    ".data", ".cfg", ".db"}
 
 
-def unread_doubts(
-    listing: Listing,
-) -> list[str]:  # sentences
+def unread_doubts(listing: Listing) -> list[str]:
     "Say which files are not read that may well be images, and which folders vanish with them."
     unread = [file for file in listing.others if extension_of(file) not in DOCUMENTS]
     bare = [file for file in listing.others if not extension_of(file)]
@@ -301,11 +380,9 @@ def unread_doubts(
     return [f"{n} file{'s are' if n > 1 else ' is'} not read: {counts}{lost}{advice}"]
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #2619fe2b
-def class_order(
-    names: set[str],
-) -> list[str]:  # in the order of the labels
+def class_order(names: set[str]) -> list[str]:  # in the order of the labels
     "Sort class names, by value where all of them are whole numbers."
-    if all(name.removeprefix("-").isdecimal() for name in names):
+    if all(name.removeprefix("-").isdecimal() and len(name) < 100 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
@@ -323,15 +400,12 @@ class Reading:
     doubts: list[str]
 
 
-def read_listing(
-    listing: Listing,
-    pairs: MaskPairs,
-    images: list[ListedImage],  # of the files that are images
-) -> Reading:
+def read_listing(listing: Listing, pairs: MaskPairs, images: list[ListedImage]) -> Reading:
+    # images: of the files that are images
     "Folders, then tables. Raises `DataError` for StyleGAN's table that does not fit."
     files = list(dict.fromkeys(image.file for image in images))
     others = listing.others
-    numbers, flat = stylegan_labels(files, others, listing.read, listing.name)
+    numbers, flat = stylegan_labels(files, others, listing.text, listing.name)
     if flat:
         notes = ["labels from dataset.json"] if numbers else ["StyleGAN's form: no classes"]
         return Reading({}, numbers, {}, {}, listing.title, True, notes, [])
@@ -339,25 +413,90 @@ def read_listing(
     places = [_without_image_folder(f) for f in files] if pairs.masks or pairs.left_out else files
     found = read_folders(places, {i for i, file in enumerate(files) if file in own})
     label = dict(zip(files, found.label, strict=True))
-    tables = _tables(listing, files, label) if len(own) < len(files) else TableLabels()
-    patients = {} if tables.label else _patient_folders(label)
-    if patients:
-        label = dict.fromkeys(label)
-        tables.group = tables.group or patients
-        tables.notes.append("folders name patients: groups, not classes")
+    split = dict(zip(files, found.split, strict=True))
+    tables = _tables(listing, files, label, split) if len(own) < len(files) else TableLabels()
+    group = {f: name for f, name in zip(files, found.group, strict=False) if name}
+    if not group and not tables.group and (group := pairs_of_sides(files)):
+        tables.notes.append("left and right of one name are a group")
+    named = label | tables.label
+    tables.doubts += twice_doubts(files) + unlabelled_doubts(files, named)
+    tables.doubts += [] if any(named.values()) else box_doubts(files, others)
     left = {file: "outside the class or split folders" for file, out
             in zip(files, found.outside, strict=True) if out and file not in tables.label}
     if tables.unlabelled:
         left |= {f: tables.unlabelled for f in files if f not in tables.label and f not in own}
-    split = dict(zip(files, found.split, strict=True))
     if not any(split.values()):
         split = _other_splits(files, tables)
         if split and not tables.split:
             tables.notes.append("splits from names of files")
     notes = [*found.notes, *tables.notes]
     doubts = [d for d in found.doubts if not tables.label] + tables.doubts
-    return Reading(split, label | tables.label, tables.group, left,
+    return Reading(split, label | tables.label, tables.group or group, left,
                    found.one_class or listing.title, False, notes, doubts)
+
+# %% ../../../nbs/library/data/readers/listing.ipynb #f60e5cac
+SIDES = re.compile(r"(?i)(.+?)(?:[\s_.\-]+(?:left|right|od|os|l|r|cc|mlo|frontal|lateral)"
+                   r"|(?<=\d)[lr])")
+
+
+def pairs_of_sides(files: list[str]) -> dict[str, str]:
+    # file → what both sides have in common; empty where most have no other side
+    "Eyes and breasts of one person: `7_left.png` and `7_right.png`, `01L` and `01R`."
+    if not SIDES.fullmatch(files[0].rpartition(".")[0]):
+        return {}
+    stems = {file: SIDES.fullmatch(file.rpartition(".")[0]) for file in files}
+    both = Counter(match[1] for match in stems.values() if match)
+    if not all(stems.values()) or 2 * sum(n > 1 for n in both.values()) < len(both):
+        return {}
+    return {file: match[1] for file, match in stems.items()}
+
+
+def twice_doubts(files: list[str]) -> list[str]:  # sentences
+    "Say that images of one name lie there in two formats, where most do."
+    if len({extension_of(file) for file in files[:: max(1, len(files) // 64)]}) < 2:
+        return []
+    first, twice = {}, []
+    for file in files:
+        stem, _, kind = _without_image_folder(file).rpartition(".")
+        other = first.setdefault(stem, file)
+        twice += [(other, file)] if extension_of(other) != f".{kind.lower()}" else []
+    if 3 * len(twice) < len(files):
+        return []
+    return [f"{twice[0][0]} and {twice[0][1]} have one name: if one image lies there in two "
+            "formats, leave one out, or give `group_by`"]
+
+
+def box_doubts(files: list[str], others: list[str]) -> list[str]:
+    # others: files that are no images → sentences
+    "Say that a file beside each image is not read, as it mostly holds boxes."
+    stems = {file.rpartition("/")[2].rpartition(".")[0] for file in files}
+    kinds = Counter(extension_of(other) for other in others if extension_of(other) in DOCUMENTS
+                    and other.rpartition("/")[2].rpartition(".")[0] in stems)
+    kind, n = kinds.most_common(1)[0] if kinds else ("", 0)
+    return [f"{n} {kind} are called like images and are not read: boxes and texts are no classes"
+            ] if n > 3 and 2 * n > len(files) else []
+
+
+def unlabelled_doubts(files: list[str], label: dict[str, str | None]) -> list[str]:  # sentences
+    "Say that a class may be of images without one, or that names begin with what may be classes."
+    names = {*label.values()} - {None}
+    words = {"pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "inference",
+             "unknown"}
+    found = [f"the folder {name} is taken for a class, though it may hold images without one"
+             for name in sorted(names) if {*words_of(name)} & words]
+    if names or len(files) < 8:
+        return found
+    form = re.compile(r"([^\W\d_][^\d/]*?)[\s_.\-(]*\d[\d\s_.\-()]*")
+    heads = Counter()
+    for file in files:
+        match = form.fullmatch(file.rpartition("/")[2].rpartition(".")[0])
+        heads[match[1] if match else None] += 1
+        if len(heads) > 50 or None in heads:
+            return found
+    if len(heads) < 2 or min(heads.values()) < 2 or all(split_word(h)[0] for h in heads):
+        return found
+    return [*found, f"names begin with {some_names(sorted(heads))}: if these are classes, put each "
+                    "into a folder of its own, or write a table"]
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #4c01758e
 def _without_image_folder(file):
@@ -366,7 +505,7 @@ def _without_image_folder(file):
     return "/".join([*(f for f in folders if read_folder(f)[1] != "image"), name])
 
 
-def _tables(listing, files, folder_class):
+def _tables(listing, files, folder_class, folder_split):
     "What tables, or a file beside each image, say of the classes."
     names = [name for name in listing.others if extension_of(name) in TABLE_EXTENSIONS]
     if not listing.others:
@@ -374,11 +513,11 @@ def _tables(listing, files, folder_class):
     stems = {file.rpartition(".")[0] for file in files} if len(names) > 16 else set()
     names = [name for name in names if name.rpartition(".")[0] not in stems]
     names = sorted(names, key=lambda name: name.count("/"))[:32]
-    read = {name: partial(listing.read, name) for name in names}
-    found = read_labels(files, read, folder_class)
+    read = {name: partial(listing.text, name) for name in names}
+    found = read_labels(files, read, folder_class, folder_split)
     by_folder = len({*folder_class.values()} - {None}) > 1
     if not found.label and not by_folder:
-        beside = read_sidecars(files, {*listing.others}, listing.read)
+        beside = read_sidecars(files, {*listing.others}, listing.text)
         if beside:
             found.label = beside
             found.notes.append("classes from a file beside each image")
@@ -392,15 +531,6 @@ def _tables(listing, files, folder_class):
         found.label = {file: words[name] for file, name in named.items() if name}
         found.notes.append("names of classes from a list of synsets")
     return found
-
-
-def _patient_folders(label):
-    "Folders that number patients, slides or cases; empty where they are classes."
-    names = {*label.values()} - {None}
-    form = r"(?i)(patient|subject|subj|sub|pat|hasta|case|slide)s?[\s_-]*\d+"
-    if len(names) > 1 and all(re.fullmatch(form, name) for name in names):
-        return {file: name for file, name in label.items() if name}
-    return {}
 
 
 def _other_splits(files, tables):
@@ -456,6 +586,7 @@ def _page_numbers(images):
 
 def _readers(listing, pairs, images, pages, same_size):
     "Functions that read image i and its mask."
+    @guarded
     def content(i):
         return images[i].page() if images[i].page else listing.read(images[i].file)
 
@@ -463,7 +594,7 @@ def _readers(listing, pairs, images, pages, same_size):
         content = SameSizeReader(content, [image.key for image in images], listing.name)
     if not pairs.masks:
         return content, None
-    reader = MaskReader(listing, pairs.masks)
+    reader = MaskReader(listing, pairs.masks, pairs.numbered)
     return content, lambda i: reader(images[i].file, pages[i])
 
 

@@ -20,15 +20,15 @@ RANKS = {  # of several kinds of masks, the first is taken
     "groundtruth": 2, "groundtruths": 2, "truth": 2, "gt": 2, "gts": 2, "annotation": 2,
     "annotations": 2, "annot": 2, "anno": 2, "ann": 2, "lesion": 2, "roi": 2, "rois": 2, "mask": 3,
     "masks": 3, "msk": 3, "msks": 3, "label": 4, "labels": 4, "lbl": 4, "lab": 4, "labelcol": 4,
-    "superpixels": 5}
+    "superpixels": 5, "overlay": 9, "overlays": 9, "preview": 9, "previews": 9, "thumbnail": 9,
+    "thumbnails": 9, "thumbs": 9}  # 9: neither images nor masks
 SIDES = {"left", "right"}  # parts of one mask
 OBSERVERS = ("manual", "ho")  # numbered by who drew them, and not by parts
 
 
 @lru_cache(2**16)
-def read_folder(
-    name: str,  # of one folder
-) -> tuple[str, str]:  # what a mask's folder and its image's have in common; kind of mask
+def read_folder(name: str) -> tuple[str, str]:
+    # of one folder → what a mask's folder and its image's have in common; kind of mask
     "The word that makes a folder one of masks (`image`: of images; empty: neither), and the rest."
     words = [w for w in words_of(name) if w not in ("st", "nd", "rd", "th")]
     masks = [w for w in words if w in RANKS]
@@ -54,13 +54,12 @@ SUFFIX = re.compile(
 )
 PREFIX = re.compile(rf"{_word}(?:[\s_.\-]+|(?=\d))(?P<base>.+)")
 HINTS = ("mask", "msk", "seg", "gt", "truth", "manual", "lab", "lbl", "ann", "lesion", "ho", "roi",
-         "superpix")
+         "superpix", "overlay", "preview", "thumb")
 HINT = re.compile(rf"(?i){'|'.join(HINTS)}")
 
 
-def read_stem(
-    stem: str,  # of a file
-) -> tuple[str, str]:  # what is left of it; kind of mask, empty for none
+def read_stem(stem: str) -> tuple[str, str]:
+    # of a file → what is left of it; kind of mask, empty for none
     "The word at either end that makes a file a mask, and the rest of its name."
     if not HINT.search(stem):
         return stem, ""
@@ -100,9 +99,7 @@ def read_folders_of(
     return tuple(rest for rest, _ in read if rest), "" if kind == "image" else kind
 
 
-def form_of(
-    file: str,  # relative, with `/`
-) -> Form:
+def form_of(file: str) -> Form:  # relative, with `/`
     "Read one name."
     folder, _, name = file.rpartition("/")
     stem = name[: len(name) - len(extension_of(name))] or name
@@ -125,6 +122,7 @@ class MaskPairs:
     masks: dict[str, list[str]] = field(default_factory=dict)  # image → its masks; all or none
     some: dict[str, list[str]] = field(default_factory=dict)  # the same where only some have any
     left_out: list[str] = field(default_factory=list)  # masks that nothing is done with
+    numbered: bool = False  # masks number areas
     notes: list[str] = field(default_factory=list)  # what was taken for what
     doubts: list[str] = field(default_factory=list)  # what may be wrong
 
@@ -138,8 +136,9 @@ class ImageIndex:
     "Finds the image that a mask belongs to."
 
     def __init__(self, images: dict[str, Form]):
-        self.exact, self.loose, self.lone = {}, {}, {}
+        self.exact, self.loose, self.lone, self.inside = {}, {}, {}, defaultdict(list)
         for file, form in images.items():
+            self.inside[form.folder].append((form.bare, file))
             self._put(self.exact, (form.folder, form.bare), file)
             self._put(self.loose, (form.folder, IMAGE_END.sub("", form.bare)), file)
             self._put(self.lone, form.folder, file)
@@ -157,37 +156,80 @@ class ImageIndex:
                 return table[key]
         return self.lone.get(mask.folder) if mask.in_folder and mask.folder else None
 
+    def find_several(self, mask: Form) -> list[str]:
+        "The images that a mask is of together: `7_t1.png` and `7_t2.png` of `7_seg.png`."
+        if mask.in_folder or not mask.stem:
+            return []
+        form = re.compile(re.escape(mask.stem) + r"[\s_.\-]+[^\W\d_]\w*")
+        found = [file for bare, file in self.inside[mask.folder] if form.fullmatch(bare)]
+        return found if len(found) > 1 else []
+
 # %% ../../../nbs/library/data/readers/masks.ipynb #5b4e2d00
-def pairs_by_stem(
-    forms: dict[str, Form],
-    lone: list[str],  # masks whose folders are called otherwise than those of any image
-) -> dict[str, str]:  # mask → image; all of a folder or none of it
-    "Masks and images of one name, or of one name and an ending that all masks of a folder have."
-    stems = defaultdict(list)
+def pairs_by_stem(forms: dict[str, Form], lone: list[str]) -> dict[str, str]:
+    # lone: masks whose folders are called otherwise than those of any image → mask → image
+    """Masks and images of one name but for what all of a folder end with.
+
+    `7_gtFine_color.png` is of `7_leftImg8bit.png`; where only numbers agree, these.
+    """
+    stems, short, numbers = defaultdict(list), defaultdict(list), defaultdict(dict)
     for file, form in forms.items():
         if not form.kind:
             stems[form.bare].append(file)
+            short[without_tail(form.bare)].append(file)
+            numbers[file.rpartition("/")[0]][last_number(form.bare)] = file
     folders, found = defaultdict(list), {}
     for file in lone:
         if "/" in file:
-            folders[file.rpartition("/")[0]].append(file)
-    for files in folders.values():
-        own = {file: (forms[file].bare, forms[file].stem) for file in files}
-        last = shared_suffix([bare for bare, _ in own.values()]) if len(files) > 1 else ""
-        for suffix in ("", last):
-            named = {file: next(filter(None, (nearest(file, stems.get(name.removesuffix(suffix)))
-                                              for name in names)), None)
-                     for file, names in own.items()}
-            if all(named.values()):
-                found |= named
-                break
+            bare = forms[file].bare
+            tail = re.sub(r"\d+", "", bare.removeprefix(without_tail(bare)))
+            folders[file.rpartition("/")[0], tail].append(file)
+    for (folder, _), files in folders.items():
+        named = {file: _of_one_name(file, forms[file], stems, short) for file in files}
+        if not all(named.values()):
+            named = _of_one_number(folder, files, forms, numbers)
+        found |= named
     return found
 
 
-def nearest(
-    file: str,
-    others: list[str] | None,  # of one name
-) -> str | None:  # None where two are as near
+def _of_one_name(file, form, stems, short):
+    "The image that a mask is called like, if there is one."
+    cut = without_tail(form.bare)
+    for name in dict.fromkeys((form.bare, form.stem, cut, without_tail(cut))):
+        if image := nearest(file, stems.get(name) or short.get(name)):
+            return image
+    return None
+
+
+def _of_one_number(folder, files, forms, numbers):
+    "Masks and images of the same numbers, where one folder has them all; else nothing."
+    own = {last_number(forms[file].bare): file for file in files}
+    able = [home for home, inner in numbers.items() if own.keys() <= inner.keys() and home]
+    top = folder.rpartition("/")[0]
+    able = [home for home in able if home.rpartition("/")[0] in (top, top.rpartition("/")[0])]
+    if None in own or len(own) < max(4, len(files)) or not able:
+        return {}
+    alike = sorted(able, key=lambda home: (-_same_start(home, folder), home))
+    return {file: numbers[alike[0]][number] for number, file in own.items()}
+
+
+def _same_start(one, other):
+    "How many first letters two names share."
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+
+
+def last_number(stem: str) -> int | None:
+    "The last number of a name."
+    found = re.findall(r"\d+", stem)
+    return int(found[-1]) if found else None
+
+
+def without_tail(stem: str) -> str:
+    "A name without its last word, which begins with a letter after a sign."
+    return re.sub(r"(?<=.)[\s_.\-]+[^\W\d_][^\s_.\-]*$", "", stem)
+
+
+def nearest(file: str, others: list[str] | None) -> str | None:
+    # others: of one name → None where two are as near
     "The file that shares most folders with another."
     def shared(other):
         pairs = zip(file.split("/"), other.split("/"), strict=False)
@@ -195,20 +237,12 @@ def nearest(
 
     if not others or len(others) == 1:
         return others[0] if others else None
+    images = [o for o in others if {*words_of(o.rpartition("/")[0])} & IMAGE_WORDS]
+    others = images if len(images) == 1 else others
+    if len(others) == 1:
+        return others[0]
     depths = sorted(((shared(other), other) for other in others), reverse=True)
     return depths[0][1] if depths[0][0] > depths[1][0] else None
-
-
-def shared_suffix(
-    stems: list[str],
-) -> str:  # with its sign; empty for none
-    "The ending that all names have, from a sign on."
-    last = stems[0]
-    for stem in stems:
-        while not stem.endswith(last):
-            last = last[1:]
-    match = re.search(r"[\s_.\-]\D*$", last)
-    return match[0] if match else ""
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #da592f9a
 def pairs_by_name(
@@ -223,22 +257,45 @@ def pairs_by_name(
     for file, form in sorted(masks.items()):
         image, kind = images[file], form.kind
         if not image and file in elsewhere:
-            image = elsewhere[file]
-            extra = [w for w in words_of(file.split("/")[-2]) if w not in RANKS and w not in SIDES]
-            kind = " ".join([kind, *(extra if form.in_folder else [])])
+            image, kind = elsewhere[file], _kind_of(file, form)
+        several = [image] if image else index.find_several(form)
         total[kind] += 1
-        if image:
+        for image in several:
             found[kind][image].append(file)
-        else:
+        if not several:
             orphans[kind].append(file)
+    _merge(found, orphans, total)
     for kind in [kind for kind in found if 2 * len(orphans[kind]) > total[kind]]:
         del found[kind]
     return found, {kind: orphans[kind] for kind in found}
 
+# %% ../../../nbs/library/data/readers/masks.ipynb #11255cf5
+def _kind_of(file, form):
+    "The kind of a mask by all that its folder, and the end of its name, say."
+    if not form.in_folder:
+        return form.kind
+    own = next((part for part in reversed(file.split("/")[:-1]) if read_folder(part)[1]), "")
+    tail = form.bare.removeprefix(without_tail(form.bare)) if form.stem == form.bare else ""
+    words = [w for w in (*words_of(own), *words_of(tail)) if w not in RANKS and w not in SIDES]
+    return " ".join([form.kind, *dict.fromkeys(words)])
+
+
+def _merge(found, orphans, total):
+    "Join kinds that only numbers tell apart and that have no image in common."
+    alike = defaultdict(list)
+    for kind in found:
+        alike[" ".join(word for word in kind.split() if not word.isdecimal())].append(kind)
+    for first, *others in alike.values():
+        if sum(map(len, map(found.get, (first, *others)))) > len({*found[first]}.union(
+                *map(found.get, others))):
+            continue
+        for kind in others:
+            found[first] |= found.pop(kind)
+            orphans[first] += orphans.pop(kind, [])
+            total[first] += total[kind]
+
 # %% ../../../nbs/library/data/readers/masks.ipynb #f34cef5d
-def pairs_by_sibling(
-    forms: dict[str, Form],
-) -> dict[str, list[str]]:  # image → masks
+def pairs_by_sibling(forms: dict[str, Form]) -> dict[str, list[str]]:  # image → masks
     "Masks in a folder beside one other, whose files have the same names."
     beside, stems = defaultdict(set), defaultdict(dict)
     for file, form in forms.items():
@@ -258,9 +315,7 @@ def pairs_by_sibling(
     return found
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #80771ccd
-def pairs_by_extension(
-    files: list[str],
-) -> dict[str, list[str]]:  # image → masks
+def pairs_by_extension(files: list[str]) -> dict[str, list[str]]:  # image → masks
     "A photograph and a picture without loss of the same name: the second may be a mask."
     if len(files) % 2 or len({file.rpartition(".")[0] for file in files}) * 2 != len(files):
         return {}
@@ -292,8 +347,11 @@ def find_masks(
         outer = {name: file for file, name in inner.items()}
         found = {outer[a]: [outer[b] for b in two] for a, two in found.items()}
         return _finished(files, found or pairs_by_extension(files), [], "", _unsure)
-    best = min(kinds, key=lambda kind: (-len(kinds[kind]), _rank(kind)))
-    best = min((k for k in kinds if len(kinds[k]) >= 0.9 * len(kinds[best])), key=_rank)
+    shown = [kind for kind in kinds if _rank(kind)[0] < 9]
+    if not shown:
+        return _only_previews(files, kinds)
+    best = min(shown, key=lambda kind: (-len(kinds[kind]), _rank(kind)))
+    best = min((k for k in shown if len(kinds[k]) >= 0.9 * len(kinds[best])), key=_rank)
     lone = [file for kind in kinds for file in orphans[kind]]
     rest = {kind: pairs for kind, pairs in kinds.items() if kind != best}
     lone += [mask for pairs in rest.values() for masks in pairs.values() for mask in masks]
@@ -313,7 +371,17 @@ _unsure = " by its name alone"
 
 def _rank(kind):
     "Of several kinds the first in the table, and of several observers the first."
-    return min((RANKS.get(word, 9) for word in kind.split()), default=9), kind
+    words = kind.split()
+    last = {"color", "colour", "rgb"} & {*words}
+    rank = 8 if last else min((RANKS.get(word, 9) for word in words), default=9)
+    return rank, "binary" not in words, kind
+
+
+def _only_previews(files, kinds):
+    "Leave out what shows images once more."
+    shown = {file for pairs in kinds.values() for several in pairs.values() for file in several}
+    doubt = f"{len(shown)} previews or overlays are left out, {min(shown)} first"
+    return MaskPairs([f for f in files if f not in shown], left_out=sorted(shown), doubts=[doubt])
 
 
 def _common(files):

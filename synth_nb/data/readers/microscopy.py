@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #653b9895
+from .budgets import check_chain
 from synth_nb.data.readers.sources import (
-    EXTENSIONS, GAP, DataError, ImageError, Source, how_to_get, is_ignored, mask_values, reason,
-    to_mode)
+    EXTENSIONS, GAP, DataError, ImageError, Source, how_to_get, is_ignored, known_formats,
+    mask_values, reason, to_mode)
 from .intensity import Intensity, span_of
 from ...core.files import resolve, display_path
 from ...core.parameters import ParameterError
@@ -45,12 +46,13 @@ def natural_order(
             for part in re.split(r"(\d+)", name)]
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #5cc832f3
-def page_sizes(
-    path: Path,  # an image file
-) -> list[tuple[int, int]]:  # height, width of every page, pixels
+def page_sizes(path: Path) -> list[tuple[int, int]]:
+    # an image file → height, width of every page, pixels
     "Sizes of a file's pages, from its header. Raises `ImageError`."
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with open(path, "rb") as file:
+            check_chain(file)
+        with warnings.catch_warnings(), Image.open(path, formats=known_formats()) as image:
             warnings.simplefilter("ignore")  # Pillow on odd metadata
             sizes = []
             for page in range(getattr(image, "n_frames", 1)):
@@ -63,10 +65,7 @@ def page_sizes(
     return sizes
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #a3393579
-def volume_of_files(
-    name: str,
-    files: list[Path],  # in order
-) -> Volume:
+def volume_of_files(name: str, files: list[Path]) -> Volume:  # files: in order
     "The sections of one or several files. A file that cannot be read counts as one section."
     volume = Volume(name, [], [])
     for path in files:
@@ -80,17 +79,13 @@ def volume_of_files(
     return volume
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #2222e4e9
-def images_in(
-    folder: Path,
-) -> list[Path]:  # in natural order
+def images_in(folder: Path) -> list[Path]:  # in natural order
     "Image files directly in a folder."
     files = [p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS["image"] and p.is_file()]
     return sorted((p for p in files if not is_ignored(p.name)), key=lambda p: natural_order(p.name))
 
 
-def are_stacks(
-    volume: Volume,  # of all files in a folder
-) -> bool:
+def are_stacks(volume: Volume) -> bool:  # of all files in a folder
     "Whether its files are stacks, and not sections. Raises `DataError` for some of each."
     readable = [page for i, page in enumerate(volume.pages) if i not in volume.problems]
     counts = Counter(path for path, _ in readable)
@@ -135,13 +130,19 @@ class PageReader:
 
     def __init__(self, convert, keep: int = 4):
         self.convert, self.keep = convert, keep  # of a PIL image; pages to keep
-        self.lock, self.pages = threading.Lock(), OrderedDict()
+        self.lock, self.pages, self.failed = threading.Lock(), OrderedDict(), {}
         self.path, self.image = None, None
 
     def __call__(self, path: Path, page: int) -> np.ndarray:  # raises `ImageError`
         with self.lock:
+            if (path, page) in self.failed:  # a section has many chunks
+                raise ImageError(self.failed[path, page])
             if (path, page) not in self.pages:
-                self.pages[path, page] = self.read(path, page)
+                try:
+                    self.pages[path, page] = self.read(path, page)
+                except ImageError as e:
+                    self.failed[path, page] = str(e)
+                    raise
             self.pages.move_to_end((path, page))
             while len(self.pages) > self.keep:
                 self.pages.popitem(last=False)
@@ -151,10 +152,10 @@ class PageReader:
         try:
             if self.path != path:
                 self.close()
-                self.image, self.path = Image.open(path), path
+                self.image, self.path = Image.open(path, formats=known_formats()), path
             self.image.seek(page)
             return self.convert(self.image)
-        except (MemoryError, ImageError):
+        except ImageError:
             raise
         except Exception as e:
             self.close()  # the next page may be sound, but not this state
@@ -175,9 +176,8 @@ def grey_pixels(
     return np.asarray(to_mode(image, 1, intensity.of_arrays() if deep else None))
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #50a7c049
-def section_spans(
-    volumes: list[Volume],
-):  # yields the values that a section of more than 8 bits uses
+def section_spans(volumes: list[Volume]):
+    # yields the values that a section of more than 8 bits uses
     "The values of all sections that can be read."
     def stored(image):
         deep = image.mode.startswith("I")
@@ -202,9 +202,8 @@ def mask_pixels(
     return (mask_values(image) > 127).astype(np.uint8) * 255
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #35e08693
-def section_numbers(
-    volume: Volume,
-) -> list[int] | None:  # one per section; None where names do not number them
+def section_numbers(volume: Volume) -> list[int] | None:
+    # one per section; None where names do not number them
     "The last number in the name of every section."
     found = [re.findall(r"\d+", path.stem) for path, _ in volume.pages]
     last = [int(digits[-1]) for digits in found if digits]
@@ -221,10 +220,7 @@ def section_name(
     return f"page {page + 1} of {display_path(path)}" if several else display_path(path)
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #aaf24194
-def order_masks(
-    volume: Volume,
-    masks: Volume,
-) -> Volume:  # the masks in the order of the sections
+def order_masks(volume: Volume, masks: Volume) -> Volume:  # the masks in the order of the sections
     "Put masks in the order of their sections. Raises `DataError` where numbers or sizes differ."
     here, there = section_numbers(volume), section_numbers(masks)
     if len(volume.pages) != len(masks.pages):
@@ -270,10 +266,7 @@ def check_readable(
         raise DataError(f"none of the sections in {name} can be read; {why}")
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #5fb8d5d9
-def check_chunk(
-    volumes: list[Volume],
-    chunk: int,  # side, pixels
-):
+def check_chunk(volumes: list[Volume], chunk: int):  # chunk: side, pixels
     "Refuse a chunk that no section can hold, and warn of pixels that are cut off."
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 8:
         raise ParameterError(f"parameter `chunk` must be a number of pixels from 8, got {chunk!r}")
@@ -293,11 +286,8 @@ def check_chunk(
                 warned = True
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #57e8acea
-def split_sections(
-    n: int,  # sections
-    val_fraction: float,  # of them
-    gap: int,  # sections between
-) -> list[str]:  # train, gap or val, one per section
+def split_sections(n: int, val_fraction: float, gap: int) -> list[str]:
+    # n: sections; val_fraction: of them; gap: sections between → train, gap or val, one per section
     "Hold out the end of a volume. Raises `ParameterError` where nothing would be left."
     if not 0 <= val_fraction < 1:
         raise ParameterError(f"parameter `val_fraction` must be 0 … below 1, got {val_fraction!r}")
@@ -394,5 +384,5 @@ def chunk_source(
                   [volumes[c.volume].name for c in chosen],
                   fetch(volumes, reader),
                   [c.split for c in chosen] if alone else None,
-                  np.array([(c.y, c.x) for c in chosen]), skipped,
+                  np.array([(c.y, c.x) for c in chosen]), np.full(len(chosen), chunk), skipped,
                   fetch(masks, PageReader(mask_pixels)) if masks else None, about)

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #f7d4a8d2
+from .budgets import as_image_error
 from .sources import (
     EXTENSIONS, DataError, ImageError, Source, existing_folder, is_ignored)
 from .layout import split_and_class
@@ -84,12 +85,8 @@ class Grid:
         return round(row * step), round(column * step)
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #263b5f5e
-def new_grid(
-    slide,
-    slide_mpp: float,  # µm per pixel of level 0
-    tile: int,  # pixels
-    mpp: float,  # wanted, µm per pixel
-) -> Grid:
+def new_grid(slide, slide_mpp: float, tile: int, mpp: float) -> Grid:
+    # slide_mpp: µm per pixel of level 0; tile: pixels; mpp: wanted, µm per pixel
     "The grid of a slide. Raises `ImageError` for a slide that is too coarse or too small."
     factor = mpp / slide_mpp
     if factor < 0.95:
@@ -123,23 +120,16 @@ def read_block(
     return image.convert("RGB")
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #85cab385
-def cut_tile(
-    block: Image.Image,  # from `read_block`
-    grid: Grid,
-    row: int,  # in the block
-    column: int,  # in the block
-) -> Image.Image:  # (tile, tile) RGB
+def cut_tile(block: Image.Image, grid: Grid, row: int, column: int) -> Image.Image:
+    # block: from `read_block`; row and column: in the block → (tile, tile) RGB
     "Cut a tile from a block and give it its size."
     side, size = grid.side, (grid.tile, grid.tile)
     image = block.crop((column * side, row * side, (column + 1) * side, (row + 1) * side))
     return image if side == grid.tile else image.resize(size, Image.Resampling.BILINEAR)
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #bd99d788
-def overview(
-    slide,
-    grid: Grid,
-    cells: int,  # pixels of the view per tile side
-) -> np.ndarray:  # (rows·cells, columns·cells, 3) uint8
+def overview(slide, grid: Grid, cells: int) -> np.ndarray:
+    # cells: pixels of the view per tile side → (rows·cells, columns·cells, 3) uint8
     "A coarse view of what the grid covers."
     step = grid.side * grid.downsample  # of a tile, pixels of level 0
     level = slide.get_best_level_for_downsample(step / cells)
@@ -157,9 +147,7 @@ def overview(
     return np.concatenate(parts)
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #07bf4f93
-def tissue_mask(
-    view: np.ndarray,  # (H, W, 3) uint8
-) -> np.ndarray:  # (H, W) bool
+def tissue_mask(view: np.ndarray) -> np.ndarray:  # (H, W, 3) uint8 → (H, W) bool
     "Where there is stain (Otsu 1979 on the saturation)."
     from skimage.color import rgb2hsv  # not with every import of the library
     from skimage.filters import threshold_otsu
@@ -169,10 +157,7 @@ def tissue_mask(
     return closing(saturation > np.clip(threshold_otsu(saturation), 0.05, 0.15), disk(2))
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #10266ee5
-def tissue_fractions(
-    slide,
-    grid: Grid,
-) -> np.ndarray:  # (rows, columns), 0 … 1
+def tissue_fractions(slide, grid: Grid) -> np.ndarray:  # (rows, columns), 0 … 1
     "How much of every tile is tissue."
     cells = max(8, round(grid.side * grid.downsample / 64))
     mask = tissue_mask(overview(slide, grid, cells))
@@ -196,10 +181,8 @@ def find_slides(
     return dict(sorted(zip(names, paths.values(), strict=True)))
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #4c5d7f92
-def no_slides_message(
-    slides: dict[str, Path],  # by name
-    skipped: list[tuple[str, str]],  # (name, why), of all of them
-) -> str:  # one sentence
+def no_slides_message(slides: dict[str, Path], skipped: list[tuple[str, str]]) -> str:
+    # slides: by name; skipped (name, why), of all of them → one sentence
     "Say that no slide can be used, and why not the first."
     first = f"the first is {skipped[0][0]} ({skipped[0][1]})"
     return f"none of the {len(slides)} slides can be used; {first}"
@@ -212,6 +195,10 @@ class SlideTiles:
     grid: Grid
     chosen: np.ndarray  # (N, 2) int: row, column
     fractions: np.ndarray  # (N,) of tissue
+
+    @property
+    def side(self) -> float:  # of a tile, pixels of level 0
+        return self.grid.side * self.grid.downsample
 
     def positions(self) -> np.ndarray:  # (N, 2) int: y, x, pixels of level 0
         corners = [self.grid.corner(row, column) for row, column in self.chosen.tolist()]
@@ -228,6 +215,7 @@ def find_tiles(
 ) -> SlideTiles:
     "Find the tiles of a slide. Raises `ImageError` for a bad slide, `DataError` without `mpp`."
     with open_slide(path) as slide:
+        _check_pixels(slide.dimensions, path)
         grid = new_grid(slide, slide_mpp(slide, name, mpp_of_slide), tile, mpp)
         try:
             fractions = tissue_fractions(slide, grid)
@@ -236,13 +224,17 @@ def find_tiles(
     chosen = np.argwhere(fractions >= tissue)
     return SlideTiles(path, grid, chosen, fractions[tuple(chosen.T)])
 
+
+def _check_pixels(dimensions: tuple[int, int], path: Path):  # width, height of level 0
+    "Raise `ImageError` for more pixels than a file can hold; several files make one .mrxs or .vms."
+    alone = path.suffix.lower() not in (".mrxs", ".vms", ".vmu")
+    most = max(2**32, 1000 * path.stat().st_size) if alone else 2**38
+    if dimensions[0] * dimensions[1] > most:
+        raise ImageError(f"{dimensions[1]}x{dimensions[0]} pixels, more than the {most:,} that a "
+                         "file of this size may have")
+
 # %% ../../../nbs/library/data/readers/slides.ipynb #a220849a
-def check_tiling(
-    tile: int,
-    mpp: float,
-    tissue: float,
-    mpp_of_slide: float | None,
-):
+def check_tiling(tile: int, mpp: float, tissue: float, mpp_of_slide: float | None):
     "Raise `ParameterError` for a tile that nobody could cut."
     if isinstance(tile, bool) or not isinstance(tile, int) or not 16 <= tile <= 4096:
         raise ParameterError(f"parameter `tile` must be 16 … 4096 pixels, got {tile!r}")
@@ -253,9 +245,7 @@ def check_tiling(
         raise ParameterError(f"parameter `tissue` must be above 0, up to 1, got {tissue!r}")
 
 
-def sizes_of_tiles(
-    tile: int | list[int],  # one size or several, pixels
-) -> list[int]:
+def sizes_of_tiles(tile: int | list[int]) -> list[int]:  # one size or several, pixels
     "The sizes of tiles, each once. Raises `ParameterError` for none, or for one named twice."
     sizes = list(tile) if isinstance(tile, (list, tuple)) else [tile]
     if not sizes or len(set(sizes)) < len(sizes):
@@ -272,7 +262,8 @@ def find_all_tiles(
     def one(item):
         name, size = item
         try:
-            found = find_tiles(slides[name], name, size, *options)
+            with as_image_error():
+                found = find_tiles(slides[name], name, size, *options)
         except ImageError as e:
             return str(e)
         return found if len(found.chosen) else "no tissue"
@@ -283,9 +274,8 @@ def find_all_tiles(
     return {name: {size: results[name, size] for size in sizes} for name in slides}
 
 
-def left_out(
-    found: dict[str, dict[int, SlideTiles | str]],  # from `find_all_tiles`
-) -> list[tuple[str, str]]:  # (slide, or slide and size; why)
+def left_out(found: dict[str, dict[int, SlideTiles | str]]) -> list[tuple[str, str]]:
+    # from `find_all_tiles` → (slide, or slide and size; why)
     "What gives no tiles: a slide, or a size where its others can be cut."
     rows = []
     for name, by_size in found.items():
@@ -380,6 +370,7 @@ def tiles_source(
     tiles = [(p, k) for p, plan in enumerate(plans.values()) for k in range(len(plan.chosen))]
     slides = [slide for (slide, _), plan in plans.items() for _ in plan.chosen]
     positions = np.concatenate([plan.positions() for plan in plans.values()])
+    sides = np.array([int(p.side) for p in plans.values() for _ in p.chosen])
     names = [head for key, head in heads.items() for _ in plans[key].chosen]
     keys = [f"{head}/y{y:06}-x{x:06}" for head, (y, x) in zip(names, positions, strict=True)]
     classes = [folders[slide][1] or default_class for slide in slides]
@@ -388,16 +379,14 @@ def tiles_source(
     grids = {head: plans[key].grid for key, head in heads.items()}
     about = dict(tile=sizes if len(sizes) > 1 else sizes[0], positions="y, x in pixels of level 0",
                  mpp={head: round(grid.mpp, 4) for head, grid in grids.items()},
-                 side_of_tile={h: round(g.side * g.downsample, 2) for h, g in grids.items()})
+                 side_of_tile={head: round(plans[key].side, 2) for key, head in heads.items()})
     return Source(name, keys, known, [known.index(c) for c in classes], slides,
                   tile_reader(list(plans.values()), tiles), splits if any(splits) else None,
-                  positions, skipped, about=about)
+                  positions, sides, skipped, about=about)
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #6b598354
-def tile_blocks(
-    plan: SlideTiles,
-    reach: int = 1024,  # side of a block, pixels of the level
-) -> Iterator[list[int]]:  # numbers of the tiles in each
+def tile_blocks(plan: SlideTiles, reach: int = 1024) -> Iterator[list[int]]:
+    # reach: side of a block, pixels of the level → numbers of the tiles in each
     "Groups of neighbouring tiles."
     per = max(1, reach // plan.grid.side)
     groups = {}
@@ -406,13 +395,8 @@ def tile_blocks(
     yield from groups.values()
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #12fb1578
-def write_block(
-    slide,
-    plan: SlideTiles,
-    numbers: list[int],  # of neighbouring tiles
-    names: list[str],  # of all files of the plan
-    out: Path,  # folder
-):
+def write_block(slide, plan: SlideTiles, numbers: list[int], names: list[str], out: Path):
+    # numbers: of neighbouring tiles; names: of all files of the plan; out: folder
     "Read a block and write its tiles as PNG."
     cells = plan.chosen[numbers]
     first, last = cells.min(0), cells.max(0)
@@ -451,20 +435,14 @@ def write_slide_tiles(
 TABLE_COLUMNS = ["slide", "file", "y", "x", "tile", "mpp", "tissue"]
 
 
-def tile_rows(
-    name: str,  # of the slide
-    plan: SlideTiles,
-) -> list[dict]:  # one per tile
+def tile_rows(name: str, plan: SlideTiles) -> list[dict]:  # name: of the slide → one per tile
     "Rows of a slide's table: where each tile lies and how much of it is tissue."
     return [dict(slide=name, file=f"{name}/{y}_{x}.png", y=y, x=x, tile=plan.grid.tile,
                  mpp=round(plan.grid.mpp, 4), tissue=round(float(fraction), 3))
             for (y, x), fraction in zip(plan.positions().tolist(), plan.fractions, strict=True)]
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #76d1d7d7
-def write_table(
-    path: Path,
-    rows: list[dict],
-):
+def write_table(path: Path, rows: list[dict]):
     "Write a table atomically."
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as f:
         writer = csv.DictWriter(f, TABLE_COLUMNS)
@@ -472,9 +450,8 @@ def write_table(
         writer.writerows(rows)
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #5f1f22b3
-def finished_rows(
-    folder: Path,  # of a slide
-) -> list[dict] | None:  # its table; None where the slide is not done
+def finished_rows(folder: Path) -> list[dict] | None:
+    # of a slide → its table; None where the slide is not done
     "The table of a slide that was written."
     path = folder / "tiles.csv"
     if not path.is_file():
@@ -483,10 +460,8 @@ def finished_rows(
         return list(csv.DictReader(f))
 
 # %% ../../../nbs/library/data/readers/slides.ipynb #16e7b1a8
-def remove_leftovers(
-    out: Path,  # locked by this process
-    names: list[str],  # of the slides
-):
+def remove_leftovers(out: Path, names: list[str]):
+    # out: locked by this process; names: of the slides
     "Remove what a killed run left behind, and nothing else."
     for name in names:
         folder = out / name
@@ -570,7 +545,7 @@ def cut_slide(
     "Write the tiles of one slide with their table, atomically. Raises `ImageError`."
     tiles = find_tiles(path, name, *options)
     table = tile_rows(name, tiles)
-    with atomic_folder(out / name) as fresh:
+    with atomic_folder(out / name, checked=False) as fresh:
         write_slide_tiles(tiles, [Path(row["file"]).name for row in table], fresh, workers)
         write_table(fresh / "tiles.csv", table)
     return table

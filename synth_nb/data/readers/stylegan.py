@@ -9,18 +9,13 @@ __all__ = ['stylegan_labels']
 import re
 import threading
 from collections.abc import Callable
-from io import BytesIO
-
-from PIL import Image
 
 from .labels import parse_json
-from .sources import DataError, ImageError
+from .sources import DataError, ImageError, open_lazily
 
 # %% ../../../nbs/library/data/readers/stylegan.ipynb #1e553355
-def check_label(
-    row,  # of the table
-    archive: str,  # for the message
-) -> tuple[str, str]:  # name of the image, label
+def check_label(row, archive: str) -> tuple[str, str]:
+    # row: of the table → name of the image, label
     "One row of StyleGAN's table. Raises `DataError` for anything but a name and a whole number."
     if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)):
         raise DataError(f"dataset.json in {archive} has {row!r} where a name and a label belong")
@@ -58,19 +53,15 @@ def read_labels(
 class SameSizeReader:
     "Reads images that all have one size. Raises `DataError` that names two that differ."
 
-    def __init__(
-        self,
-        read: Callable[[int], bytes],  # content of an image
-        keys: list[str],
-        name: str,  # of the archive, for the message
-    ):
+    def __init__(self, read: Callable[[int], bytes], keys: list[str], name: str):
+        # read: content of an image; name: of the archive, for the message
         self.read, self.keys, self.name = read, keys, name
         self.first, self.lock = None, threading.Lock()
 
     def __call__(self, i: int) -> bytes:
         content = self.read(i)
         try:
-            width, height = Image.open(BytesIO(content)).size
+            width, height = open_lazily(content).size
         except Exception:  # who decodes it says what is wrong
             return content
         here = self.keys[i], f"{width}x{height}"

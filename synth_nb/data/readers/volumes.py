@@ -6,6 +6,7 @@
 __all__ = ['Slices']
 
 # %% ../../../nbs/library/data/readers/volumes.ipynb #72399541
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ...core.files import display_path
 from ...core.parameters import ParameterError
+from .budgets import (
+    SAFE_SIZE, as_image_error, check_entries, check_growth, check_present, check_sides, check_table)
 from .intensity import Intensity, Span, in_range, span_of, to_8_bits
 from .sources import ImageError
-from synth_nb.data.readers.stacks import (
-    Stack, array_axes, as_bytes, as_image_error, check_sides, image_arrays, joined, label_array,
-    one_image)
+from .stacks import (
+    Stack, array_axes, as_bytes, image_arrays, joined, label_array, one_image)
 
 # %% ../../../nbs/library/data/readers/volumes.ipynb #6e7700d1
 class H5Array:
@@ -36,9 +39,7 @@ class H5Array:
             return self.file[self.name][i]
 
 
-def open_h5(
-    path: Path,
-):  # an `h5py.File`
+def open_h5(path: Path):  # an `h5py.File`
     "Open a file. Raises `ImportError` that names the extra, or `ImageError`."
     try:
         import h5py
@@ -48,9 +49,7 @@ def open_h5(
         return h5py.File(path, "r")
 
 
-def h5_shapes(
-    path: Path,
-) -> dict[str, tuple[int, ...]]:  # name of each array → shape
+def h5_shapes(path: Path) -> dict[str, tuple[int, ...]]:  # name of each array → shape
     "The arrays in a file."
     shapes = {}
     with open_h5(path) as file:
@@ -74,6 +73,7 @@ def h5_labels(
     if name is None:
         return None
     with open_h5(path) as file:
+        check_table(file[name].nbytes, n, f"`{name}`")
         values = np.asarray(file[name]).reshape(-1)
     if values.size != n or values.dtype.kind not in "iuSUObf":
         raise ImageError(f"{values.size} labels for {n} images")
@@ -81,10 +81,7 @@ def h5_labels(
             in "iubf" else value) for value in values]
 
 
-def h5_stack(
-    path: Path,
-    intensity: Intensity | None = None,
-) -> Stack:
+def h5_stack(path: Path, intensity: Intensity | None = None) -> Stack:
     "Open the images of an HDF5 file. Raises `ImageError`, and `ImportError` without h5py."
     shapes, parts = h5_shapes(path), {}
     for split, name in image_arrays(shapes).items():
@@ -97,7 +94,9 @@ def _h5_part(path, name, shapes, split, intensity):
     rows, shape = H5Array(path, name), shapes[name]
     sides = dict(zip(array_axes(shape), shape, strict=True))
     check_sides(sides["H"], sides["W"])
-    n = sides.get("N", 1)
+    check_entries(n := sides.get("N", 1), "pages")
+    with open_h5(path) as file, as_image_error():
+        _check_stored(file[name], path)
 
     def page(i):
         values = rows(slice(i, i + 1))
@@ -105,14 +104,25 @@ def _h5_part(path, name, shapes, split, intensity):
             return np.ascontiguousarray(as_bytes(one_image(values, 0), intensity))
 
     def scan():
-        for start in range(0, n, 256):
-            yield span_of(rows(slice(start, start + 256)))
+        many = max(1, 2**24 // first.nbytes)
+        for start in range(0, n, many):
+            yield span_of(rows(slice(start, start + many)))
 
     labels = h5_labels(path, shapes, split, n)
     first = rows(slice(0, 1))
     deep = first.dtype.kind in "iu" and first.dtype.itemsize > 1
     groups = [None] * n if labels is not None else None
     return Stack(n, page, labels, groups, scan=scan if deep else None)
+
+
+def _check_stored(array, path: Path):  # array: an `h5py.Dataset`
+    "Raise `DataError` for an array that lies in other files, or grows too much."
+    if array.external or array.is_virtual:
+        raise ImageError(f"the array {array.name} lies in other files, which are not read")
+    check_growth(display_path(path), path.stat().st_size, array.nbytes)
+    chunk = math.prod(array.chunks or ()) * array.dtype.itemsize  # unpacked as a whole
+    if chunk > SAFE_SIZE:
+        raise ImageError(f"pieces of {chunk:,} bytes, more than {SAFE_SIZE:,}")
 
 # %% ../../../nbs/library/data/readers/volumes.ipynb #e8405754
 @dataclass(frozen=True)
@@ -144,7 +154,12 @@ class Volume:
                 "reading NIfTI needs nibabel: pip install 'synth_nb[nifti]'"
             ) from None
         with as_image_error():
-            image = nibabel.as_closest_canonical(nibabel.load(path))
+            image = nibabel.load(path)
+            declared = math.prod(image.shape) * image.get_data_dtype().itemsize
+            check_growth(display_path(path), path.stat().st_size, declared)
+            if path.suffix != ".gz":
+                check_present(declared, path.stat().st_size)
+            image = nibabel.as_closest_canonical(image)
         shape = [side for side in image.shape if side > 1]
         if len(image.shape) < 3 or len(shape) != 3 or len(image.shape[:3]) != 3:
             raise ImageError(f"a series of shape {image.shape}: save its volumes one by one")
@@ -160,7 +175,8 @@ class Volume:
             if self.values is None:
                 values = np.asanyarray(self.image.dataobj)
                 self.values = values.reshape(values.shape[:3])
-            return np.rot90(self.values.take(self.indices[i], self.slices.axis)).copy()
+            along = np.moveaxis(self.values, self.slices.axis, 0)  # `take` would copy all of it
+            return np.rot90(along[self.indices[i]]).copy()
 
     def spans(self) -> Iterator[Span]:
         "The values of every slice."
@@ -171,9 +187,7 @@ class Volume:
 
 # %% ../../../nbs/library/data/readers/volumes.ipynb #13d29205
 def nifti_stack(
-    path: Path,
-    intensity: Intensity | None = None,
-    slices: Slices | None = None,
+    path: Path, intensity: Intensity | None = None, slices: Slices | None = None
 ) -> Stack:
     "Open a volume. Raises `ImageError`, and `ImportError` without nibabel."
     volume = Volume(path, slices or Slices())
