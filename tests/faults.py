@@ -41,7 +41,7 @@ from notebooks import processes  # noqa: E402 - it lies beside this file
 LITE = dict(eval_embedders=["efficientnet_lite2@64"], device="cpu")
 CONDITIONED = LITE | dict(image_size="32", unet_size="mini", epochs=2, images_per_epoch=48,
                           batch_size=16, vae_steps=8, n_samples=24, sampling_steps=2, best_of=1,
-                          snapshot_every=1)  # fmt: skip
+                          symmetry="none", snapshot_every=1)  # fmt: skip
 SMALL = {
     "02_dcgan": LITE | dict(image_size=32, width=4, epochs=4, images_per_epoch=24, batch_size=8,
                             n_samples=24, snapshot_every=2),
