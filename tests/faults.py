@@ -56,7 +56,7 @@ SMALL = {
     "06_em_ddpm": LITE | dict(sections=48, image_size="64", chunk=64, vae_steps=8, vae_width=8,
                               epochs=3, width=16, images_per_epoch=32, n_samples=16,
                               sampling_steps=2, segmenter_steps=4, snapshot_every=1),
-    "06_em_segmentation": dict(sections=48, image_size="64", crop=64, epochs=4, images_per_epoch=64,
+    "06_em_segmentation": dict(sections=48, image_size="64", chunk=64, epochs=4, images_per_epoch=64,
                                width=4, device="cpu", snapshot_every=2),
     "06_em_protocol": dict(sections=64, image_size="64", chunk=32, steps=4, width=4, n_synthetic=8,
                            pair_width=16, vae_steps=4, pair_steps=4, sampling_steps=2, seeds=2,
