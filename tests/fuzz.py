@@ -129,11 +129,11 @@ def nifti():
     return nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
 
 
-def matlab():
+def matlab(packed=True):
     from scipy.io import savemat
 
     part = dict(images=np.zeros((3, 784), np.uint8), labels=np.ones((3, 1)))
-    savemat(file := io.BytesIO(), dict(dataset=dict(train=part, test=part)), do_compression=True)
+    savemat(file := io.BytesIO(), dict(dataset=dict(train=part, test=part)), do_compression=packed)
     return file.getvalue()
 
 
@@ -360,6 +360,8 @@ READERS = {
         "emnist-letters-train-labels-idx1-ubyte", n=0,
         **{"emnist-letters-train-images-idx3-ubyte": idx((4, 28, 28))}), opened(kind="emnist:")),
     "EMNIST, MATLAB": Reader(matlab, file_of("emnist-letters.mat"), opened(kind="emnist:")),
+    "EMNIST, MATLAB, not packed": Reader(lambda: matlab(False), file_of("emnist-letters.mat"),
+                                         opened(kind="emnist:")),
     "EMNIST, CSV": Reader(table(*(",".join(["3", *["7"] * 784]) for _ in range(3))),
                           file_of("emnist-letters.csv"), opened(kind="emnist:"), text=True),
     "sections": Reader(pages, file_of("x.tif"), opened(kind="em:", chunk=16), CUT),
