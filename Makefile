@@ -1,6 +1,6 @@
 # Everything a person, a cluster or CI types. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run lab lab-test report docs test test-processors rehearse test-slurm test-fuzz lint clean
+.PHONY: help run lab lab-test report docs test test-processors rehearse test-slurm test-faults test-fuzz lint clean
 SHELL := /bin/bash
 # threads that wait without spinning, where several processes share the machine; alone it costs a fifth
 report test test-processors .venv/tested: export OMP_WAIT_POLICY ?= PASSIVE
@@ -84,6 +84,9 @@ test-processors: .venv/dev  ## all tests on stand-ins for other processors (hour
 
 test-slurm: .venv/dev  ## jobs cancelled, requeued and two at once on a Slurm of its own; skipped without slurm-wlm and munge
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -n0 -rs tests/slurm.py
+
+test-faults: .venv/dev  ## every notebook's training killed 20 times at random moments, each bit for bit (half an hour); ONLY="05_e2i" for some
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/faults.py $(ONLY)
 
 rehearse: .venv/dev  ## every profile on the CPU with its true networks and made-up data (hours); ONLY="05_e2i.reported 07_emnist" for some
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/rehearse.py $(ONLY)

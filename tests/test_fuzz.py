@@ -24,7 +24,7 @@ def test_no_reader_raises_what_it_does_not_promise(lines):
 def test_every_reader_was_tried(lines):
     assert {name for name in fuzz.READERS if any(line.startswith(name) for line in lines)} == {
         *fuzz.READERS}
-    assert set(fuzz.kept()) <= set(fuzz.READERS) and int(lines[-1].split()[0]) >= INPUTS
+    assert set(fuzz.stored_seeds()) <= set(fuzz.READERS) and int(lines[-1].split()[0]) >= INPUTS
 
 
 def test_a_foreign_exception_is_counted(tmp_path):

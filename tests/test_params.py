@@ -1,11 +1,14 @@
 "Parameter files name parameters that exist, with allowed values; two notebooks stay twins."
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from synth_nb.core.parameters import ParameterError
+from synth_nb.stylegan2.config import ORIGINAL_ANSWERS, answer_original
 from synth_nb.tools.grid import check_values
 
 NOTEBOOKS = Path(__file__).parent.parent / "nbs"
@@ -73,3 +76,29 @@ def experiment(name: str) -> list[str]:
 
 def test_two_embeddings_are_compared_by_one_experiment():
     assert experiment("05_e2i") == experiment("05_i2i")
+
+
+OPTIONS = {  # of the original StyleGAN2 program
+    "train": "outdir gpus snap metrics seed dry_run data cond subset mirror cfg gamma kimg batch "
+             "aug p target augpipe resume freezed fp32 nhwc nobench allow_tf32 workers",
+    "generate": "network seeds trunc class_idx noise_mode projected_w outdir",
+    "projector": "network target num_steps seed save_video outdir",
+    "style_mixing": "network rows cols styles trunc noise_mode outdir",
+    "dataset_tool": "source dest max_images transform width height resolution",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", OPTIONS)
+def test_every_option_of_the_original_is_taken_or_answered(program):
+    for option in OPTIONS[program].split():
+        if option in declared("04_stylegan2"):
+            assert option not in ORIGINAL_ANSWERS
+        else:
+            with pytest.raises(ParameterError, match=f"no parameter `{option}`: "):
+                answer_original([option])
+
+
+def test_answers_name_parameters_that_are_there():
+    known = declared("04_stylegan2").keys() | {"save_film"}
+    words = {word for text in ORIGINAL_ANSWERS.values() for word in re.findall(r"`(\w+)`", text)}
+    assert words <= known

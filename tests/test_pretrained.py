@@ -99,7 +99,11 @@ def test_a_continued_network_starts_with_the_loss_that_it_was_saved_with(
 
 @pytest.mark.parametrize("condition", ["t2i", "e2i"])
 def test_lora_is_saved_alone_and_merged_for_diffusers(condition, base, images, tmp_path):
-    _, model = trained(condition, base, images, tmp_path / "run", lora_rank=4, **FAST)
+    trainer, model = trained(condition, base, images, tmp_path / "run", lora_rank=4, **FAST)
+    unet, average = trainer.modules["unet"], trainer.averages["unet"].module
+    assert average.conv_in.weight is unet.conv_in.weight  # what is not trained is there once
+    frozen = sum(p.nbytes for p in trainer.fixed(unet))
+    assert (tmp_path / "run/checkpoints/newest.pt").stat().st_size < 1.5 * frozen
     apart, moved = standin.saved_and_opened(model, tmp_path / "model", base[0])
     assert moved > 0.01 and apart < 0.05 * moved
     unet = DiffusionPipeline.from_pretrained(tmp_path / "model").unet
@@ -144,11 +148,18 @@ def test_the_schedule_is_that_of_the_checkpoint(zero_snr, base, tmp_path):
         assert (config.beta_schedule, config.beta_end) == ("linear", 0.02)
 
 
-def test_weights_in_half_precision_alone_are_taken(base, images, tmp_path):
+@pytest.mark.parametrize("end", ["safetensors", "bin"])
+def test_weights_in_half_precision_alone_are_taken(end, base, images, tmp_path):
     folder, saved = tmp_path / "half", base[1]
     pipeline = DiffusionPipeline.from_pretrained(base[0], dtype=torch.float16)
     pipeline.save_pretrained(folder, variant="fp16")
-    assert not (folder / "unet/diffusion_pytorch_model.safetensors").exists()
+    for file in folder.rglob("*.safetensors") if end == "bin" else ():
+        weights, stem = load_file(file), file.name.replace("safetensors", "bin")
+        torch.save(weights, file.with_name(stem.replace("model.fp16", "pytorch_model.fp16")
+                                           if stem.startswith("model") else stem))
+        file.unlink()
+    assert [*{file.name for file in folder.glob("unet/*.*") if file.suffix != ".json"}] == [
+        f"diffusion_pytorch_model.fp16.{end}"]
     config, data = standin.continued("t2i", folder, *images)
     unet = data.unet(config, (4, 16, 16))
     assert {p.dtype for p in unet.parameters()} == {torch.float32}
@@ -171,6 +182,11 @@ def test_a_setting_that_contradicts_the_checkpoint_is_refused_by_name(base, imag
     new_autoencoder().save_pretrained(tmp_path / "other")
     with pytest.raises(ParameterError, match=r"`autoencoder`: .* \(4, 1.0, 0\), .* 0.18215, 0\)"):
         open_autoencoder(train, str(tmp_path / "other"), pretrained=name)
+    shifted = new_autoencoder()  # as Flux's is
+    shifted.register_to_config(scaling_factor=0.18215, shift_factor=0.1)
+    shifted.save_pretrained(tmp_path / "shifted")
+    with pytest.raises(ParameterError, match=r"`autoencoder`: .* \(4, 0.18215, 0.1\)"):
+        open_autoencoder(train, str(tmp_path / "shifted"), pretrained=name)
     same = open_autoencoder(train, name, device="cpu", pretrained=name)
     assert same.config.scaling_factor == 0.18215
     alone = bare(base, tmp_path / "bare")

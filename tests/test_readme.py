@@ -245,9 +245,9 @@ def lines_of_the_demo() -> list[str]:
     found = {(row["extractor"], row["set"]): row for row in rows}
     extractors = list(dict.fromkeys(row["extractor"] for row in rows))[:2]
     synthetic, lines = [found[extractor, "synthetic"] for extractor in extractors], []
-    titles = {"first draws": "first samples", "real, asking half": "real, conditioning half"}
+    titles = {"first draws": "first samples"}
     for name in ("synthetic", "first draws", "untrained", "reconstructions", "real, training",
-                 "real, asking half"):  # fmt: skip
+                 "real, conditioning half"):  # fmt: skip
         one = scores[name, "kernel"]
         cells = [titles.get(name, name), f"{one['images']} / {one['real_images']}"]
         cells.append(number(one["value"]))

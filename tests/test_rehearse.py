@@ -12,6 +12,7 @@ import pytest
 import rehearse
 import stand_ins
 import torch
+import yaml
 
 CHOSEN = [f"{notebook}.reported" for notebook in rehearse.SHORT if notebook != "05_e2i"]
 CHOSEN += ["05_e2i.recommended"]
@@ -39,6 +40,35 @@ def test_a_profile_runs_through(rehearsed, name):
     assert sum(trained.values()) > 0 and min(found["steps"].values()) >= 2
     assert found["gpu"]["thousand"] > 0
     assert rehearse.line(found).count("|") == rehearse.HEAD.split("\n")[0].count("|")
+
+
+def elsewhere(name: str) -> bool:
+    "Whether a profile's data have to be fetched."
+    values = yaml.safe_load((rehearse.ROOT / f"nbs/params/{name}.yaml").read_text())
+    return any(mark in values.get("dataset", values.get("data", "demo")) for mark in ":/")
+
+
+@pytest.mark.parametrize("name", [*filter(elsewhere, rehearse.names([]))])
+def test_a_profile_whose_data_is_not_there_is_one_sentence(name, monkeypatch, tmp_path):
+    "The data, or the pipeline that is asked for before them; with the place to get it."
+    def away(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.socket.connect", away)
+    monkeypatch.setattr("socket.getaddrinfo", away)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("SYNTH_NB_CACHE", str(tmp_path))
+    monkeypatch.delenv("IN_TEST", raising=False)
+    monkeypatch.chdir(tmp_path)
+    notebook = name.split(".")[0]
+    cells = json.loads((rehearse.ROOT / f"nbs/{notebook}.ipynb").read_text())["cells"]
+    values = yaml.safe_load((rehearse.ROOT / f"nbs/params/{name}.yaml").read_text())
+    with pytest.raises((OSError, ValueError)) as caught:
+        rehearse.run_cells(notebook, cells, values | dict(outputs=str(tmp_path), device="cpu"))
+    message = str(caught.value)
+    assert "https://" in message and "\n" not in message and len(message) < 350, message
+    assert any(way in message for way in ("download", "fetch")), message
+    assert not list(tmp_path.glob("0*"))  # no run was begun
 
 
 def parameters(make) -> int:

@@ -247,6 +247,9 @@ def fetch(
 # %% ../../nbs/library/data/dataset.ipynb #6e36abbd
 SPLIT_ORDER = ("train", "val", "test")
 
+# %% ../../nbs/library/data/dataset.ipynb #5eef01f6
+LEAST_HELD_OUT = 12  # images, to evaluate a model
+
 # %% ../../nbs/library/data/dataset.ipynb #f4405f48
 def summary(
     ds: ImageDataset,
@@ -283,6 +286,8 @@ def explanation(
     per_class = Counter(ds.labels.tolist())
     named = [f"{name} {per_class[i]:,}" for i, name in enumerate(ds.classes)]
     splits = ", ".join(f"{name} {counts[name]:,}" for name in SPLIT_ORDER if counts[name])
+    if max(counts["val"], counts["test"]) < LEAST_HELD_OUT:
+        splits += f"; fewer than {LEAST_HELD_OUT} are held out, too few to evaluate a model"
     alone = len(set(ds.groups)) >= len(set(ds.hashes))
     guessed = about.get("read_as") or "nothing was guessed"
     lines = [
@@ -465,7 +470,7 @@ def with_split(
 # %% ../../nbs/library/data/dataset.ipynb #2809d77b
 def held_out_of(
     ds: ImageDataset,
-    least: int = 12,  # images that a comparison needs
+    least: int = LEAST_HELD_OUT,  # images that a comparison needs
 ) -> ImageDataset:  # `val`, or `test` where `val` has fewer than these
     "The images that judge a model. Warns where `test` stands in; raises `DataError` for too few."
     found = ds.held_out

@@ -295,6 +295,22 @@ ORIGINAL_ANSWERS = dict(
     width="it is called `image_size` here",
     height="it is called `image_size` here",
     transform="images are cropped to a square and resized by themselves: leave it out",
+    max_images="give a folder with so many images as `dataset`",
+    target="of the augmentation it is `ada_target` here; for an image to project call "
+           "`project(load_model(run), image, embedder)`",
+    class_idx="it is called `label` here",
+    noise_mode="images are drawn with constant noise; `load_model(run).images(styles, noise_mode)` "
+               "takes others",
+    projected_w="call `load_model(run).images(styles)` with the styles of a projection",
+    num_steps="it is called `projection_steps` here",
+    save_video="the notebook writes the walk as a film; `save_film` writes that of a projection",
+    **dict.fromkeys(("rows", "cols", "styles", "row_seeds", "col_seeds", "col_styles"),
+                    "call `style_mixing(load_model(run), rows, columns, low, high)`"),
+    cbase="it is called `channel_base` here", cmax="it is called `channel_max` here",
+    glr="both networks have `lr`", dlr="both networks have `lr`",
+    map_depth="`configuration` sets it", mbstd_group="`configuration` sets it",
+    desc="give a `run_name`", tick="it is `images_per_epoch` here, in images",
+    batch_gpu="it is `accumulate` here: parts that the batch is cut into",
 )
 
 # %% ../../nbs/library/stylegan2/config.ipynb #3b802061

@@ -212,7 +212,8 @@ class Trainer:
         self.config, self.evaluate, self.save, self.what = config, evaluate, save, what
         self.remedy = remedy
         self.compiled, self.graphs = [], False
-        self.averages = {k: moving_average(modules[k], beta) for k, beta in (ema or {}).items()}
+        self.averages = {k: moving_average(modules[k], beta, self.fixed(modules[k]))
+                         for k, beta in (ema or {}).items()}
         self.optimizers = {id(p.optimizer): p.optimizer for p in phases}
         self.steps_per_epoch = config.steps_per_epoch(len(data))
         self.total = config.epochs * self.steps_per_epoch
@@ -337,6 +338,11 @@ class Trainer:
         trained = {id(p) for phase in self.phases for p in phase.parameters}
         own = self.modules.values()
         return [m for m in own if any(id(p) in trained for p in m.parameters())]
+
+    def fixed(self, module: nn.Module) -> list[nn.Parameter]:
+        "Parameters that no optimiser changes."
+        trained = {id(p) for phase in self.phases for p in phase.parameters}
+        return [p for p in module.parameters() if id(p) not in trained]
 
     def compile_networks(self):
         "Let `torch.compile` take the networks that it may; their names and weights stay."
@@ -615,6 +621,7 @@ class Trainer:
             return
         parameters = sum(p.numel() for m in self.modules.values() for p in m.parameters())
         averaged = sum(p.numel() for m in self.averages.values() for p in m.parameters())
+        averaged -= sum(p.numel() for k in self.averages for p in self.fixed(self.modules[k]))
         remembered = sum(optimizer_bytes(o) for o in self.optimizers.values())
         used = peak_bytes(self.device) + (0 if self.position.step else remembered)
         every = config.snapshot_every if self.save else 0

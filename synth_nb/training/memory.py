@@ -43,9 +43,6 @@ def new_optimizer(
     if kind != "adam8bit":
         known = "adam, adam8bit, adafactor or sgd"
         raise ParameterError(f"parameter `optimizer` must be {known}, got {kind!r}")
-    if not torch.cuda.is_available():
-        raise ParameterError("parameter `optimizer` adam8bit needs a GPU of Nvidia: take adam, "
-                             "or adafactor, which remembers as little")
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:

@@ -470,8 +470,8 @@ def box_doubts(files: list[str], others: list[str]) -> list[str]:
     # others: files that are no images → sentences
     "Say that a file beside each image is not read, as it mostly holds boxes."
     stems = {file.rpartition("/")[2].rpartition(".")[0] for file in files}
-    kinds = Counter(extension_of(other) for other in others
-                    if other.rpartition("/")[2].rpartition(".")[0] in stems)
+    kinds = Counter(extension_of(other) for other in others if extension_of(other) in DOCUMENTS
+                    and other.rpartition("/")[2].rpartition(".")[0] in stems)
     kind, n = kinds.most_common(1)[0] if kinds else ("", 0)
     return [f"{n} {kind} are called like images and are not read: boxes and texts are no classes"
             ] if n > 3 and 2 * n > len(files) else []

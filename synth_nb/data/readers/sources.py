@@ -427,6 +427,8 @@ def complete_groups(
 # %% ../../../nbs/library/data/readers/sources.ipynb #832efe63
 BY_HAND = {  # word in a path → what belongs there, and where it is
     "camelyon16": "slides of CAMELYON16 (.tif) from https://gigadb.org/dataset/100439",
+    "brain-cancer-mri-dataset": "and extract "
+        "https://www.kaggle.com/datasets/orvile/brain-cancer-mri-dataset (with a login)",
     "epfl": "the TIFF of that name from https://www.epfl.ch/labs/cvlab/data/data-em/",
 }
 
