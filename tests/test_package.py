@@ -30,7 +30,8 @@ SUFFIX = "_requirements"
 ITS_EXTRA = {"engine": "notebooks", "entry": "notebooks", "story": "notebooks", "grid": "grid",
              "pages": "docs"}
 # by the extra dev, so nothing here knows whose they are
-NOT_INSTALLED = {"umap": "umap-learn", "nibabel": "nibabel", "pillow_heif": "pillow-heif"}
+NOT_INSTALLED = {"umap": "umap-learn", "nibabel": "nibabel", "pillow_heif": "pillow-heif",
+                 "opacus": "opacus"}
 
 
 def settings() -> dict[str, str]:
