@@ -99,7 +99,11 @@ def test_a_continued_network_starts_with_the_loss_that_it_was_saved_with(
 
 @pytest.mark.parametrize("condition", ["t2i", "e2i"])
 def test_lora_is_saved_alone_and_merged_for_diffusers(condition, base, images, tmp_path):
-    _, model = trained(condition, base, images, tmp_path / "run", lora_rank=4, **FAST)
+    trainer, model = trained(condition, base, images, tmp_path / "run", lora_rank=4, **FAST)
+    unet, average = trainer.modules["unet"], trainer.averages["unet"].module
+    assert average.conv_in.weight is unet.conv_in.weight  # what is not trained is there once
+    frozen = sum(p.nbytes for p in trainer.fixed(unet))
+    assert (tmp_path / "run/checkpoints/newest.pt").stat().st_size < 1.5 * frozen
     apart, moved = standin.saved_and_opened(model, tmp_path / "model", base[0])
     assert moved > 0.01 and apart < 0.05 * moved
     unet = DiffusionPipeline.from_pretrained(tmp_path / "model").unet
