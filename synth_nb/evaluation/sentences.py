@@ -8,7 +8,7 @@ __all__ = ['power_sentences']
 # %% ../../nbs/library/evaluation/sentences.ipynb #63a5ccf2
 import json
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 
 import numpy as np
 import pandas as pd
@@ -52,9 +52,7 @@ def table_text(rows: pd.DataFrame, about: dict) -> str:
 @cache
 def library_table() -> tuple[pd.DataFrame, dict]:
     "The power table that comes with the library, and its provenance."
-    import synth_nb
-
-    stored = json.loads(Path(synth_nb.__file__).with_name("evaluation").joinpath(TABLE).read_text())
+    stored = json.loads(files("synth_nb.evaluation").joinpath(TABLE).read_text("utf-8"))
     return pd.DataFrame(stored["rows"], columns=stored["columns"]), stored["about"]
 
 # %% ../../nbs/library/evaluation/sentences.ipynb #e789fa32
