@@ -220,13 +220,17 @@ def write_report(
     audits: list[CopyAudit] = (),
     use: list[str] = (),  # about usefulness
     figures: list[str] = (),  # file names in the same folder
+    answers: list[str] = (),  # sentences that come first: what to do with these images
     **context,  # what else belongs into the JSON, plain values
 ) -> str:  # the report
     "Write `evaluation.csv`, `.tex`, `.json` and `report.md`."
     parts = report_sections(rows, real, fakes, messages, audits, use, figures)
+    if answers:
+        parts.insert(0, ("In short", "\n".join(f"- {one}" for one in answers)))
     report = "# Evaluation\n\n" + "\n\n".join(f"## {head}\n\n{text}" for head, text in parts) + "\n"
     copies = [a.numbers() for a in audits]
-    found = dict(warnings=list(messages), copies=copies, usefulness=list(use))
+    found = dict(answers=list(answers), warnings=list(messages), copies=copies,
+                 usefulness=list(use))
     everything = _about(rows, [real, *fakes], embedders) | found | context
     tex = "\n".join(latex(score_table(rows, e.id), caption(real, e.id)) for e in embedders)
     write_texts(folder, {
