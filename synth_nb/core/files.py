@@ -151,15 +151,21 @@ def cache_entry(
     path: Path,  # of a file, or of a folder
     *others: Path,  # files that belong to it
 ):  # yields whether it must be made, with checksums
-    "Lock an entry of the cache where it is missing or damaged."
+    "Lock an entry of the cache where it is missing or damaged. Raises `OSError` if it cannot be."
     def wrong():
         return next(filter(None, (damage(p, required=True) for p in (path, *others))), "")
 
     if not wrong():
         yield False
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire()
+    except OSError as error:
+        why = f"the cache cannot be written in {display_path(path.parent)} ({error.strerror})"
+        raise OSError(f"{why}; set SYNTH_NB_CACHE") from None
+    with held:
         tidy(path)
         why = wrong()
         if why and path.exists():

@@ -69,9 +69,34 @@ def _watch_parent(kernel, parent: int):
     os._exit(1)
 
 # %% ../../nbs/library/core/stops.ipynb #3891b96e
+def _interrupt(*_):
+    "SIGTERM and SIGHUP of a script are what Ctrl-C is."
+    raise KeyboardInterrupt
+
+
+def _say_stop(kind, error, trace):
+    "In place of the traceback of an interrupt: its one sentence."
+    if not issubclass(kind, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, trace)
+    text = str(error) or "stopped; the same command goes on from what was reached"
+    print(text[0].upper() + text[1:], file=sys.stderr)
+
+
+def _end_script():
+    "Let a script end by its signals as by Ctrl-C, where it has no way of its own."
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _say_stop
+    if threading.current_thread() is threading.main_thread():
+        for number in stop_signals():
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, _interrupt)
+
+# %% ../../nbs/library/core/stops.ipynb #7cda9441
 def end_in_order():
-    "Let the kernel that this is, if it is one, store what it reached before it ends."
+    "Let this program, a script or a kernel, store what it reached before it ends by a signal."
     get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    if get_ipython() is None:
+        return _end_script()
     kernel = getattr(get_ipython(), "kernel", None)
     poller = getattr(getattr(kernel, "parent", None), "poller", None)
     if not hasattr(poller, "parent_pid") or isinstance(poller.parent_pid, _AnyProcess):
