@@ -134,6 +134,9 @@ class Listing:
             if not image and path and (not kind or kind[1:].isdecimal()):
                 image = is_dicom(path / file)
             (images if image else others).append(file)
+        if not images:  # a vector alone is an array that is no image, and said to be
+            images = [file for file in others if extension_of(file) == ".npy"]
+            others = [file for file in others if extension_of(file) != ".npy"]
         return cls(name, title, images, others, read, [*skipped], path, slices)
 
     def text(self, file) -> bytes:
