@@ -30,7 +30,8 @@ SUFFIX = "_requirements"
 ITS_EXTRA = {"engine": "notebooks", "entry": "notebooks", "story": "notebooks", "grid": "grid",
              "pages": "docs"}
 # by the extra dev, so nothing here knows whose they are
-NOT_INSTALLED = {"umap": "umap-learn", "nibabel": "nibabel", "pillow_heif": "pillow-heif"}
+NOT_INSTALLED = {"umap": "umap-learn", "nibabel": "nibabel", "pillow_heif": "pillow-heif",
+                 "opacus": "opacus"}
 
 
 def settings() -> dict[str, str]:
@@ -301,6 +302,17 @@ def test_what_is_not_asked_for_is_seen(owners):
     top, within = imports("import os, yaml\nfrom PIL import Image\ndef f():\n import umap.x, gone")
     assert (top, within) == ({"yaml", "PIL"}, {"umap", "gone"})
     assert lacking(top | within, {"pyyaml", "umap-learn"}, owners) == ["PIL", "gone"]
+
+
+def test_what_ci_installs_is_allowed():
+    "The locked set has a version of all that the tests need, within its range."
+    lines = (ROOT / "tests/constraints.txt").read_text().split()
+    pinned = {canonicalize_name(name): v for name, v in (line.split("==") for line in lines)}
+    wanted = (settings()["requirements"] + " " + settings()["dev_requirements"]).split()
+    wrong = [text for text in wanted if (one := Requirement(text)) and "setuptools" not in text
+             if not one.marker or one.marker.evaluate()
+             if not one.specifier.contains(pinned.get(canonicalize_name(one.name), "0"))]
+    assert wrong == []
 
 
 def test_extras_that_are_named_are_there():

@@ -99,14 +99,20 @@ def test_a_continued_network_starts_with_the_loss_that_it_was_saved_with(
 
 @pytest.mark.parametrize("condition", ["t2i", "e2i"])
 def test_lora_is_saved_alone_and_merged_for_diffusers(condition, base, images, tmp_path):
-    _, model = trained(condition, base, images, tmp_path / "run", lora_rank=4, **FAST)
+    trainer, model = trained(condition, base, images, tmp_path / "run", lora_rank=4, **FAST)
+    unet, average = trainer.modules["unet"], trainer.averages["unet"].module
+    assert average.conv_in.weight is unet.conv_in.weight  # what is not trained is there once
+    frozen = sum(p.nbytes for p in trainer.fixed(unet))
+    assert (tmp_path / "run/checkpoints/newest.pt").stat().st_size < 1.5 * frozen
     apart, moved = standin.saved_and_opened(model, tmp_path / "model", base[0])
     assert moved > 0.01 and apart < 0.05 * moved
     unet = DiffusionPipeline.from_pretrained(tmp_path / "model").unet
     assert not any("lora" in name for name in unet.state_dict())
     assert unet.config.encoder_hid_dim is None  # Stable Diffusion's own layout
-    again, ours = load(tmp_path / "model").sample(2, seed=1).images, model.sample(2, seed=1).images
-    assert_near(again, ours)
+    again, ours = load(tmp_path / "model"), model.sample(2, seed=1).images
+    assert_near(again.sample(2, seed=1).images, ours)
+    again.pipeline.load_lora_weights(tmp_path / "model/lora")  # on top of a finished run
+    assert (again.sample(2, seed=1).images - ours).abs().max() > 1e-3
 
 
 def test_what_an_embedding_learns_is_saved_without_a_layer_of_its_own(base, images, tmp_path):

@@ -23,7 +23,6 @@ from ..data import DataError, to_uint8
 from ..data.quality.export import check_target, export
 from .latents import weights_digest
 from ..training.processes import launch, this_process
-from ..evaluation.release import release_summary
 from ..core.checksums import damage
 from ..core.files import atomic_write, digest, resolve
 from ..core.parameters import ParameterError
@@ -216,7 +215,7 @@ def _export_release(
     "Draw a release and write it. Raises `DataError` where no image was accepted."
     samples = model.release(n, alpha, about["seed"], **options)
     if not len(samples):
-        raise DataError(f"there is nothing to export: {release_summary(samples.record)[0]}")
+        raise DataError(f"there is nothing to export: {samples}")
     write_part(parts / "release.safetensors", samples)
     _export(model, [parts / "release.safetensors"], samples.numbers, path, about | dict(
         release=str(samples)))

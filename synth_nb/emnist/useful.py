@@ -20,32 +20,15 @@ from ..evaluation import ImageSet
 from synth_nb.evaluation.useful import (
     accuracy_intervals,
     align_labels,
+    balanced,
     balanced_rows,
+    class_rows,
     missing_for_usefulness,
     present_classes,
     train_and_classify,
 )
 from ..figures.plots import COLOURS, new_figure
 from ..core.seeding import derive_seed
-
-# %% ../../nbs/library/emnist/useful.ipynb #b1b1fb9b
-def balanced(first: list[Tensor], second: list[Tensor]) -> tuple[Tensor, Tensor]:
-    # first: rows of each class → rows of either, as many of every class
-    "Rows of two sets, the fewer repeated."
-    sides = [[], []]
-    for pair in zip(first, second, strict=True):
-        most = max(map(len, pair))
-        for side, rows in zip(sides, pair, strict=True):
-            side.append(rows.repeat(-(-most // len(rows)))[:most])
-    return torch.cat(sides[0]), torch.cat(sides[1])
-
-# %% ../../nbs/library/emnist/useful.ipynb #0f561133
-def class_rows(
-    labels: Tensor,  # (N,) int64; -1 for none
-    classes: int,
-) -> list[Tensor]:  # of each class
-    "Which images are of which class."
-    return [(labels == label).nonzero()[:, 0] for label in range(classes)]
 
 # %% ../../nbs/library/emnist/useful.ipynb #9bd1f3c7
 def test_hits(

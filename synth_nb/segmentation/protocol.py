@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Protocol', 'Cells', 'synthetic_pairs', 'run_protocol', 'effects', 'readable_table', 'protocol_figure',
-           'write_protocol', 'protocol_summary']
+           'write_protocol', 'protocol_summary', 'protocol_exchange']
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #1512d0bc
 import json
@@ -27,6 +27,7 @@ from ..core.progress import Progress, in_kernel
 from ..core.seeding import derive_seed
 from ..data import DataError
 from ..data.loader import largest_symmetry
+from ..evaluation.exchange import exchange_rate
 from ..figures.plots import appearance, new_figure
 from synth_nb.segmentation.arms import (
     FeatureSegmenter,
@@ -438,3 +439,15 @@ def protocol_summary(
     "What the intervals say, and nothing else."
     return [f"{row.labels:.0%} of the labels, {row.arm} against {row.against}: {row.verdict}."
             for row in table.itertuples() if row.verdict]
+
+# %% ../../nbs/library/segmentation/protocol.ipynb #94ae07d2
+def protocol_exchange(
+    rows: pd.DataFrame,  # from `run_protocol`
+) -> pd.DataFrame:  # from `exchange_rate`, counts in labelled chunks
+    "What the synthetic pairs are worth. Raises `DataError` for fewer than 3 shares or seeds."
+    fractions = sorted(set(rows["fraction"]))
+    if missing := {"R", "R+S"} - set(rows["arm"]):
+        raise DataError(f"an exchange rate needs the arms R and R+S: {missing.pop()} is missing")
+    labelled = [int(rows[rows["fraction"] == f]["labelled"].iloc[0]) for f in fractions]
+    curves = [np.stack([dice_matrix(rows, arm, f) for f in fractions]) for arm in ("R", "R+S")]
+    return exchange_rate(labelled, *curves)

@@ -110,6 +110,23 @@ class TrainingConfig:
             shares = f"`num_processes`, `num_nodes` and `accumulate` deal {self.batch_size} images"
             raise ParameterError(f"`batch_size` must divide evenly: {shares}")
 
+    @classmethod
+    def of(cls, parameters: dict, **others) -> "TrainingConfig":
+        """From a story's parameters, by name; `others` take the place of these.
+
+        Raises `ParameterError` for batches that no epoch has or that cannot be cut.
+        """
+        named = {k: v for k, v in parameters.items() if k in cls.__dataclass_fields__}
+        found = cls(**named | others)
+        batch, draws = found.batch_size, found.images_per_epoch
+        if 0 < draws < batch:
+            raise ParameterError(f"`batch_size` is {batch} and `images_per_epoch` {draws}: an "
+                                 "epoch must have a batch at least")
+        if found.accumulate > batch:
+            raise ParameterError(f"`accumulate` {found.accumulate} cuts `batch_size` {batch} into "
+                                 "parts without images")
+        return found
+
     @property
     def processes(self) -> int:
         return self.num_processes * self.num_nodes
@@ -212,7 +229,8 @@ class Trainer:
         self.config, self.evaluate, self.save, self.what = config, evaluate, save, what
         self.remedy = remedy
         self.compiled, self.graphs = [], False
-        self.averages = {k: moving_average(modules[k], beta) for k, beta in (ema or {}).items()}
+        self.averages = {k: moving_average(modules[k], beta, self.fixed(modules[k]))
+                         for k, beta in (ema or {}).items()}
         self.optimizers = {id(p.optimizer): p.optimizer for p in phases}
         self.steps_per_epoch = config.steps_per_epoch(len(data))
         self.total = config.epochs * self.steps_per_epoch
@@ -314,6 +332,8 @@ class Trainer:
         device = pick_device(self.config.device)
         self.accelerator = accelerator_for(device, pick_precision(self.config.precision, device))
         self.device, self.nets = self.accelerator.device, {}
+        plain = self.accelerator.mixed_precision == "no"
+        self.autocast = nullcontext if plain else self.accelerator.autocast
         if self.config.checkpointing:
             enable_checkpointing(*self.trained_modules())
         for name, module in self.modules.items():
@@ -337,6 +357,11 @@ class Trainer:
         trained = {id(p) for phase in self.phases for p in phase.parameters}
         own = self.modules.values()
         return [m for m in own if any(id(p) in trained for p in m.parameters())]
+
+    def fixed(self, module: nn.Module) -> list[nn.Parameter]:
+        "Parameters that no optimiser changes."
+        trained = {id(p) for phase in self.phases for p in phase.parameters}
+        return [p for p in module.parameters() if id(p) not in trained]
 
     def compile_networks(self):
         "Let `torch.compile` take the networks that it may; their names and weights stay."
@@ -410,12 +435,13 @@ class Trainer:
     def backward(self, phase: Phase, microbatches: list[tuple[dict, float]]) -> Tensor:
         "Gradients of one phase over all microbatches and processes; returns its loss, ()."
         self.require_gradients(phase)
-        value = torch.zeros((), device=self.device)
+        value, scaler = None, self.accelerator.scaler
         for batch, share in microbatches:
-            with self.accelerator.autocast():
-                loss = phase.loss(self.nets, batch) * share
-            value += loss.detach()
-            self.accelerator.backward(loss) if self.accelerator.scaler else loss.backward()
+            with self.autocast():
+                loss = phase.loss(self.nets, batch)
+                loss = loss * share if share < 1 else loss
+            value = loss.detach() if value is None else value + loss.detach()
+            self.accelerator.backward(loss) if scaler else loss.backward()
         if self.accelerator.num_processes > 1:
             gradients = [p.grad for p in phase.parameters if p.grad is not None]
             self.mean_over_processes([value, *gradients])
@@ -615,6 +641,7 @@ class Trainer:
             return
         parameters = sum(p.numel() for m in self.modules.values() for p in m.parameters())
         averaged = sum(p.numel() for m in self.averages.values() for p in m.parameters())
+        averaged -= sum(p.numel() for k in self.averages for p in self.fixed(self.modules[k]))
         remembered = sum(optimizer_bytes(o) for o in self.optimizers.values())
         used = peak_bytes(self.device) + (0 if self.position.step else remembered)
         every = config.snapshot_every if self.save else 0

@@ -6,14 +6,14 @@
 __all__ = ['BatchOrder', 'warmup', 'linear_decay', 'moving_average']
 
 # %% ../../nbs/library/training/schedules.ipynb #9f740d41
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 
 # %% ../../nbs/library/training/schedules.ipynb #066d3ccf
 from ..core.parameters import ParameterError
@@ -87,18 +87,20 @@ def linear_decay(
     )
 
 # %% ../../nbs/library/training/schedules.ipynb #529bd99b
-class MovingAverage(AveragedModel):
+class MovingAverage(nn.Module):
     "Moving average of a network's weights and buffers; `.module` holds the averaged network."
 
-    def __init__(self, module: nn.Module, decay: Callable[[int], float]):
-        # decay: β after so many updates
-        super().__init__(module, use_buffers=True)
+    def __init__(self, module: nn.Module, decay: Callable[[int], float], fixed: Iterable):
+        # decay: β after so many updates; fixed: parameters that are shared
+        super().__init__()
+        self.module = copy.deepcopy(module, {id(p): p for p in fixed})
+        self.register_buffer("n_averaged", torch.tensor(0))
         self.decay, self.updates = decay, 0
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module):
         ours, theirs = ([*m.parameters(), *m.buffers()] for m in (self.module, model))
-        pairs = list(zip(ours, theirs, strict=True))
+        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not b]
         moving = [(a, b) for a, b in pairs if a.is_floating_point() and self.updates]
         if moving:
             averages, current = zip(*moving, strict=True)
@@ -116,10 +118,11 @@ class MovingAverage(AveragedModel):
 def moving_average(
     module: nn.Module,
     decay: float | Callable[[int], float],  # β, for example 0.999; or β after so many updates
+    fixed: Iterable[nn.Parameter] = (),  # those that nothing trains: shared, not copied
 ) -> MovingAverage:
     """Exponential moving average of a network's weights and floating-point buffers.
 
     A number is warmed up; a function of the count of updates so far is taken as it is.
     """
     beta = decay if callable(decay) else lambda count: min(decay, (1 + count) / (10 + count))
-    return MovingAverage(module, beta).requires_grad_(False).eval()
+    return MovingAverage(module, beta, fixed).requires_grad_(False).eval()

@@ -1,0 +1,71 @@
+"""How often the interval of the exchange rate covers the truth, in studies whose truth is known.
+
+A study has two learning curves: of real labels alone, and of a synthetic set beside them that is
+worth a known number of labels at each count. Subsets of a seed are nested, so the deviations of its
+scores are alike; both curves share subsets and test units. Run: python benchmarks/exchange.py
+"""
+
+import argparse
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from synth_nb.evaluation.exchange import exchange_rate
+from synth_nb.evaluation.report import markdown
+
+COUNTS = np.array([5, 10, 20, 40, 80, 160])
+CURVES = {"0.95 − 0.9/√n": lambda n: 0.95 - 0.9 / np.sqrt(n),
+          "an S in log n": lambda n: 0.5 + 0.45 / (1 + (25 / n) ** 1.2),
+          "nearly flat": lambda n: 0.9 - 0.05 / np.sqrt(n)}
+WORTHS = {"20 labels": lambda n: 20 + 0 * n, "40, fading": lambda n: 40 * np.exp(-n / 30),
+          "none": lambda n: 0 * n}
+
+
+def study(score, worth, seeds: int, units: int, rng, noise: float = 0.01) -> list[np.ndarray]:
+    "Scores (K, S, U) of both curves."
+    k = len(COUNTS)
+    nested = rng.normal(0, noise, (k, seeds))[::-1].cumsum(0)[::-1]  # a subset and those in it
+    nested /= np.sqrt(np.arange(k, 0, -1))[:, None]
+    of_unit = rng.normal(0, 2 * noise, units) * (units > 1)
+    arms = []
+    for counts in (COUNTS, COUNTS + worth(COUNTS)):
+        runs = score(counts)[:, None] + 0.7 * nested + 0.7 * rng.normal(0, noise, (k, seeds))
+        rest = rng.normal(0, 2 * noise, (k, seeds, units)) * (units > 1)
+        arms.append(runs[:, :, None] + of_unit + rest)
+    return arms
+
+
+def covered(score, worth, seeds: int, units: int, studies: int, draws: int) -> np.ndarray:
+    "Whether the interval of each study covers the truth at each count (studies, K)."
+    found, truth = [], worth(COUNTS)
+    for number in range(studies):
+        rng = np.random.default_rng([number, seeds, units])
+        table = exchange_rate(COUNTS, *study(score, worth, seeds, units, rng), draws, number)
+        found.append((table.low <= truth + 1e-9) & (truth <= table.high + 1e-9))
+    return np.array(found)
+
+
+def main(words: list[str] | None = None) -> pd.DataFrame:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--studies", default=200, type=int, help="of each kind")
+    parser.add_argument("--draws", default=400, type=int, help="of each bootstrap")
+    parser.add_argument("--quick", action="store_true", help="fewer kinds and studies, for tests")
+    args = parser.parse_args(words)
+    sizes = [(5, 1), (5, 8)] if args.quick else [*product((3, 5, 10), (1, 8))]
+    curves = dict([*CURVES.items()][:1]) if args.quick else CURVES
+    studies, rows = 60 if args.quick else args.studies, []
+    for (curve, score), (name, worth) in product(curves.items(), WORTHS.items()):
+        for seeds, units in sizes:
+            inside = covered(score, worth, seeds, units, studies, args.draws).mean(0)
+            rows.append(dict(curve=curve, worth=name, seeds=seeds, units=units,
+                             coverage=inside.mean(), lowest=inside.min(), highest=inside.max()))
+    table = pd.DataFrame(rows)
+    print(markdown(table.set_index("curve")))
+    print(markdown(table.groupby(["seeds", "units"]).coverage.agg(["min", "mean", "max"])
+                   .reset_index().set_index("seeds")))
+    return table
+
+
+if __name__ == "__main__":
+    main()
