@@ -1,6 +1,6 @@
 # Everything a person, a cluster or CI types. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run lab lab-test report docs test test-processors rehearse test-slurm test-faults lint clean
+.PHONY: help run lab lab-test report docs test test-processors rehearse test-slurm test-mutations test-faults test-fuzz lock lint clean
 SHELL := /bin/bash
 # threads that wait without spinning, where several processes share the machine; alone it costs a fifth
 report test test-processors .venv/tested: export OMP_WAIT_POLICY ?= PASSIVE
@@ -16,13 +16,16 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 EXECUTOR ?=
 OUT = outputs/05_e2i/$(RUN)
 BIN = .venv/bin
+# 1: the very versions that CI tests, instead of the newest that settings.ini allows
+LOCKED ?=
+PINS = $(if $(LOCKED),-c tests/constraints.txt)
 # Ctrl-C while pip works
 STOPPABLE = trap 'echo "Stopped while installing; the same command goes on, and downloads nothing twice."; exit 130' INT
 SOURCES = $(wildcard nbs/*.ipynb nbs/library/*.ipynb nbs/library/*/*.ipynb nbs/*.md nbs/guides/*.md nbs/_site/*.py nbs/params/*.yaml synth_nb/*.py synth_nb/*/*.py tests/*.py *.ini *.py *.toml README*.md) Makefile
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 17
-	@echo "Variables of run: DATASET=$(DATASET) EPOCHS=$(EPOCHS) RUN=<name of the data set>; of report: PROFILE=$(PROFILE) CORES=$(CORES) EXECUTOR=$(EXECUTOR); of all: PYTHON=$(PYTHON)"
+	@echo "Variables of run: DATASET=$(DATASET) EPOCHS=$(EPOCHS) RUN=<name of the data set>; of report: PROFILE=$(PROFILE) CORES=$(CORES) EXECUTOR=$(EXECUTOR); of all: PYTHON=$(PYTHON) LOCKED=$(LOCKED)"
 
 .venv/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"synth_nb needs Python 3.11 or newer, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.11 …")'
@@ -36,7 +39,7 @@ help:  ## this list
 
 .venv/dev: settings.ini setup.py | .venv/pip
 	@echo "installing synth_nb and what its tests need (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[dev]'
 	@touch $@
 
 .venv/docs: settings.ini setup.py | .venv/pip
@@ -91,8 +94,14 @@ test-faults: .venv/dev  ## every notebook's training killed 20 times at random m
 rehearse: .venv/dev  ## every profile on the CPU with its true networks and made-up data (hours); ONLY="05_e2i.reported 07_emnist" for some
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/rehearse.py $(ONLY)
 
+test-fuzz: .venv/dev  ## damaged inputs for every reader, 10,000 of them (10 minutes); INPUTS=1000 for fewer
+	$(BIN)/python tests/fuzz.py $(INPUTS)
+
 test-mutations: .venv/dev  ## plants some fifty bugs, one at a time, and says which test catches each (15 minutes)
 	$(BIN)/python tests/mutations.py
+
+lock: .venv/dev  ## write the versions that are installed, once all tests passed with them, into tests/constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable > tests/constraints.txt
 
 clean:  ## remove .venv and what can be computed again; runs stay
 	rm -rf .venv outputs/cache _docs _proc build dist *.egg-info

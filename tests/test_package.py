@@ -304,6 +304,17 @@ def test_what_is_not_asked_for_is_seen(owners):
     assert lacking(top | within, {"pyyaml", "umap-learn"}, owners) == ["PIL", "gone"]
 
 
+def test_what_ci_installs_is_allowed():
+    "The locked set has a version of all that the tests need, within its range."
+    lines = (ROOT / "tests/constraints.txt").read_text().split()
+    pinned = {canonicalize_name(name): v for name, v in (line.split("==") for line in lines)}
+    wanted = (settings()["requirements"] + " " + settings()["dev_requirements"]).split()
+    wrong = [text for text in wanted if (one := Requirement(text)) and "setuptools" not in text
+             if not one.marker or one.marker.evaluate()
+             if not one.specifier.contains(pinned.get(canonicalize_name(one.name), "0"))]
+    assert wrong == []
+
+
 def test_extras_that_are_named_are_there():
     "In commands of the library, the pages and the Makefile."
     pages = [*ROOT.glob("*.md"), *(ROOT / "nbs").rglob("*.md"), ROOT / "Makefile", *NOTEBOOKS]

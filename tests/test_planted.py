@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from synth_nb.dcgan.losses import GANLosses
+from synth_nb.diffusion import fidelity, sampling
 from synth_nb.diffusion import latents as latents_module
-from synth_nb.diffusion import sampling
 from synth_nb.diffusion.latents import LatentSet, view_embeddings
 from synth_nb.diffusion.objective import (
     DenoisingLoss,
@@ -126,3 +126,31 @@ def test_a_mask_is_warped_with_its_image():
     masks[:, :, 4:14, 6:26] = 1
     images, warped = warp_pair(masks * 2 - 1, masks, random_warps(2, (32, 32)))
     assert torch.equal(warped, (images >= 0).float()) and not torch.equal(warped, masks)
+
+
+class Named(list):
+    "A side of a split, as names of its images."
+    classes, labels = ("a",), torch.zeros(8, dtype=torch.long)
+
+    def select(self, rows):
+        return Named(self[i] for i in rows)
+
+
+def test_scores_are_taken_on_the_other_half_of_the_held_out_images(monkeypatch, tmp_path):
+    compared = {}
+
+    def evaluate_run(folder, real, training, fakes, *rest, **options):
+        compared.update(real=real, training=training, conditioning=fakes[-2])
+        return "scores", "audit"
+
+    monkeypatch.setattr(fidelity, "evaluate_run", evaluate_run)
+    monkeypatch.setattr(fidelity, "to_image_set", lambda title, data: data)
+    monkeypatch.setattr(fidelity, "random_subset", lambda images, n, seed: images)
+    monkeypatch.setattr(fidelity, "fidelity_table", lambda *rest: None)
+    monkeypatch.setattr(fidelity, "write_tables", lambda *rest: None)
+    train, held_out = Named(f"train {i}" for i in range(6)), Named(f"val {i}" for i in range(4))
+    embedder = SimpleNamespace(mean=torch.zeros(1))
+    fidelity.evaluate_experiment(tmp_path, train, held_out, (np.array([0, 2]), np.array([1, 3])),
+                                 dict(synthetic=torch.zeros(4, 1, 2, 2)), [embedder])
+    assert compared == dict(real=["val 1", "val 3"], training=train,
+                            conditioning=["val 0", "val 2"])

@@ -31,6 +31,8 @@ def pick_device(
     Where several processes will be started it is the CPU: a process that has used a GPU cannot.
     """
     has = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    if not has["cuda"]:  # there is none to start: every look for one would search the disk again
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     if device == "auto":
         device = next(name for name, exists in has.items() if exists)
     if not has.get(device):

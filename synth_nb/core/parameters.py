@@ -9,9 +9,13 @@ __all__ = ['RENAMED_PARAMETERS', 'ParameterError', 'check_value', 'injected_name
 import ast
 import difflib
 import math
+import os
+import re
 import textwrap
 import types
 import typing
+
+from .files import resolve
 
 # %% ../../nbs/library/core/parameters.ipynb #6bd592f7
 class ParameterError(ValueError):
@@ -50,7 +54,7 @@ def cast(
         return value if isinstance(value, bool) else _BOOLS[str(value).lower()]
     if kind in (int, float):
         return _number(value, kind)
-    if kind is str and isinstance(value, (str, int, float)):
+    if kind is str and (isinstance(value, (str, int)) or _number(value, float)):
         return str(value)
     if list in (kind, origin):
         return _cast_list(value, (typing.get_args(kind) or (None,))[0])
@@ -67,31 +71,42 @@ def _cast_list(value, kind):
     return [cast(item, kind) if kind else item for item in items]
 
 # %% ../../nbs/library/core/parameters.ipynb #f7d0f52f
-LIMITS = {  # name → lowest and highest value, None where there is none
-    **dict.fromkeys(["epochs", "batch_size", "sampling_steps"], (1, None)),
-    **dict.fromkeys(["num_processes", "num_nodes"], (1, None)),
-    **dict.fromkeys(["vae_steps", "accumulate", "components", "best_of", "seeds"], (1, None)),
-    **dict.fromkeys(
-        ["images_per_epoch", "snapshot_every", "max_minutes", "guidance_scale"], (0, None)
-    ),
-    **dict.fromkeys(["z_dim", "width"], (1, None)),
-    **dict.fromkeys(["beta1", "beta2", "ema"], (0, 1)),
-    "lr": ("above 0", None),
-    "gamma": (0, None),
-    "n_samples": (12, None),  # the scores need as many
-    "seed": (0, 2**32 - 1),
+LIMITS = {  # name → lowest and highest value, None: none; of texts and lists the length
+    **dict.fromkeys(["epochs", "vae_epochs", "vae_steps", "pair_steps", "steps"], (1, None)),
+    **dict.fromkeys(["images_per_epoch", "snapshot_every", "max_minutes", "gap"], (0, None)),
+    **dict.fromkeys(["patience", "epoch", "label", "tiles_per_slide", "cnn_steps"], (0, None)),
+    **dict.fromkeys(["batch_size", "vae_batch_size", "accumulate"], (1, 2**16)),
+    **dict.fromkeys(["num_processes", "num_nodes", "sampling_steps", "best_of"], (1, 1000)),
+    **dict.fromkeys(["z_dim", "width", "hidden", "components", "latent_channels"], (1, 4096)),
+    **dict.fromkeys(["vae_width", "pair_width", "classifier_width"], (1, 4096)),
+    **dict.fromkeys(["chunk", "stride", "lora_rank"], (0, 4096)),
+    **dict.fromkeys(["beta1", "beta2", "dropout"], (0, "below 1")),
+    **dict.fromkeys(["ema", "lr_decay_fraction"], (0, 1)),
+    **dict.fromkeys(["lr", "vae_lr"], ("above 0", 1)),
+    **dict.fromkeys(["gamma", "snr_gamma", "beta", "mpp", "mpp_of_slide"], (0, 1000)),
+    **dict.fromkeys(["levels", "pair_levels"], (1, 8)),
+    **dict.fromkeys(["dataset", "outputs", "embedder", "eval_embedders"], (1, None)),
+    **dict(n_samples=(12, 10**5), n_synthetic=(1, 10**5), seed=(0, 2**32 - 1), seeds=(1, 1000)),
+    **dict(guidance_scale=(0, 100), guidance_interval=(2, 2), p_uncond=(0, 0.9)),
+    **dict(condition_noise=(0, 10), logit_mean=(-10, 10), test_fraction=("above 0", "below 1")),
+    **dict(downsample=(1, 64), sections=(3, 10**4), min_object_size=(0, 10**6)),
 }
+
+# %% ../../nbs/library/core/parameters.ipynb #8e87d1f5
 CHOICES = {  # name → what it may be
     "channels": (1, 3),
     "symmetry": ("none", "flip", "dihedral"),
     "upsampling": ("resize", "transposed"),
     "loss": ("logistic", "hinge"),
+    "head": ("tuned", "components", "none"),
     "unet_size": ("mini", "tiny", "small", "sd15"),
+    "lr_scheduler": ("cosine", "constant"),
     "optimizer": ("adam", "adam8bit", "adafactor"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "compile": ("auto", "on", "off"),
 }
+PATHS = ("model", "resume_from", "run")  # name what is there already; empty: nothing
 
 # %% ../../nbs/library/core/parameters.ipynb #5b00b515
 def check_value(
@@ -103,14 +118,38 @@ def check_value(
     "Refuse a value that no run could use; raises `ParameterError`."
     choices = CHOICES.get(name) if choices is None else choices
     if choices and value not in choices:
-        raise ParameterError(f"parameter `{name}` must be one of {choices}, got {value!r}")
+        raise ParameterError(f"parameter `{name}` must be one of {choices}, got {value!r:.60}")
     low, high = LIMITS.get(name, (None, None)) if limit is None else limit
+    if isinstance(value, (str, list)):
+        return _check_text(name, value, low or 0, high)
     if low == "above 0" and value <= 0:
         raise ParameterError(f"parameter `{name}` must be above 0, got {value!r}")
-    if isinstance(low, int) and value < low:
+    if isinstance(low, (int, float)) and value < low:
         raise ParameterError(f"parameter `{name}` must be at least {low}, got {value!r}")
-    if high is not None and value > high:
+    if high == "below 1" and value >= 1:
+        raise ParameterError(f"parameter `{name}` must be below 1, got {value!r}")
+    if isinstance(high, (int, float)) and value > high:
         raise ParameterError(f"parameter `{name}` must be at most {high}, got {value!r}")
+
+# %% ../../nbs/library/core/parameters.ipynb #6f9eb6ca
+LONGEST = 4000  # letters of a text, items of a list
+RUN_NAME = r"\w[\w.+-]{0,99}"  # a plain folder name
+
+
+def _check_text(name: str, value: str | list, least: int, most: int | None):
+    "Refuse a text or list of an impossible length, blanks, and more than one line."
+    if name == "run_name" and value and not re.fullmatch(RUN_NAME, value):
+        rule = "a plain folder name (up to 100 letters, digits, `.`, `_`, `+`, `-`)"
+        raise ParameterError(f"parameter `run_name` must be {rule}, got {value!r:.60}")
+    if not least <= len(value) <= (most or LONGEST):
+        form = f"{most} values" if most else f"no longer than {LONGEST}" if value else "given"
+        raise ParameterError(f"parameter `{name}` must be {form}, got {value!r:.60}")
+    for text in [value] if isinstance(value, str) else value:
+        if isinstance(text, str) and (text != text.strip() or not text.isprintable()):
+            form = "one line of text without blanks at its ends"
+            raise ParameterError(f"parameter `{name}` must be {form}, got {text!r:.60}")
+    if name in PATHS and value and not os.path.exists(resolve(value)):
+        raise ParameterError(f"parameter `{name}`: there is no {resolve(value)}")
 
 # %% ../../nbs/library/core/parameters.ipynb #e4815d06
 def injected_names(
@@ -202,7 +241,8 @@ def check_parameters(
         try:
             namespace[name] = cast(value, kind)
         except (ValueError, TypeError, KeyError, SyntaxError):
-            expected = getattr(kind, "__name__", str(kind))
-            raise ParameterError(f"parameter `{name}` must be {expected}, got {value!r}") from None
+            expected = kind.__name__ if kind in (bool, int, float, str, list) else kind
+            got = f"must be {expected}, got {value!r:.60}"
+            raise ParameterError(f"parameter `{name}` {got}") from None
         check_value(name, namespace[name], (limits or {}).get(name), (choices or {}).get(name))
     return {name: namespace[name] for name in declared}

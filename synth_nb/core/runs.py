@@ -11,7 +11,6 @@ import importlib
 import inspect
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from .checksums import damage
 from .files import (
     atomic_write, digest, display_path, project_root, read_json, resolve, tidy)
 from .fingerprint import FREE_PARAMETERS, code_version, library_hash, notebook_sources
-from .parameters import RENAMED_PARAMETERS, ParameterError
+from .parameters import RENAMED_PARAMETERS, ParameterError, check_value
 from .progress import board, in_kernel
 from .seeding import derive_seed
 from .stops import end_in_order
@@ -168,9 +167,7 @@ def _identity(notebook: str, parameters: dict, data: dict, loader: str) -> dict:
 def _run_folder(parameters: dict, identity: dict) -> Path:
     "Where a run belongs. Raises `ParameterError` for a name that is no plain folder name."
     name = parameters.get("run_name") or digest(identity)[:10]
-    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
-        rule = "a plain folder name (up to 100 letters, digits, `.`, `_`, `+`, `-`)"
-        raise ParameterError(f"parameter `run_name` must be {rule}, got {name!r:.60}")
+    check_value("run_name", name)
     if parameters.get("num_nodes", 1) > 1 and node_rank():  # machines may share a disk
         name = f"{name}-machine-{node_rank() + 1}"
     outputs = tempfile.mkdtemp() if in_test() else parameters.get("outputs", "outputs")

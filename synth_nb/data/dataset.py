@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .cache import Decoded, decode_source, reader_version
-from .readers.find import find_source
+from .readers.find import find_opener, find_source
 from .readers.intensity import parse_intensity
 from .readers.layout import some_names
 from .readers.sources import GAP, DataError, Source, cropped_size, parse_size
@@ -69,9 +69,10 @@ def groups_in(
 ) -> list[str]:  # a name each
     "Groups from keys. Raises `ParameterError` for a bad pattern, or a key that it does not fit."
     try:
-        found = [re.search(pattern, key) for key in keys]
+        compiled = re.compile(pattern)
     except re.error as e:
         raise ParameterError(f"parameter `group_by` {pattern!r} is no pattern: {e}") from None
+    found = [compiled.search(key) for key in keys]
     for key, match in zip(keys, found, strict=True):
         if not match or (match.groups() and match[1] is None):
             raise ParameterError(f"parameter `group_by` {pattern!r} finds no group in {key}")
@@ -499,7 +500,22 @@ def check_trainable(
 def data_options(
     parameters: dict,  # of a story
 ) -> dict:  # for `open_dataset`
-    "The parameters that say how data are opened, besides which, how large, and the seed."
+    """The parameters that say how data are opened, besides which, how large, and the seed.
+
+    Raises `ParameterError` for values that no data could be opened with.
+    """
+    chosen = dict(image_size=64, crop="none", val_fraction=0.0, intensity="auto", group_by="")
+    chosen |= {name: parameters[name] for name in chosen if name in parameters}
+    cropped_size(*parse_size(chosen["image_size"]), chosen["crop"])
+    choose_split(None, [], 0, chosen["val_fraction"])
+    parse_intensity(chosen["intensity"])
+    groups_in([], chosen["group_by"])
+    try:
+        find_opener(parameters.get("dataset", "demo"))
+    except OSError as error:
+        raise ParameterError(f"parameter `dataset` is no path: {error.strerror}") from None
+    for side in parameters.get("tile") or []:
+        check_value("tile", side, (16, 4096))
     always = ("val_fraction", "crop", "group_by", "intensity")
     if_set = ("masks", "chunk", "tile", "mpp", "mpp_of_slide", "tiles_per_slide")
     found = {name: parameters[name] for name in always if name in parameters}

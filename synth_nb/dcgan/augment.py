@@ -95,7 +95,7 @@ class DiffAugment(nn.Module):
         if unknown := [name for name in self.names if name not in CHANGES]:
             known = ", ".join(CHANGES)
             raise ParameterError(
-                f"augmentation policy {policy!r} has {unknown[0]!r}, which is none of {known}"
+                f"parameter `augment` must be of {known}, with commas, got {unknown[0]!r}"
             )
 
     def forward(

@@ -33,7 +33,8 @@ def doublings(
     above = min((s for s in sizes if s > image_size), default=sizes[-1])
     near = " or ".join(map(str, sorted({below, above})))
     why = "the side must be 4, 5, 6 or 7 doubled twice or more"
-    raise ParameterError(f"a DCGAN cannot make {image_size} pixels: {why}; near are {near}")
+    raise ParameterError(f"parameter `image_size`: a DCGAN cannot make {image_size} pixels: {why}; "
+                         f"near are {near}")
 
 # %% ../../nbs/library/dcgan/networks.ipynb #5e7a90c1
 def summed_weights(

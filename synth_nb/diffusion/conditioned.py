@@ -25,7 +25,7 @@ from ..core.files import atomic_folder
 from ..core.runs import Run, in_test, load_model, open_run
 from ..data import (
     ImageDataset, data_options, held_out_of, largest_symmetry, open_dataset, to_float, to_uint8)
-from .autoencoder import check_size, decode_all, encode_all
+from .autoencoder import check_size, decode_all, encode_all, level_widths
 from .blocks import unet_blocks
 from ..embedders import Embedder, load_embedder
 from ..evaluation.copies import CopyAudit, nearest_pairs, pair_titles
@@ -41,6 +41,7 @@ from synth_nb.figures.plots import (
     strips,
 )
 from ..training.log import read_metrics
+from ..training.memory import check_optimizer
 from ..training.loop import TrainingConfig
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #a1b8f25f
@@ -65,6 +66,7 @@ from synth_nb.diffusion.fidelity import (
     open_eval_embedders,
 )
 from .latents import weights_digest
+from .pretrained import lora_file
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #cb6e2497
 @dataclass
@@ -102,11 +104,19 @@ def split_data(
     return train, held_out, halves
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #7a3b1616
-def check_start(config: DiffusionConfig):
+def check_start(parameters: dict):  # of a story
     "Refuse what cannot be trained before anything is opened; raises as `check_unet` does."
-    if config.pretrained:
-        check_unet(open_checkpoint(config.pretrained))
-    config.scheduler()
+    p = parameters
+    if p["pretrained"]:
+        check_unet(open_checkpoint(p["pretrained"]))
+    if p["autoencoder"]:
+        open_checkpoint(p["autoencoder"])
+    if p["lora"]:
+        lora_file(p["lora"])
+    DiffusionConfig.of(p).loss()
+    level_widths(p["vae_width"], p["vae_downsampling"])
+    check_optimizer(p["optimizer"])
+    TrainingConfig.of(p)
 
 # %% ../../nbs/library/diffusion/conditioned.ipynb #e274bf2b
 def open_experiment(
@@ -115,7 +125,7 @@ def open_experiment(
 ) -> Experiment:
     "Open data, encoders and the run folder. Raises `DataError`, `OSError` or `ParameterError`."
     p, processes = parameters, parameters["num_processes"] * parameters["num_nodes"]
-    check_start(DiffusionConfig.of(p))
+    check_start(p)
     data = open_dataset(p["dataset"], image_size=p["image_size"], channels=p["channels"],
                         seed=p["seed"], **data_options(p))
     largest = largest_symmetry(*check_size(data))
@@ -208,10 +218,7 @@ def train_model(
     if experiment.pretrained:
         return "complete"
     p, run, options = experiment.parameters, experiment.run, sampling_options(experiment)
-    names = ("epochs", "batch_size", "images_per_epoch", "accumulate", "seed", "device",
-             "snapshot_every", "max_minutes", "num_processes", "num_nodes", "checkpointing",
-             "compile", "tracker")
-    plan = TrainingConfig(**{name: p[name] for name in names}, precision=options["precision"])
+    plan = TrainingConfig.of(p, precision=options["precision"])
 
     def show(epoch: int, model: ConditionedModel):
         save_samples(model.sample(8, p["seed"], best_of=1).images, run.folder, epoch)

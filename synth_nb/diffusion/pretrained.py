@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['condition_width', 'PromptShift', 'split_shift', 'load_unet', 'add_lora', 'trainable', 'merged', 'lora_weights',
-           'save_lora']
+           'save_lora', 'lora_file']
 
 # %% ../../nbs/library/diffusion/pretrained.ipynb #6c8474c9
 import copy

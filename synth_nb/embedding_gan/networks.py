@@ -32,15 +32,17 @@ INPUTS = ("embedding", "layers", "tokens", "pixels")
 # %% ../../nbs/library/embedding_gan/networks.ipynb #2102db73
 def parse_discriminator_input(
     discriminator_input: str,  # some of `INPUTS`, with commas
+    parameter: str = "discriminator_input",  # that names them
 ) -> list[str]:
     "Names of a discriminator's inputs. Raises `ParameterError`."
     names = [name.strip() for name in discriminator_input.split(",") if name.strip()]
     for name in names:
         if name not in INPUTS:
             known = ", ".join(INPUTS)
-            raise ParameterError(f"a discriminator takes {known} as input; not {name!r}")
+            raise ParameterError(f"parameter `{parameter}` must be of {known}, with commas, "
+                                 f"got {name!r}")
     if not names:
-        raise ParameterError(f"a discriminator must have an input: {', '.join(INPUTS)}")
+        raise ParameterError(f"parameter `{parameter}` is empty: name {', '.join(INPUTS)}")
     return names
 
 # %% ../../nbs/library/embedding_gan/networks.ipynb #e62090cd

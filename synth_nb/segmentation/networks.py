@@ -136,8 +136,9 @@ def total_loss(
     "A sum of losses. Raises `ParameterError` for a name that is none."
     names = words.split("+")
     if unknown := [name for name in names if name not in LOSSES]:
-        raise ParameterError(f"parameter `loss` must be of {', '.join(LOSSES)} with plus signs, "
-                             f"got {unknown[0]!r}")
+        raise ParameterError(f"parameter `loss_terms` must be of {', '.join(LOSSES)} with plus "
+                             f"signs, got {unknown[0]!r}")
     if names == ["boundary"]:
-        raise ParameterError("the boundary loss needs another beside it: loss='bce+boundary'")
+        raise ParameterError("parameter `loss_terms`: boundary needs another beside it, as in "
+                             "'bce+boundary'")
     return lambda logits, masks: sum(LOSSES[name](logits, masks) for name in names)

@@ -161,11 +161,15 @@ def choose_threshold(
     return float(best.iloc[len(best) // 2])
 
 # %% ../../nbs/library/segmentation/predict.ipynb #79c3c345
-def check_threshold(threshold: float) -> float:
-    "Refuse a threshold that is none. Raises `ParameterError`."
-    if isinstance(threshold, bool) or not 0 <= threshold <= 1:
+def check_threshold(threshold: float | str) -> float:
+    "A threshold as a number. Raises `ParameterError` for what is none."
+    try:
+        found = -1.0 if isinstance(threshold, bool) else float(threshold)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 1:
         raise ParameterError(f"parameter `threshold` must be 0 … 1, got {threshold!r}")
-    return threshold
+    return found
 
 # %% ../../nbs/library/segmentation/predict.ipynb #11444e4a
 def overlap_scores(

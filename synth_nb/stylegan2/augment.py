@@ -450,7 +450,8 @@ def parse_augmentations(policy: str) -> set[str]:
             if not (GROUPS.get(group) or single) and group not in ("", "none"):
                 known = ", ".join([*PRESETS, *GROUPS, *GROUPS["blit"], *GROUPS["geom"]])
                 known += ", " + ", ".join([*GROUPS["color"], "imgfilter", "none"])
-                raise ParameterError(f"no augmentation {word!r}; there are {known}")
+                raise ParameterError(
+                    f"parameter `augment`: no augmentation {word!r}; there are {known}")
             names |= set(GROUPS.get(group, single))
     return names
 

@@ -59,7 +59,8 @@ class Settings:
         size, share = self.image_size, self.batch_size / max(self.gpus, 1)
         if size < 8 or size & (size - 1):
             near = 2 ** max(3, round(math.log2(max(size, 8))))
-            raise ParameterError(f"StyleGAN2 draws 8, 16, … 1024 pixels, not {size}; try {near}")
+            raise ParameterError(f"parameter `image_size`: StyleGAN2 draws 8, 16, … 1024 pixels, "
+                                 f"not {size}; try {near}")
         for name in ("batch_size", "gpus", "kimg", "lr", "group", "ada_kimg", "ada_every"):
             if getattr(self, name) <= 0:
                 value = getattr(self, name)
@@ -241,10 +242,10 @@ def original_value(word: str, value, original: dict):
     # word: of the original; original: all of them → as the parameter here takes it
     "A value in today's words. Raises `ParameterError` for one that has no counterpart."
     on = value in (True, 1, "1", "true", "True")
-    if word == "mirror":
-        return "flip" if on else "none"
-    if word == "cond":
-        return on
+    if word in ("mirror", "cond"):
+        if not on and value not in (False, 0, "0", "false", "False"):
+            raise ParameterError(f"parameter `{word}` must be true or false, got {value!r:.60}")
+        return on if word == "cond" else "flip" if on else "none"
     if word == "resume":
         return "" if value == "noresume" else value
     if word == "aug":
@@ -325,17 +326,20 @@ def answer_original(
 # %% ../../nbs/library/stylegan2/config.ipynb #08282fb0
 def parse_seeds(
     seeds: int | str,  # 7, "7", "1-10", "1,2,5" or "1,4-6"
-) -> list[int]:
+    name: str = "seeds",  # of the parameter
+) -> list[int]:  # 10,000 at most
     "Seeds one by one, in the order given. Raises `ParameterError` for what is none."
     found = []
     for part in str(seeds).split(","):
         ends = [end.strip() for end in part.split("-")]
         if len(ends) > 2 or not all(end.isdecimal() and int(end) < 2**32 for end in ends):
             form = "numbers like '1,2,5' or a range like '1-10'"
-            raise ParameterError(f"parameter `seeds` must be {form}, got {seeds!r}")
+            raise ParameterError(f"parameter `{name}` must be {form}, got {seeds!r:.60}")
         first, last = int(ends[0]), int(ends[-1])
         if last < first:
-            raise ParameterError(f"`seeds` {part.strip()!r} is empty: write '{last}-{first}'")
+            raise ParameterError(f"`{name}` {part.strip()!r} is empty: write '{last}-{first}'")
+        if len(found) + last - first >= 10_000:
+            raise ParameterError(f"parameter `{name}` names more than 10,000: {seeds!r:.60}")
         found += range(first, last + 1)
     return found
 

@@ -18,6 +18,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 
 import nbformat
@@ -29,19 +30,20 @@ from ..core.progress import Drawing, read_feed
 from ..core.files import (
     digest, notebook_path, project_root, read_json, resolve, display_path, atomic_write)
 from ..core.fingerprint import library_hash, notebook_sources
-from ..core.parameters import ParameterError, check_names, check_parameters
+from ..core.parameters import ParameterError, check_names
 from ..core.runs import read_manifest
 from ..core.stops import on_stop, stop_signals
 from ..data.readers.sources import how_to_get
 
 # %% ../../nbs/library/tools/grid.ipynb #1d96bc4f
-def head_of(cells: list[dict]) -> list[str]:  # of a notebook, as nbformat has them → two sources
-    "The cell tagged `parameters`, and the code cell after it, which checks the values."
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    tagged = [i for i, c in enumerate(code) if "parameters" in c["metadata"].get("tags", [])]
+def head_of(cells: list[dict]) -> list[str]:  # of a notebook, as nbformat has them → their sources
+    "The cell tagged `parameters`, and the cells right after it, which check the values."
+    tagged = [i for i, c in enumerate(cells) if "parameters" in c["metadata"].get("tags", [])]
     if not tagged:
         raise ParameterError("the notebook has no cell tagged `parameters`")
-    return ["".join(cell["source"]) for cell in code[tagged[0] : tagged[0] + 2]]
+    sources = [(c["cell_type"], "".join(c["source"])) for c in cells[tagged[0] + 1 :]]
+    checks = takewhile(lambda c: c[0] == "code" and not c[1].startswith("#| hide"), sources)
+    return ["".join(cells[tagged[0]]["source"]), *(source for _, source in checks)]
 
 # %% ../../nbs/library/tools/grid.ipynb #dfdea821
 def declared_parameters(
@@ -60,9 +62,10 @@ def check_values(
     "Check values as the notebook itself will, before it runs. Raises `ParameterError`."
     space = declared_parameters(cells)
     check_names(values, space.get("__annotations__", {}))
-    space |= dict(check_parameters=check_parameters)  # some notebooks import it further up
     with redirect_stdout(io.StringIO()):  # 04_stylegan2 prints a summary here
-        exec(compile(head_of(cells)[1], "check", "exec"), space | values)
+        space |= values
+        for source in head_of(cells)[1:]:
+            exec(compile(source, "check", "exec"), space)
 
 # %% ../../nbs/library/tools/grid.ipynb #61f7f8c9
 def data_state(source: str) -> str:  # empty for what is no file or folder here

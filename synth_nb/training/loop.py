@@ -110,6 +110,23 @@ class TrainingConfig:
             shares = f"`num_processes`, `num_nodes` and `accumulate` deal {self.batch_size} images"
             raise ParameterError(f"`batch_size` must divide evenly: {shares}")
 
+    @classmethod
+    def of(cls, parameters: dict, **others) -> "TrainingConfig":
+        """From a story's parameters, by name; `others` take the place of these.
+
+        Raises `ParameterError` for batches that no epoch has or that cannot be cut.
+        """
+        named = {k: v for k, v in parameters.items() if k in cls.__dataclass_fields__}
+        found = cls(**named | others)
+        batch, draws = found.batch_size, found.images_per_epoch
+        if 0 < draws < batch:
+            raise ParameterError(f"`batch_size` is {batch} and `images_per_epoch` {draws}: an "
+                                 "epoch must have a batch at least")
+        if found.accumulate > batch:
+            raise ParameterError(f"`accumulate` {found.accumulate} cuts `batch_size` {batch} into "
+                                 "parts without images")
+        return found
+
     @property
     def processes(self) -> int:
         return self.num_processes * self.num_nodes
@@ -315,6 +332,8 @@ class Trainer:
         device = pick_device(self.config.device)
         self.accelerator = accelerator_for(device, pick_precision(self.config.precision, device))
         self.device, self.nets = self.accelerator.device, {}
+        plain = self.accelerator.mixed_precision == "no"
+        self.autocast = nullcontext if plain else self.accelerator.autocast
         if self.config.checkpointing:
             enable_checkpointing(*self.trained_modules())
         for name, module in self.modules.items():
@@ -416,12 +435,13 @@ class Trainer:
     def backward(self, phase: Phase, microbatches: list[tuple[dict, float]]) -> Tensor:
         "Gradients of one phase over all microbatches and processes; returns its loss, ()."
         self.require_gradients(phase)
-        value = torch.zeros((), device=self.device)
+        value, scaler = None, self.accelerator.scaler
         for batch, share in microbatches:
-            with self.accelerator.autocast():
-                loss = phase.loss(self.nets, batch) * share
-            value += loss.detach()
-            self.accelerator.backward(loss) if self.accelerator.scaler else loss.backward()
+            with self.autocast():
+                loss = phase.loss(self.nets, batch)
+                loss = loss * share if share < 1 else loss
+            value = loss.detach() if value is None else value + loss.detach()
+            self.accelerator.backward(loss) if scaler else loss.backward()
         if self.accelerator.num_processes > 1:
             gradients = [p.grad for p in phase.parameters if p.grad is not None]
             self.mean_over_processes([value, *gradients])
