@@ -470,6 +470,9 @@ ADVICE = {  # extension → what to do with such a file
     ".mha": "save its slices as .png, .tif or .nii.gz", ".nrrd": "save it as .nii.gz",
     ".mp4": "save its frames as .png", ".avi": "save its frames as .png",
     ".pdf": "save its pages as .png",
+    ".gz": "EMNIST's own files are opened with 'emnist:<folder>'; unpack others",
+    ".zip": "give an archive itself, or extract it", ".pkl": "save .npz with `images` and `labels`",
+    ".tfrecord": "save its images as .png or .npz",
 }
 for extension in (".ndpi", ".mrxs", ".scn", ".czi"):
     ADVICE[extension] = ADVICE[".svs"]
