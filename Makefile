@@ -1,6 +1,6 @@
 # Everything a person, a cluster or CI types. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run lab lab-test report docs test test-processors rehearse test-slurm test-mutations test-faults lock lint clean
+.PHONY: help run lab lab-test report docs test test-processors rehearse test-slurm test-mutations test-faults test-fuzz lock lint clean
 SHELL := /bin/bash
 # threads that wait without spinning, where several processes share the machine; alone it costs a fifth
 report test test-processors .venv/tested: export OMP_WAIT_POLICY ?= PASSIVE
@@ -93,6 +93,9 @@ test-faults: .venv/dev  ## every notebook's training killed 20 times at random m
 
 rehearse: .venv/dev  ## every profile on the CPU with its true networks and made-up data (hours); ONLY="05_e2i.reported 07_emnist" for some
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/rehearse.py $(ONLY)
+
+test-fuzz: .venv/dev  ## damaged inputs for every reader, 10,000 of them (10 minutes); INPUTS=1000 for fewer
+	$(BIN)/python tests/fuzz.py $(INPUTS)
 
 test-mutations: .venv/dev  ## plants some fifty bugs, one at a time, and says which test catches each (15 minutes)
 	$(BIN)/python tests/mutations.py

@@ -112,9 +112,10 @@ def wide_tensor_pickle(folder):
     data = storage.getvalue()
     load_name = b"\x8c\x0dtorch.storage\x8c\x10_load_from_bytes\x93"
     make_name = b"\x8c\x0ctorch._utils\x8c\x12_rebuild_tensor_v2\x93"
-    made = (make_name + b"(" + load_name + b"B" + len(data).to_bytes(4, "little") + data + b"\x85R"
-            + b"K\x00(J" + (3 * 2**28).to_bytes(4, "little") + b"t(K\x00t\x89" + b"}tR")
-    return official(folder, generator(b"}\x8c\x01a" + made + b"s"))
+    size = len(data).to_bytes(4, "little")
+    tensor = (make_name + b"(" + load_name + b"B" + size + data + b"\x85R"
+              + b"K\x00(J" + (3 * 2**28).to_bytes(4, "little") + b"t(K\x00t\x89" + b"}tR")
+    return official(folder, generator(b"}\x8c\x01a" + tensor + b"s"))
 
 
 def exported_stride_0(folder):
@@ -238,8 +239,8 @@ def main(folder: Path):
     torch.set_num_threads(1)
     for number, (name, (make, read)) in enumerate(CASES.items()):
         (here := folder / str(number)).mkdir(parents=True)
-        made = make(here)
-        print(json.dumps(dict(case=name) | measured(partial(read, made))), flush=True)
+        path = make(here)
+        print(json.dumps(dict(case=name) | measured(partial(read, path))), flush=True)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from notebooks import processes  # noqa: E402 - it lies beside this file
 LITE = dict(eval_embedders=["efficientnet_lite2@64"], device="cpu")
 CONDITIONED = LITE | dict(image_size="32", unet_size="mini", epochs=2, images_per_epoch=48,
                           batch_size=16, vae_steps=8, n_samples=24, sampling_steps=2, best_of=1,
-                          snapshot_every=1)  # fmt: skip
+                          symmetry="none", snapshot_every=1)  # fmt: skip
 SMALL = {
     "02_dcgan": LITE | dict(image_size=32, width=4, epochs=4, images_per_epoch=24, batch_size=8,
                             n_samples=24, snapshot_every=2),
@@ -56,8 +56,8 @@ SMALL = {
     "06_em_ddpm": LITE | dict(sections=48, image_size="64", chunk=64, vae_steps=8, vae_width=8,
                               epochs=3, width=16, images_per_epoch=32, n_samples=16,
                               sampling_steps=2, segmenter_steps=4, snapshot_every=1),
-    "06_em_segmentation": dict(sections=48, image_size="64", crop=64, epochs=4, images_per_epoch=64,
-                               width=4, device="cpu", snapshot_every=2),
+    "06_em_segmentation": dict(sections=48, image_size="64", chunk=64, epochs=4, width=4,
+                               images_per_epoch=64, device="cpu", snapshot_every=2),
     "06_em_protocol": dict(sections=64, image_size="64", chunk=32, steps=4, width=4, n_synthetic=8,
                            pair_width=16, vae_steps=4, pair_steps=4, sampling_steps=2, seeds=2,
                            fractions=[0.5], arms="R,S", device="cpu"),

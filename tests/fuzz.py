@@ -129,11 +129,11 @@ def nifti():
     return nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
 
 
-def matlab():
+def matlab(packed=True):
     from scipy.io import savemat
 
     part = dict(images=np.zeros((3, 784), np.uint8), labels=np.ones((3, 1)))
-    savemat(file := io.BytesIO(), dict(dataset=dict(train=part, test=part)), do_compression=True)
+    savemat(file := io.BytesIO(), dict(dataset=dict(train=part, test=part)), do_compression=packed)
     return file.getvalue()
 
 
@@ -304,8 +304,8 @@ RECORD = json.dumps(dict(notebook="02_dcgan", parameters=dict(symmetry=2, seed=0
                          identity=dict(parameters=dict(views=1)), data={}, starts=["a"],
                          environment=dict(threads=1), loader="synth_nb.dcgan.model:load"))
 LOADER = "synth_nb.{}:load".format
-GIVEN = ("FileNotFoundError", "ValueError", "ParameterError", "CheckpointError")
-CUT = ("DataError", "ParameterError")
+MODEL_ERRORS = ("FileNotFoundError", "ValueError", "ParameterError", "CheckpointError")
+SECTION_ERRORS = ("DataError", "ParameterError")
 
 READERS = {
     "png": Reader(lambda: encoded("PNG"), folder_of("x.png"), opened()),
@@ -360,11 +360,13 @@ READERS = {
         "emnist-letters-train-labels-idx1-ubyte", n=0,
         **{"emnist-letters-train-images-idx3-ubyte": idx((4, 28, 28))}), opened(kind="emnist:")),
     "EMNIST, MATLAB": Reader(matlab, file_of("emnist-letters.mat"), opened(kind="emnist:")),
+    "EMNIST, MATLAB, not packed": Reader(lambda: matlab(False), file_of("emnist-letters.mat"),
+                                         opened(kind="emnist:")),
     "EMNIST, CSV": Reader(table(*(",".join(["3", *["7"] * 784]) for _ in range(3))),
                           file_of("emnist-letters.csv"), opened(kind="emnist:"), text=True),
-    "sections": Reader(pages, file_of("x.tif"), opened(kind="em:", chunk=16), CUT),
+    "sections": Reader(pages, file_of("x.tif"), opened(kind="em:", chunk=16), SECTION_ERRORS),
     "sections, PNG": Reader(lambda: encoded("PNG", PIXELS[..., 0]), folder_of("x.png"),
-                            opened(kind="em:", chunk=16), CUT),
+                            opened(kind="em:", chunk=16), SECTION_ERRORS),
     "slide": Reader(slide, folder_of("x.tif", n=0), opened(kind="wsi:", tile=64)),
     "manifest": Reader(table(RECORD), folder_of("manifest.json", n=0),
                        in_module("core.runs", "read_manifest"), ("ValueError",), text=True),
@@ -379,7 +381,7 @@ READERS = {
                               in_module("stylegan2.checkpoints", "read_official"),
                               ("CheckpointError",)),
     "exported weights": Reader(exported, file_of("x.pt"), in_module("stylegan2.model", "load"),
-                               GIVEN),
+                               MODEL_ERRORS),
 }
 if not find_spec("nibabel"):
     del READERS["NIfTI"]
@@ -389,7 +391,8 @@ for loader, save, files in (
         ("stylegan2.model", save_stylegan, ("config.json", "G_ema.safetensors"))):
     for name in files:
         READERS[f"{loader.partition('.')[0]}/{name}"] = Reader(
-            of_model(save, name), run_of(LOADER(loader), save, name), load_run, GIVEN, text=True)
+            of_model(save, name), run_of(LOADER(loader), save, name), load_run, MODEL_ERRORS,
+            text=True)
 
 
 # --- damage
@@ -451,7 +454,7 @@ def try_one(reader: Reader, content: bytes) -> tuple[str, str]:
             reader.read(path)
             return "read", ""
         except TooSlow:
-            return "slow", "".join(traceback.format_stack()[-3:])
+            return "slow", traceback.format_exc()
         except BaseException as error:
             known = type(error).__name__ in reader.errors and "\n" not in str(error)
             return ("refused", str(error)) if known else ("foreign", traceback.format_exc())
@@ -464,8 +467,8 @@ def work(name: str, seeds: list[int], log):
     warnings.simplefilter("ignore")
     os.environ["SYNTH_NB_CACHE"] = tempfile.mkdtemp()
     reader, intact = READERS[name], READERS[name].intact()
-    before, said = try_one(reader, intact)
-    assert before == "read", (name, said)
+    before, message = try_one(reader, intact)
+    assert before == "read", (name, message)
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
@@ -473,10 +476,10 @@ def work(name: str, seeds: list[int], log):
         for seed in seeds:
             log(dict(seed=seed))
             content = damaged(intact, zlib.crc32(name.encode()) + seed, reader.text)
-            result, said = try_one(reader, content)
+            result, message = try_one(reader, content)
             peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024
             log(dict(seed=seed, result=result, megabytes=peak,
-                     said=said if result in ("foreign", "slow") else ""))
+                     message=message if result in ("foreign", "slow") else ""))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
         shutil.rmtree(os.environ["SYNTH_NB_CACHE"])
@@ -502,12 +505,12 @@ def in_process(name: str, seeds: list[int]) -> list[dict]:
         if not found:
             raise RuntimeError(f"the sound input of {name} cannot be read: status {status}")
         last = found[-1]["seed"]
-        rows.append(dict(seed=last, result="killed", megabytes=0, said=f"status {status}"))
+        rows.append(dict(seed=last, result="killed", megabytes=0, message=f"status {status}"))
         seeds = seeds[seeds.index(last) + 1 :]
     return rows
 
 
-def kept() -> dict[str, list[int]]:  # reader → seeds that once failed
+def stored_seeds() -> dict[str, list[int]]:  # reader → seeds that once failed
     return json.loads(SEEDS.read_text()) if SEEDS.is_file() else {}
 
 
@@ -518,7 +521,8 @@ def main(inputs: int = 10_000, names=()) -> int:
     print(f"{'reader':28}{'inputs':>8}{'read':>8}{'refused':>9}{'foreign':>9}{'slow':>6}"
           f"{'killed':>8}{'MB':>7}{'seconds':>9}")
     for name in names:
-        start, seeds = time.monotonic(), [*kept().get(name, []), *range(-(-inputs // len(names)))]
+        start, seeds = time.monotonic(), [*range(-(-inputs // len(names)))]
+        seeds += stored_seeds().get(name, [])
         rows = in_process(name, list(dict.fromkeys(seeds)))
         count = {kind: sum(row["result"] == kind for row in rows)
                  for kind in ("read", "refused", "foreign", "slow", "killed")}
@@ -528,7 +532,7 @@ def main(inputs: int = 10_000, names=()) -> int:
               flush=True)
         bad = [row for row in rows if row["result"] in ("foreign", "slow", "killed")]
         for row in bad[:20]:
-            print(f"  seed {row['seed']}: {row['result']}\n{row['said'][-1200:]}", flush=True)
+            print(f"  seed {row['seed']}: {row['result']}\n{row['message'][-1200:]}", flush=True)
         total, failures = total + len(rows), failures + len(bad)
     print(f"{total} inputs, {failures} failures")
     return failures

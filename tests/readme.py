@@ -29,7 +29,7 @@ HEADS = {
 ORDER = [  # in which the stories are read
     "07_emnist", "01_data_prep", "02_dcgan", "03_embedding_gan", "04_stylegan2", "05_e2i",
     "05_i2i", "05_t2i", "05_comparison", "06_em_segmentation", "06_em_ddpm",
-    "06_em_protocol"]  # fmt: skip
+    "06_em_protocol", "08_power"]  # fmt: skip
 TURKISH = {  # notebook → title and summary
     "01_data_prep": (
         "Veri",
@@ -69,6 +69,10 @@ TURKISH = {  # notebook → title and summary
         "Elektron mikrograflarının bölütlenmesi",
         "Elektron mikrograflarında mitokondrileri bölütleyen ve her nesneyi listeleyen artık "
         "bağlantılı bir U-Net."),
+    "08_power": (
+        "Sizin n'nizde hangi sayıya güvenmeli",
+        "Fréchet ve çekirdek uzaklığı, kesinlik, duyarlılık, kopya denetimi ve başkalarının, "
+        "şiddeti bilinen yerleştirilmiş hatalara karşı gücü, görüntü sayısına göre."),
     "07_emnist": (
         "Harfler: baştan difüzyon",
         "Buradan başlayın: gürültü giderme difüzyonu (Ho ve ark. 2020) ve sınıflandırıcısız "

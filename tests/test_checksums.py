@@ -5,10 +5,12 @@ refused, an entry of the cache is made again.
 """
 
 import copy
+import errno
 import os
 import random
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,7 +120,10 @@ def test_a_training_goes_on_where_a_disk_knows_no_second_names(tmp_path, monkeyp
 @pytest.fixture
 def model(tmp_path, monkeypatch) -> Path:
     "The model folder of a run; its loader returns what the file holds."
-    monkeypatch.setattr("synth_nb.dcgan.model.load", lambda at, device: (at / "w").read_text())
+    def load(folder, device):
+        return SimpleNamespace(text=(folder / "w").read_text())
+
+    monkeypatch.setattr("synth_nb.dcgan.model.load", load)
     run = open_run("02_dcgan", dict(outputs=str(tmp_path)), dict(fingerprint="a"),
                    "synth_nb.dcgan.model:load")
     with atomic_folder(run.path("model")) as folder:
@@ -128,12 +133,12 @@ def model(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_changed_model_is_refused(model):
-    assert load_model(model.parent, "cpu") == "first"
+    assert load_model(model.parent, "cpu").text == "first"
     (model / "w").write_text("fjrst")
     with pytest.raises(ValueError, match=r"the bytes of w are not those .*; copy it again"):
         load_model(model.parent, "cpu")
     (model / "checksums.json").unlink()  # of an older version, or changed on purpose
-    assert load_model(model.parent, "cpu") == "fjrst"
+    assert load_model(model.parent, "cpu").text == "fjrst"
 
 
 @pytest.mark.parametrize("listed", ['{"../../secret": "1 0"}', "[" * 99_999, "[[1]]", '"w"', "{"])
@@ -148,7 +153,7 @@ def test_a_model_between_two_renamings_is_completed(model):
     (killed / "new").mkdir(parents=True)
     (killed / "new/w").write_text("second")
     model.rename(killed / "old")
-    assert load_model(model.parent, "cpu") == "second"
+    assert load_model(model.parent, "cpu").text == "second"
     assert {p.name for p in model.parent.iterdir()} >= {"model"} and not killed.exists()
 
 
@@ -297,6 +302,20 @@ def test_what_is_made_again_says_so(capsys):
     assert capsys.readouterr().out.endswith(why)
     scales(None)
     assert capsys.readouterr().out == ""
+
+
+def test_what_a_disk_cannot_read_is_made_again(monkeypatch, capsys):
+    wanted, calls = scales(None), []
+
+    def checksum(path):
+        calls.append(path)
+        if len(calls) < 3:  # before and after the lock is taken
+            raise OSError(errno.EIO, "Input/output error")
+        return "0 0"
+
+    monkeypatch.setattr("synth_nb.core.checksums.checksum", checksum)
+    assert torch.equal(scales(None), wanted)
+    assert "it cannot be read (Input/output error); it is made again" in capsys.readouterr().out
 
 
 def test_a_cache_that_cannot_be_written_is_read(monkeypatch):

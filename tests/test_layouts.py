@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -546,6 +547,16 @@ def test_signed_values(tmp_path):
     assert (ds.images.min(), ds.images.max()) == (0, 255)
     soft = opened(tmp_path / "ct.npy", channels=1, intensity="-100, 100")[0]
     assert soft.images.std() > ds.images.std()
+
+
+def test_signed_values_in_files(tmp_path):
+    from tifffile import imwrite
+
+    for i in range(8):
+        imwrite(tmp_path / f"{i}.tif", texture(i, channels=1).astype(np.int16) * 8 - 1000)
+    ds, messages = opened(tmp_path, channels=1)
+    assert (ds.images.min(), ds.images.max()) == (0, 255) and not messages
+    assert "stored values go from -" in ds.describe()["about"]["intensity"]
 
 
 def test_a_full_range_stays_as_it_is(tmp_path):
@@ -1286,3 +1297,61 @@ def test_tables_without_images(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match=r"tables in .* cannot be read"):
         open_dataset(tmp_path)
+
+
+def test_heic_is_read_with_its_plugin_and_asks_for_it(tmp_path, monkeypatch):
+    content = b"\0\0\0\x18ftypheic" + bytes(64)
+    files = {f"h{i}.heic": content for i in range(3)} | {f"{i}.png": photo(i) for i in range(6)}
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    [message] = opened(write(tmp_path, files))[1]
+    assert "HEIC needs a plugin: pip install 'synth_nb[heif]'" in message
+    monkeypatch.delitem(sys.modules, "pillow_heif")
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    for i in range(3):
+        Image.fromarray(texture(i, side=64)).save(tmp_path / f"set/h{i}.heic", "HEIF", quality=100)
+    ds, messages = opened(tmp_path / "set")
+    assert len(ds) == 9 and not messages
+
+
+@pytest.mark.parametrize(
+    "names", [("X_{s}", "y_{s}"), ("{s}_images", "{s}_labels"), ("x-{s}", "y-{s}")]
+)
+def test_arrays_with_labels_beside(tmp_path, names):
+    for part, n in dict(train=12, test=6).items():
+        images, labels = (tmp_path / f"{name.format(s=part)}.npy" for name in names)
+        np.save(images, np.stack([texture(i) for i in range(n)]))
+        np.save(labels, np.arange(n) % 3)
+    ds, messages = opened(tmp_path)
+    assert ds.classes == ["0", "1", "2"] and not messages
+    assert counts(ds) == {s: dict.fromkeys("012", n) for s, n in dict(train=4, test=2).items()}
+    alone, _ = opened(tmp_path / f"{names[0].format(s='test')}.npy")
+    assert alone.labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_images_of_8_and_of_12_bits_are_no_pairs(tmp_path):
+    files = {f"a/{i}.png": encoded(texture("a", i, channels=1)) for i in range(8)}
+    ds, _ = opened(write(tmp_path, files | {f"b/{i}.png": encoded(deep(i)) for i in range(8)}))
+    assert len(ds) == 16 and not ds.masked and ds.classes == ["a", "b"]
+
+
+def test_a_third_folder_beside_images_and_masks(tmp_path):
+    files = {f"{d}/{i}.png": photo(i) if d == "images" else mask(i)
+             for d in ("images", "masks", "edges") for i in range(8)}  # fmt: skip
+    ds, [message] = opened(write(tmp_path, files))
+    assert (len(ds), ds.masked) == (8, True)
+    assert "edges/ holds files called like the images: left out" in message
+
+
+def test_masks_of_named_parts(tmp_path):
+    files = {f"{i}.png": photo(i) for i in range(6)}
+    files |= {f"{i}_mask_{part}.png": mask(i) for i in range(6) for part in ("heart", "lung")}
+    ds, [message] = opened(write(tmp_path, files))
+    assert (len(ds), ds.masked) == (6, True)
+    assert "mask heart is taken, mask lung left out" in message
+
+
+def test_a_table_of_another_extension(tmp_path):
+    files = {f"images/{f}": photo(f) for f, _ in ROWS}
+    table = "file,label\n" + "".join(f"{f[:3]}.jpg,{c}\n" for f, c in ROWS)
+    assert opened(write(tmp_path, files | {"t.csv": table.encode()}))[0].classes == ["a", "b"]

@@ -55,10 +55,13 @@ def damage(
     listed = path / IN_FOLDER if path.is_dir() else path.with_name(f"{path.name}.sum")
     if not listed.is_file():
         return "has no checksum" * required
-    if path.is_file():
+    try:
+        if path.is_dir():
+            return _damage_in(path, listed)
         right = listed.read_bytes() == checksum(path).encode()
-        return "" if right else "is damaged: its bytes are not those that were written"
-    return _damage_in(path, listed)
+    except OSError as error:  # of the disk
+        return f"is damaged: it cannot be read ({error.strerror})"
+    return "" if right else "is damaged: its bytes are not those that were written"
 
 
 def _damage_in(folder: Path, listed: Path) -> str:

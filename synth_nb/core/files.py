@@ -161,12 +161,11 @@ def cache_entry(
     lock = FileLock(path.with_suffix(".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        held = lock.acquire()
     except OSError as error:
         why = f"the cache cannot be written in {display_path(path.parent)} ({error.strerror})"
         raise OSError(f"{why}; set SYNTH_NB_CACHE") from None
-    with lock:
-        lock.release()  # `with` has it once more
+    with held:
         tidy(path)
         why = wrong()
         if why and path.exists():

@@ -28,9 +28,9 @@ def fitted(
     for name in [*wanted, *weights]:
         found = tuple(weights[name].shape) if name in weights else "missing"
         if found != wanted.get(name):
-            asked = wanted.get(name, "missing")
+            configured = wanted.get(name, "missing")
             raise ValueError(f"{display_path(where)} is damaged: `{name}` is {found} in its "
-                             f"weights, {asked} by its configuration")
+                             f"weights, {configured} by its configuration")
     network = make()
     network.load_state_dict(weights)
     return network
@@ -70,13 +70,19 @@ def check_configurations(
     for path in folder.rglob("*.bin"):
         load_tensors(path)
 
+# %% ../../nbs/library/core/weights.ipynb #7f66d653
+def is_zip(path: Path) -> bool:
+    "Whether a file begins as `torch.save` begins one; `zipfile` has errors of its own for some."
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\3\4"
+
 # %% ../../nbs/library/core/weights.ipynb #68cac5c0
 def load_tensors(
     path: Path,  # written by `torch.save`
 ) -> dict:
     "Tensors and plain values, on the CPU. Raises `ValueError` that says why a file is not read."
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             with zipfile.ZipFile(path) as file:
                 check_size(sum(m.file_size for m in file.filelist), path.stat().st_size, "it")
         found = torch.load(path, map_location="cpu", weights_only=True)

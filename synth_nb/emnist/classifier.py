@@ -8,7 +8,7 @@ __all__ = ['random_affine', 'LetterClassifier', 'letter_classifier', 'label_accu
 
 # %% ../../nbs/library/emnist/classifier.ipynb #1871307b
 import math
-import tempfile
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,14 +135,10 @@ class AugmentedLetters:
                     key=[self.keys[i] for i in rows])
 
 # %% ../../nbs/library/emnist/classifier.ipynb #4e0c937a
-def train_classifier(
-    net: LetterNet,
-    data: AugmentedLetters,
-    steps: int,  # of 64 images
-    seed: int = 0,
-    device: str = "auto",
-):
-    "Train a network."
+def train_classifier(net: LetterNet, data: AugmentedLetters, steps: int, folder: Path,
+                     seed: int = 0, device: str = "auto"):
+    # steps: of 64 images; folder: of its checkpoints
+    "Train a network, or continue a stopped training of the same folder."
     optimizer = torch.optim.AdamW(net.parameters(), 6e-3, weight_decay=0.02)
 
     def loss(nets, batch):
@@ -150,8 +146,8 @@ def train_classifier(
 
     phase = Phase(loss, optimizer, scheduler=warmup(optimizer, steps // 6, steps))
     plan = TrainingConfig(1, 64, 64 * steps, seed=seed, device=device, precision="fp32")
-    with fork_rng(seed), tempfile.TemporaryDirectory() as folder:
-        Trainer(Path(folder), data, dict(net=net), [phase], plan, what="the classifier").fit()
+    with fork_rng(seed):
+        Trainer(folder, data, dict(net=net), [phase], plan, what="the classifier").fit()
 
 # %% ../../nbs/library/emnist/classifier.ipynb #56753405
 VERSION = 1  # of the training below; another one trains anew
@@ -174,9 +170,11 @@ def letter_classifier(
     with cache_entry(path) as missing:
         if missing:
             train = AugmentedLetters(ds.train.images, ds.train.labels, ds.train.keys)
-            train_classifier(net, train, steps, seed, device)
+            work = path.with_suffix("")
+            train_classifier(net, train, steps, work, seed, device)
             with atomic_write(path, checked=True) as f:
                 save_file({name: t.cpu() for name, t in net.state_dict().items()}, f)
+            shutil.rmtree(work)
     net.load_state_dict(load_file(path))
     classifier = LetterClassifier(net, ds.classes).to(pick_device(device))
     found = classifier.classify(ds.held_out.images)

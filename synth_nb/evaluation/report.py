@@ -17,11 +17,12 @@ from ..embedders import Embedder
 from .copies import CopyAudit, audit_copies, copy_summary
 from .scores import (
     METRIC_TITLES, digits, score_sets, score_table, set_features, usable_groups)
+from .sentences import power_sentences
 from .sets import DataError, ImageSet, pair_warnings, shared_images
 from ..core.files import json_default, write_texts
 
 # %% ../../nbs/library/evaluation/report.ipynb #e2c60e99
-LOWER_IS_BETTER = ("fid", "frechet", "kernel")
+LOWER_IS_BETTER = ("fid", "frechet", "kernel", "cmmd")
 
 # %% ../../nbs/library/evaluation/report.ipynb #839cb5ce
 HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
@@ -190,7 +191,7 @@ def caption(real: ImageSet, extractor: str) -> str:
 # %% ../../nbs/library/evaluation/report.ipynb #7cbd2d08
 def report_sections(
     rows: pd.DataFrame, real: ImageSet, fakes: list[ImageSet], messages: list[str],
-    audits: list[CopyAudit], use: list[str], figures: list[str],
+    audits: list[CopyAudit], use: list[str], figures: list[str], power: list[str],
 ) -> list[tuple[str, str]]:  # as `write_report` gets them → heading, text
     "The parts of the report."
     compared = [plain_text(f"- `{one.title}`: {len(one)} images, from "
@@ -202,7 +203,9 @@ def report_sections(
     copies = [f"- {copy_summary(a)}" for a in audits] or ["- not searched: see the warnings"]
     bullets = [f"- {one}" for one in [*distance_summary(rows), *shortfall_summary(rows)]]
     pictures = [f"![{name.rpartition('.')[0]}]({name})" for name in figures]
-    return [("What was compared", "\n".join(compared)), ("What it means", "\n".join(bullets)),
+    notices = "\n".join(f"- {plain_text(one)}" for one in power) or "nothing was scored"
+    return [("What this evaluation can notice", notices),
+            ("What was compared", "\n".join(compared)), ("What it means", "\n".join(bullets)),
             ("Warnings", "\n".join(f"- {one}" for one in messages) or "none"),
             ("Numbers", note + tables), ("Copies and privacy", "\n".join(copies)),
             ("Usefulness", "\n".join(f"- {one}" for one in use)),
@@ -224,12 +227,15 @@ def write_report(
     **context,  # what else belongs into the JSON, plain values
 ) -> str:  # the report
     "Write `evaluation.csv`, `.tex`, `.json` and `report.md`."
-    parts = report_sections(rows, real, fakes, messages, audits, use, figures)
+    labelled = len(real.classes) > 1 and any(len(one.classes) > 1 for one in fakes)
+    power = power_sentences(rows, copies=bool(audits), labels=labelled) if len(rows) else {}
+    parts = report_sections(rows, real, fakes, messages, audits, use, figures,
+                            power.get("sentences", []))
     if answers:
         parts.insert(0, ("In short", "\n".join(f"- {one}" for one in answers)))
     report = "# Evaluation\n\n" + "\n\n".join(f"## {head}\n\n{text}" for head, text in parts) + "\n"
     copies = [a.numbers() for a in audits]
-    found = dict(answers=list(answers), warnings=list(messages), copies=copies,
+    found = dict(answers=list(answers), power=power, warnings=list(messages), copies=copies,
                  usefulness=list(use))
     everything = _about(rows, [real, *fakes], embedders) | found | context
     tex = "\n".join(latex(score_table(rows, e.id), caption(real, e.id)) for e in embedders)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..embedders import Embedder, embed_images
 from .sets import MIN_IMAGES, DataError, ImageSet
-from ..metrics import (
+from synth_nb.metrics import (
     classifier_two_sample_test, confidence_interval, frechet_distance, frechet_infinity,
-    inception_score, kernel_distance, kernel_distance_subsets, mean_pairwise_distance, prdc,
-    real_baseline, vendi_score)
+    inception_score, kernel_distance, kernel_distance_subsets, pair_scores, prdc, real_baseline,
+    vendi_score)
 from ..metrics.uncertainty import wilson_interval
 from ..core.progress import Progress
 
@@ -50,10 +50,10 @@ def measure_for(embedder: Embedder) -> Callable[[Tensor, Tensor], dict[str, floa
 
     def measure(real, fake):
         found = {name: frechet_distance(real, fake),
-                 f"{name}_infinity": frechet_infinity(real, fake, points=8),
-                 "kernel": 1000 * kernel_distance(real, fake)}
-        found |= prdc(real, fake, NEIGHBOURS) | dict(vendi=vendi_score(fake))
-        own, usual = (mean_pairwise_distance(x) for x in (fake, real))
+                 f"{name}_infinity": frechet_infinity(real, fake, points=8)}
+        pairs = pair_scores(real, fake, k=NEIGHBOURS)
+        own, usual = pairs.pop("distance"), pairs.pop("real_distance")
+        found |= pairs | dict(kernel=1000 * pairs["kernel"], vendi=vendi_score(fake))
         found["spread"] = own / max(usual, 1e-12)
         if probabilities:
             score = "is" if name == "fid" else "class_score"
@@ -120,7 +120,8 @@ def two_sample_row(
 def clip_intervals(ends: dict[str, dict]) -> dict[str, dict]:  # number → value, low, high
     "Intervals that do not leave what a number can be."
     most = dict.fromkeys(("precision", "recall", "coverage"), 1.0)
-    least = dict.fromkeys((*most, "density", "fid", "frechet", "spread"), 0.0) | dict(vendi=1.0)
+    least = dict.fromkeys(
+        (*most, "density", "fid", "frechet", "spread", "cmmd"), 0.0) | dict(vendi=1.0)
     return {name: dict(one, low=max(one["low"], least.get(name, -np.inf)),
                        high=min(one["high"], most.get(name, np.inf)))
             for name, one in ends.items()}
@@ -189,7 +190,7 @@ def score_sets(
 # %% ../../nbs/library/evaluation/scores.ipynb #1566de3b
 METRIC_TITLES = dict(
     fid="FID", fid_infinity="FID∞", frechet="Fréchet", frechet_infinity="Fréchet∞",
-    kernel="kernel ×1000", precision="precision", recall="recall", density="density",
+    kernel="kernel ×1000", cmmd="CMMD", precision="precision", recall="recall", density="density",
     coverage="coverage", vendi="Vendi", spread="diversity", accuracy="classifier accuracy",
     class_score="class score")
 METRIC_TITLES["is"] = "IS"

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['authenticity', 'copy_scores', 'membership_auc', 'train_test_gap', 'frechet_distance', 'frechet_infinity',
-           'kernel_distance', 'kernel_distance_subsets', 'ms_ssim', 'pairwise_ssim', 'perceptual_distance', 'ssim',
-           'nearest_neighbour', 'prdc', 'retrieval_accuracy', 'retrieval_hits', 'classifier_two_sample_test',
-           'inception_score', 'mean_pairwise_distance', 'vendi_score', 'confidence_interval', 'real_baseline',
-           'FrechetDistance', 'KernelDistance', 'PRDC', 'CopyScores']
+           'kernel_distance', 'kernel_distance_subsets', 'cmmd', 'feature_likelihood_divergence', 'ms_ssim',
+           'pairwise_ssim', 'perceptual_distance', 'ssim', 'nearest_neighbour', 'prdc', 'pair_scores',
+           'retrieval_accuracy', 'retrieval_hits', 'classifier_two_sample_test', 'inception_score',
+           'mean_pairwise_distance', 'vendi_score', 'confidence_interval', 'real_baseline', 'FrechetDistance',
+           'KernelDistance', 'CMMD', 'PRDC', 'CopyScores', 'FeatureLikelihoodDivergence']
 
 # %% ../../nbs/library/metrics/index.ipynb #abc02158
 from .copies import authenticity, copy_scores, membership_auc, train_test_gap
 from .distances import (
     frechet_distance, frechet_infinity, kernel_distance, kernel_distance_subsets)
+from .divergences import cmmd, feature_likelihood_divergence
 from .images import ms_ssim, pairwise_ssim, perceptual_distance, ssim
 from .neighbours import nearest_neighbour, prdc
+from .pairs import pair_scores
 from .retrieval import retrieval_accuracy, retrieval_hits
 from .scores import (
     classifier_two_sample_test, inception_score, mean_pairwise_distance, vendi_score)
@@ -22,16 +25,18 @@ from .uncertainty import confidence_interval, real_baseline
 
 # %% ../../nbs/library/metrics/index.ipynb #3535113f
 _all_ = [authenticity, copy_scores, membership_auc, train_test_gap, frechet_distance,
-         frechet_infinity, kernel_distance, kernel_distance_subsets, ms_ssim, pairwise_ssim,
-         perceptual_distance, ssim, nearest_neighbour, prdc, retrieval_accuracy, retrieval_hits,
+         frechet_infinity, kernel_distance, kernel_distance_subsets, cmmd,
+         feature_likelihood_divergence, ms_ssim, pairwise_ssim, perceptual_distance, ssim,
+         nearest_neighbour, prdc, pair_scores, retrieval_accuracy, retrieval_hits,
          classifier_two_sample_test, inception_score, mean_pairwise_distance, vendi_score,
-         confidence_interval, real_baseline, "FrechetDistance", "KernelDistance", "PRDC",
-         "CopyScores"]
+         confidence_interval, real_baseline, "FrechetDistance", "KernelDistance", "CMMD", "PRDC",
+         "CopyScores", "FeatureLikelihoodDivergence"]
 
 # %% ../../nbs/library/metrics/index.ipynb #47436811
 def __getattr__(name: str):
     "Import the torchmetrics classes of `synth_nb.metrics.accumulated` at their first use."
-    if name in ("FrechetDistance", "KernelDistance", "PRDC", "CopyScores"):
+    if name in ("FrechetDistance", "KernelDistance", "CMMD", "PRDC", "CopyScores",
+                "FeatureLikelihoodDivergence"):
         from synth_nb.metrics import accumulated
 
         return getattr(accumulated, name)

@@ -407,13 +407,18 @@ def protocol_figure(
     shares = sorted(set(main["labels"]))
     for number, (arm, look) in enumerate(zip(arms, looks, strict=True)):
         part = main[main["arm"] == arm].set_index("labels").loc[shares]
-        plot_arm(axes, part, 0.09 * (number - len(arms) / 2), arm, look)
+        apart = min(0.09, 0.7 / len(arms))
+        plot_arm(axes, part, apart * (number - len(arms) / 2), arm, look)
     axes[1].axhline(0, color="#999999", lw=0.8)
     for axis, name in zip(axes, ("Dice on held-out blocks", "difference to R, 95 %"),
                           strict=True):
         axis.set(ylabel=name, xlabel="share of the labels")
         axis.set_xticks(range(len(shares)), [f"{s:.0%}" for s in shares])
-    axes[0].legend(frameon=False, fontsize=8)
+    lines = axes[0].get_legend_handles_labels()
+    if len(arms) > 6:
+        figure.legend(*lines, loc="outside right center", frameon=False, fontsize=8)
+    else:
+        axes[0].legend(*lines, frameon=False, fontsize=8)
     return figure
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #b3713e5a

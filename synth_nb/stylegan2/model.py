@@ -6,7 +6,6 @@
 __all__ = ['new_networks', 'check_data', 'StyleToImage', 'save', 'load', 'open_model', 'check_fits']
 
 # %% ../../nbs/library/stylegan2/model.ipynb #b07ebe36
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..core.files import resolve, display_path
 from ..core.parameters import ParameterError
 from ..core.runs import Samples, load_model
 from ..core.seeding import fork_rng, derive_seed
-from ..core.weights import load_tensors
+from ..core.weights import is_zip, load_tensors
 from synth_nb.stylegan2.checkpoints import (
     CheckpointError,
     StoredNetwork,
@@ -195,7 +194,7 @@ def load(
     path = resolve(path)
     if not path.exists():
         raise FileNotFoundError(f"parameter `model`: there is no {path}")
-    exported = path.is_file() and zipfile.is_zipfile(path)
+    exported = path.is_file() and is_zip(path)
     network = exported_generator(path) if exported else load_network(path)
     if not isinstance(network, Generator):
         raise CheckpointError(f"{display_path(path)} holds a discriminator, and no generator")

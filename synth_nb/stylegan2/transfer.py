@@ -7,7 +7,6 @@ __all__ = ['read_pretrained', 'start_from', 'pretrained_settings']
 
 # %% ../../nbs/library/stylegan2/transfer.ipynb #420e250e
 import math
-import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 # %% ../../nbs/library/stylegan2/transfer.ipynb #6cb82a83
 from ..core.files import display_path, resolve
 from ..core.parameters import ParameterError
-from ..core.weights import load_tensors
+from ..core.weights import is_zip, load_tensors
 from .checkpoints import CheckpointError, read_networks, read_official
 from .networks import Discriminator, Generator, Mapping, describe_weights
 from .ops import normalize_second_moment
@@ -66,7 +65,7 @@ def stored_weights(
     if path.is_dir():
         folder = path / "model" if (path / "model").is_dir() else path
         return {name: read().state_dict for name, read in read_networks(folder).items()}
-    if not (path.is_file() and zipfile.is_zipfile(path)):
+    if not (path.is_file() and is_zip(path)):
         return {name: stored.state_dict for name, stored in read_official(path).items()}
     try:
         exported = load_tensors(path)

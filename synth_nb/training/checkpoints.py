@@ -82,9 +82,9 @@ def read_checkpoint(path: Path) -> dict:
                 raise ValueError(f"the bytes of {changed} are not those that were written")
         # mapped: a large state fits into memory beside its networks
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, MemoryError):
+    except (FileNotFoundError, PermissionError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # a zip that is damaged gives an `OSError`, too
         why = str(error).split("\n")[0] if isinstance(error, ValueError) else "it cannot be read"
         message = f"{display_path(path)} is damaged: {why}; remove it to start again"
         raise RuntimeError(message) from None

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 
 from .layout import some_names, split_word, words_of
-from .sources import DataError, reason
+from .sources import EXTENSIONS, DataError, reason
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #5cee839f
 def decode_text(content: bytes) -> str:
@@ -183,7 +183,11 @@ class FileIndex:
             found = self.level(n).get("/".join(parts[-n:]))
             if found:
                 return found
-        return self.level(0).get(path.lstrip("0") or "0") if path.isdecimal() else None
+        if path.isdecimal():
+            return self.level(0).get(path.lstrip("0") or "0")
+        stem, _, kind = path.rpartition(".")  # `7.jpg` of a set that was saved as PNG
+        known = f".{kind}" in EXTENSIONS["image"]
+        return self.level(1).get(stem.rpartition("/")[2]) if known else None
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #2d486169
 @dataclass
@@ -221,7 +225,8 @@ GROUP_WORDS = ("patient", "subject", "participant", "hasta", "lesion", "slide", 
                "donor", "animal", "mouse", "person", "video", "sequence", "clip", "volume")
 OTHER_WORDS = {
     "id", "rle", "encoded", "pixels", "points", "polygon", "frame",
-    "sex", "gender", "age", "side", "laterality", "view", "site", "study", "series", "width",
+    "sex", "gender", "male", "female", "race", "ethnicity", "eye", "hand", "age",
+    "side", "laterality", "view", "site", "study", "series", "width",
     "height", "date", "fold", "source", "hospital", "magnification", "scanner", "path", "year",
     "bbox", "x", "xmin", "xmax", "ymin", "ymax", "key", "mask", "size", "bytes", "url", "license"}
 

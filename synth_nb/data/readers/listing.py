@@ -26,7 +26,7 @@ from .masks import MaskPairs, find_masks, read_folder
 from .sources import (
     ADVICE, EXTENSIONS, DataError, ImageError, Source, complete_groups, extension_of, mask_values,
     open_image, open_mask, reason, to_mode)
-from .stacks import npy_stack, npz_stack, tiff_stack
+from .stacks import npy_stack, npz_stack, tiff_stack, vector_length
 from .volumes import Slices, h5_stack, nifti_stack
 from .stylegan import SameSizeReader, stylegan_labels
 
@@ -130,9 +130,13 @@ class Listing:
                 continue
             kind = extension_of(file)
             image = kind in known or (kind in (".ome.tif", ".ome.tiff"))
+            image = image and not (kind == ".npy" and path and vector_length(path / file))
             if not image and path and (not kind or kind[1:].isdecimal()):
                 image = is_dicom(path / file)
             (images if image else others).append(file)
+        if not images:  # a vector alone is an array that is no image, and said to be
+            images = [file for file in others if extension_of(file) == ".npy"]
+            others = [file for file in others if extension_of(file) != ".npy"]
         return cls(name, title, images, others, read, [*skipped], path, slices)
 
     def text(self, file) -> bytes:
@@ -179,7 +183,9 @@ def _below(top, name):
 def looks_like_mask(content: bytes | np.ndarray) -> bool:
     "Whether a picture has two values, or a few as numbered areas have, but for soft borders."
     image = open_image(content)
-    values = np.asarray(image if image.mode == "P" else to_mode(image, 1))
+    deep = image.mode.startswith("I")  # bright, whatever its range
+    limits = (0, max(1, int(np.asarray(image).max()))) if deep else None
+    values = np.asarray(image if image.mode == "P" else to_mode(image, 1, limits))
     if values.max() <= 1 or len(np.unique(values)) <= 16:
         return True
     ends = (values <= 24) | (values >= max(230, int(values.max()) - 24))
@@ -320,12 +326,13 @@ def twin_folders(files: list[str]) -> list[dict[str, str]]:
         return []
     found = []
     for k in range(files[0].count("/")):
-        sides = {file.split("/", k + 1)[k]: {} for file in files[:: len(files) - 1]}
+        ends = [file.split("/", k + 1) for file in (files[0], files[-1])]
+        sides = {parts[k]: {} for parts in ends if len(parts) > k + 1}
         if len(sides) != 2:
             continue
         for file in files:
-            *outer, name, rest = file.split("/", k + 1)
-            if name not in sides:
+            *outer, name, rest = ["", *file.split("/", k + 1)]
+            if len(outer) != k + 1 or name not in sides:
                 break
             sides[name]["/".join([*outer, rest.rpartition(".")[0]])] = file
         one, other = sides.values()
@@ -361,9 +368,11 @@ DOCUMENTS = {
     ".data", ".cfg", ".db"}
 
 
-def unread_doubts(listing: Listing) -> list[str]:
+def unread_doubts(listing: Listing, notes: list[str] = ()) -> list[str]:
     "Say which files are not read that may well be images, and which folders vanish with them."
-    unread = [file for file in listing.others if extension_of(file) not in DOCUMENTS]
+    used = {note.rpartition(" ")[2] for note in notes}  # labels in arrays
+    unread = [file for file in listing.others if extension_of(file) not in DOCUMENTS
+              and file.rpartition("/")[2] not in used]
     bare = [file for file in listing.others if not extension_of(file)]
     unread += bare if len(bare) > len(listing.images) else []
     if not unread:
@@ -568,7 +577,7 @@ def listed_source(
     content, mask = _readers(listing, pairs, images, pages, reading.flat and same_size)
     groups = [image.group or reading.group.get(image.file) for image in images]
     about = _about([*pairs.notes, *notes, *reading.notes],
-                   [*pairs.doubts, *reading.doubts, *unread_doubts(listing)])
+                   [*pairs.doubts, *reading.doubts, *unread_doubts(listing, notes)])
     return Source(listing.name, keys, classes, [number[name] for name in names],
                   complete_groups(groups, keys, content), content, split if any(split) else None,
                   skipped=tuple(sorted(skipped)), masks=mask, about=about, intensity=intensity,

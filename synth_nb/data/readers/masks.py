@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from .layout import IMAGE_WORDS, some_names, words_of
+from .layout import IMAGE_WORDS, some_names, split_word, words_of
 from .sources import extension_of
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #4ad60fbf
@@ -50,7 +50,7 @@ _word = (
 )
 SUFFIX = re.compile(
     rf"(?P<base>.*?)(?:[\s_.\-(\[]+|(?<=[a-z\d])(?=[A-Z])){_word}[)\]]?"
-    r"(?:[\s_.\-(]*(?P<part>\d{1,3}|(?<=[\s_.\-])[A-Za-z])\)?)?"
+    r"(?:[\s_.\-(]*(?P<part>\d{1,3}|(?<=[\s_.\-])[A-Za-z]+)\)?)?"
 )
 PREFIX = re.compile(rf"{_word}(?:[\s_.\-]+|(?=\d))(?P<base>.+)")
 HINTS = ("mask", "msk", "seg", "gt", "truth", "manual", "lab", "lbl", "ann", "lesion", "ho", "roi",
@@ -68,7 +68,8 @@ def read_stem(stem: str) -> tuple[str, str]:
         return stem, ""
     word = re.sub(r"[\s_\-\d]", "", match["word"].lower())
     word = {"stho": "ho", "ndho": "ho", "rdho": "ho", "thho": "ho"}.get(word, word)
-    part = match["who"] or (match.groupdict().get("part") if word in OBSERVERS else "")
+    part = match.groupdict().get("part") or ""
+    part = match["who"] or (part if word in OBSERVERS or len(part.strip("0123456789")) > 1 else "")
     return match["base"].strip(" _.-"), f"{word} {part}" if part else word
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #493935ae
@@ -411,8 +412,27 @@ def _finished(files, found, left_out, kind, unsure):
     if unsure:
         pairs.doubts.append(f"{mask} is taken for the mask of {image}{unsure}")
     bare = [image for image in images if image not in found]
-    if bare:
+    if bare and (beside := _folders_beside(bare, found)):
+        pairs.images = [image for image in images if image in found]
+        pairs.left_out = sorted([*pairs.left_out, *bare])
+        pairs.doubts.append(f"{some_names(beside)}/ holds files called like the images: left out")
+    elif bare:
         pairs.doubts.append(f"{len(bare)} of {len(images)} images have no mask, {bare[0]} first, "
                             f"while {what}: masks are left out")
         return replace(pairs, masks={}, some=pairs.masks, left_out=sorted(masks), notes=[])
     return pairs
+
+# %% ../../../nbs/library/data/readers/masks.ipynb #cc3bf062
+def _folders_beside(bare, found):
+    "Folders of files called like images that have masks, beside theirs; empty if any is none."
+    homes = {image.rpartition("/")[0] for image in found}
+    tops = {home.rpartition("/")[0] for home in homes}
+    stems = {image.rpartition("/")[2].rpartition(".")[0] for image in found}
+    folders = {image.rpartition("/")[0] for image in bare}
+    if not all(image.rpartition("/")[2].rpartition(".")[0] in stems for image in bare):
+        return []
+    for folder in folders:
+        top, _, name = folder.rpartition("/")
+        if not folder or folder in homes or top not in tops or split_word(name)[0]:
+            return []
+    return sorted(folders)

@@ -11,7 +11,7 @@ import math
 import re
 import string
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from filelock import FileLock
 from PIL import Image
 
 from .layout import SPLIT_NAMES, some_names, split_word
-from .budgets import check_growth, read_bytes
+from .budgets import MAX_GROWTH, SAFE_SIZE, check_growth, read_bytes
 from .sources import DataError, ImageError, Source, reason
 from .intensity import to_8_bits
 from .stacks import unpack_to_cache, npz_stack
@@ -173,6 +173,59 @@ def npz_parts(
     fetch = (lambda i: np.ascontiguousarray(stack.page(i).T)) if turned else stack.page
     return [("train", stack.pages, fetch, to_characters(labels, kind, display_path(path)))]
 
+# %% ../../../nbs/library/data/readers/named.ipynb #e4d1e995
+MATLAB_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8",
+                  13: "u8"}
+
+
+def matlab_elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    # order: of bytes, "<" or ">" → type and content of each element
+    "Cut a MATLAB file, or a matrix in it, into elements."
+    at = 0
+    while at + 8 <= len(content):
+        kind, size = np.frombuffer(content[at : at + 8], f"{order}u4").tolist()
+        if kind >> 16:  # four bytes or fewer, in the head itself
+            yield kind & 0xFFFF, content[at + 4 : at + 4 + (kind >> 16)]
+            at += 8
+        else:
+            yield kind, content[at + 8 : at + 8 + size]
+            at += 8 + size + (-size % 8 if kind != 15 else 0)
+
+
+def matlab_matrix(content: bytes, order: str) -> tuple[str, dict | np.ndarray | None]:
+    "Name and content of a matrix: a structure, numbers, or None for text and lists."
+    (_, flags), (_, sides), (_, name), *parts = matlab_elements(content, order)
+    sides, kind = np.frombuffer(sides, f"{order}i4").tolist(), flags[0 if order == "<" else 3]
+    found = None
+    if kind == 2 and math.prod(sides) == 1:
+        (_, width), (_, names), *fields = parts
+        width = int.from_bytes(width, "little" if order == "<" else "big")
+        names = [names[k : k + width].rstrip(b"\0").decode() for k in range(0, len(names), width)]
+        found = {n: matlab_matrix(field, order)[1] for n, (_, field) in
+                 zip(names, fields, strict=True)}
+    elif kind >= 6:
+        code, values = parts[0]
+        found = np.frombuffer(values, order + MATLAB_NUMBERS[code]).reshape(sides, order="F")
+    return name.decode(), found
+
+
+def read_matlab(path: Path) -> dict:  # version 5 → name of each matrix → what it holds
+    "Structures and numbers of a MATLAB file. Raises whatever a damaged one leads to."
+    content, found, total = path.read_bytes(), {}, 0
+    order = "<" if content[126:128] == b"IM" else ">"
+    most = max(SAFE_SIZE, MAX_GROWTH * len(content))
+    for kind, part in matlab_elements(content[128:], order):
+        if kind == 15:
+            stream = zlib.decompressobj()
+            part = stream.decompress(part, most - total + 1)
+            check_growth(display_path(path), len(content), total := total + len(part))
+            if not stream.eof:
+                raise DataError(f"{display_path(path)} is cut off: download it again")
+            kind, part = next(matlab_elements(part, order))
+        if kind == 14:
+            found |= dict([matlab_matrix(part, order)])
+    return found
+
 # %% ../../../nbs/library/data/readers/named.ipynb #6c14907f
 def read_csv_images(path: Path) -> tuple[np.ndarray, np.ndarray]:  # (N, 28, 28) uint8; labels
     "A label and 784 pixels a line, with or without a header. Raises `DataError`."
@@ -183,7 +236,7 @@ def read_csv_images(path: Path) -> tuple[np.ndarray, np.ndarray]:  # (N, 28, 28)
             first = file.readline().split(",")
         header = None if first[0].strip().isdecimal() else 0
         values = pd.read_csv(path, header=header, dtype=np.int32).to_numpy()
-    except (ValueError, pd.errors.ParserError):
+    except Exception:  # pandas has errors of its own
         values = np.zeros((0, 0))
     if values.ndim != 2 or values.shape[1] != 785 or values.min() < 0 or values.max() > 255:
         raise DataError(f"{display_path(path)} is no table of EMNIST: a label and 784 pixels of "
@@ -213,11 +266,8 @@ def mat_parts(
     turned: bool,  # exchange rows and columns
 ) -> list[Part]:
     "EMNIST's MATLAB file. Raises `DataError`."
-    from scipy.io import loadmat
-
     try:
-        check_growth(display_path(path), path.stat().st_size, unpacked_size(path))
-        data, parts = loadmat(path, simplify_cells=True)["dataset"], []
+        data, parts = read_matlab(path)["dataset"], []
         for split in ("train", "test"):
             images = np.asarray(data[split]["images"], np.uint8).reshape(-1, 28, 28)
             images = images.transpose(0, 2, 1) if turned else images
@@ -226,24 +276,9 @@ def mat_parts(
                           to_characters(labels, kind or kind_of(path), display_path(path))))
     except DataError:
         raise
-    except Exception as e:  # SciPy has errors of its own for what is no such file
-        raise DataError(f"{display_path(path)} is not EMNIST's MATLAB file: {e}") from None
+    except Exception as e:  # of any kind, for what is no such file
+        raise DataError(f"{display_path(path)} is not EMNIST's MATLAB file: {reason(e)}") from None
     return parts
-
-
-def unpacked_size(path: Path) -> int:  # of a MATLAB file, version 5 → bytes
-    "What the packed elements of a file say that they unpack to."
-    total = 0
-    with open(path, "rb") as file:
-        order = "little" if file.read(128)[126:] == b"IM" else "big"
-        while len(head := file.read(8)) == 8:
-            kind, size = (int.from_bytes(head[k : k + 4], order) for k in (0, 4))
-            inside = file.tell()
-            if kind == 15:  # packed: its first eight bytes are a head again
-                head = zlib.decompressobj().decompress(file.read(min(size, 64)), 8)
-            total += int.from_bytes(head[4:], order)
-            file.seek(inside + size)
-    return total
 
 # %% ../../../nbs/library/data/readers/named.ipynb #6753259a
 def emnist_parts(what: str, upright: str | bool) -> list[Part]:  # what: as `emnist_source` takes it

@@ -92,7 +92,8 @@ def deep_colours(
     "Colours of 16 bits as a PNG or TIFF stores them."
     image, planes = opened(), {}
     modes = [str(tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in image.tile]
-    if not modes or not all(mode.startswith(image.mode + ";16") for mode in modes):
+    whole = image.mode in ("RGB", "RGBA") and modes
+    if not whole or not all(mode.startswith(image.mode + ";16") for mode in modes):
         return None
     for order in "BL":
         image = opened()
@@ -470,6 +471,9 @@ ADVICE = {  # extension → what to do with such a file
     ".mha": "save its slices as .png, .tif or .nii.gz", ".nrrd": "save it as .nii.gz",
     ".mp4": "save its frames as .png", ".avi": "save its frames as .png",
     ".pdf": "save its pages as .png",
+    ".gz": "EMNIST's own files are opened with 'emnist:<folder>'; unpack others",
+    ".zip": "give an archive itself, or extract it", ".pkl": "save .npz with `images` and `labels`",
+    ".tfrecord": "save its images as .png or .npz",
 }
 for extension in (".ndpi", ".mrxs", ".scn", ".czi"):
     ADVICE[extension] = ADVICE[".svs"]

@@ -1,0 +1,137 @@
+"Power: what is refused, what a table is made of, and the sentences in every report."
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from synth_nb.core.parameters import ParameterError
+from synth_nb.embedders import load_embedder
+from synth_nb.evaluation import write_report
+from synth_nb.evaluation.power import (
+    Grams,
+    chooser,
+    draw_scores,
+    fault_pool,
+    make_pools,
+    power_table,
+    take_draws,
+    threshold,
+)
+from synth_nb.evaluation.scores import score_sets
+from synth_nb.evaluation.sentences import library_table, power_sentences
+from synth_nb.evaluation.sets import ImageSet
+from synth_nb.evaluation.worlds import FAULTS, make_world
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SYNTH_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return load_embedder("efficientnet_lite0@32")
+
+
+@pytest.fixture(scope="module")
+def pools(embedder):
+    return make_pools(make_world("letters", 90, 32), embedder)
+
+
+def test_what_no_study_can_be_made_of_is_refused(embedder):
+    world = make_world("letters", 70, 32)
+    alike = ImageSet("alike", np.repeat(world.images[:1], 70, 0))
+    for worlds, counts, words in [
+        ([world], [19], "20 or more"), ([world], [24], "72 are the least"),
+        ([alike], [20], "are equal"),
+    ]:
+        with pytest.raises(ParameterError, match=words):
+            power_table(worlds, embedder, counts)
+
+
+@pytest.mark.parametrize("draws", [1, 18, 19, 20, 39, 59, 99, 100])
+def test_a_threshold_holds_its_level_with_any_number_of_draws(draws):
+    "Of exchangeable draws the next one lies beyond it in 5 % at most, and not much less often."
+    rng = np.random.default_rng(draws)
+    values = rng.normal(size=(4000, draws + 1))
+    share = np.mean([row[-1] > threshold(row[:-1]) for row in values])
+    rank = int(0.05 * (draws + 1) + 1e-9)
+    assert share <= 0.05 + 0.012 and abs(share - rank / (draws + 1)) < 0.012
+
+
+def test_classes_with_less_than_three_images_are_left_out(pools):
+    grams = Grams(pools, pools.pool)
+    labels = pools.pool.labels
+    rows = np.concatenate([np.flatnonzero(labels == 0)[:6], np.flatnonzero(labels == 1)[:2]])
+    a, b = torch.from_numpy(rows[[0, 1, 2, 6]]), torch.from_numpy(rows[[3, 4, 5, 7]])
+    rng = np.random.default_rng(0)
+    score = {"kernel_by_class"}
+    both = draw_scores(grams, a, b, labels[b.numpy()], score, rng)
+    one = draw_scores(grams, a[:3], b[:3], labels[b[:3].numpy()], score, rng)
+    none = draw_scores(grams, a[:2], b[:2], labels[b[:2].numpy()], score, rng)
+    assert both == one and np.isfinite(one["kernel_by_class"]) and np.isnan(none["kernel_by_class"])
+
+
+def test_real_and_generated_rows_of_a_draw_share_no_image(pools):
+    for fault in ("blur", "dropped", "labels", "copies"):
+        severity = FAULTS[fault].severities[1]
+        pool, behind = fault_pool(pools, fault, severity)
+        left = np.arange(30, 81)
+        rows, labels = chooser(pool, fault, severity, behind)(20, left, np.random.default_rng(0))
+        assert len(rows) == len(labels) == 20
+        assert set(rows) <= set(left) | set(range(81, 81 + behind)), fault
+        assert len(set(rows[rows < 81])) == (rows < 81).sum()
+        assert (rows >= 81).sum() == (2 if fault == "copies" else 0)
+
+
+def test_a_plain_fault_is_noticed_and_none_is_not(pools):
+    plain = Grams(pools, pools.pool)
+    null = take_draws(plain, chooser(pools.pool, "", 0, 0), 24, {"kernel", "copies"}, 39, [1])
+    for fault, score in (("blur", "kernel"), ("copies", "copies")):
+        pool, behind = fault_pool(pools, fault, FAULTS[fault].severities[2])
+        choose = chooser(pool, fault, FAULTS[fault].severities[2], behind)
+        found = take_draws(Grams(pools, pool), choose, 24, {score}, 12, [2])[score]
+        assert np.mean(found > threshold(null[score])) > 0.9, fault
+    again = take_draws(plain, chooser(pools.pool, "", 0, 0), 24, {"kernel"}, 39, [3])["kernel"]
+    assert np.mean(again > threshold(null["kernel"])) < 0.25
+
+
+def test_every_report_begins_with_the_sentences(embedder, tmp_path):
+    world = make_world("letters", 60, 32)
+    real, fake = world.select(range(30)), world.select(range(30, 60))
+    real.title, fake.title = "real", "drawn"
+    rows = score_sets(real, [fake], [embedder], n_repeats=20)
+    report = write_report(tmp_path, rows, real, [fake], [embedder])
+    stored = json.loads((tmp_path / "evaluation.json").read_text())["power"]
+    head = report.partition("## What was compared")[0]
+    assert head.startswith("# Evaluation\n\n## What this evaluation can notice\n")
+    assert stored["n"] == 15 and "15 images are too few" in head
+    rows["count"] = 64
+    write_report(tmp_path, rows, real, [fake], [embedder])
+    stored = json.loads((tmp_path / "evaluation.json").read_text())["power"]
+    kinds = {FAULTS[one["fault"]].kind for one in stored["faults"]}
+    assert len(stored["sentences"]) in (2, 3) and kinds == {"rows", "pixels", "labels"}
+
+
+def test_the_library_has_a_table_with_its_origin():
+    rows, about = library_table()
+    assert set(rows.fault) <= set(FAULTS) and rows.power.between(0, 1).all()
+    assert (rows.low <= rows.power + 1e-9).all() and (rows.power <= rows.high + 1e-9).all()
+    assert {"worlds", "run", "date", "commit", "counts"} <= about.keys()
+    for _, part in rows.groupby(["embedder", "fault", "severity"]):
+        assert part.power.is_monotonic_increasing and part.metric.nunique() == 1
+    sentences = power_sentences(64, rows.embedder[0])["sentences"]
+    assert sentences[0].startswith("With 64 images this evaluation notices ")
+
+
+def test_a_number_between_two_of_the_table_lies_between_their_powers():
+    rows, _ = library_table()
+    low, high = sorted(rows.n.unique())[:2]
+    found = [power_sentences(int(n), rows.embedder[0])["faults"]
+             for n in (low, (low + high) // 2, high)]
+    for a, b, c in zip(*found, strict=True):
+        assert a["power"] - 0.01 <= b["power"] <= c["power"] + 0.01
