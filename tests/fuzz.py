@@ -454,7 +454,7 @@ def try_one(reader: Reader, content: bytes) -> tuple[str, str]:
             reader.read(path)
             return "read", ""
         except TooSlow:
-            return "slow", "".join(traceback.format_stack()[-3:])
+            return "slow", traceback.format_exc()
         except BaseException as error:
             known = type(error).__name__ in reader.errors and "\n" not in str(error)
             return ("refused", str(error)) if known else ("foreign", traceback.format_exc())

@@ -139,7 +139,7 @@ def test_data_that_vanish(tmp_path):
     (folder := tmp_path / "images").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:02}.png")
-    values = dict(dataset=str(folder), epochs=2, n_samples=8)
+    values = dict(dataset=str(folder), epochs=2, n_samples=12)
     alone = Training("02_dcgan", tmp_path / "alone", values)
     alone.finish()
     training = Training("02_dcgan", tmp_path / "vanishing", values)

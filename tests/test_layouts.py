@@ -549,6 +549,16 @@ def test_signed_values(tmp_path):
     assert soft.images.std() > ds.images.std()
 
 
+def test_signed_values_in_files(tmp_path):
+    from tifffile import imwrite
+
+    for i in range(8):
+        imwrite(tmp_path / f"{i}.tif", texture(i, channels=1).astype(np.int16) * 8 - 1000)
+    ds, messages = opened(tmp_path, channels=1)
+    assert (ds.images.min(), ds.images.max()) == (0, 255) and not messages
+    assert "stored values go from -" in ds.describe()["about"]["intensity"]
+
+
 def test_a_full_range_stays_as_it_is(tmp_path):
     files = {f"{i}.png": encoded(deep(i, 16)) for i in range(6)}
     ds, _ = opened(write(tmp_path, files), channels=1)

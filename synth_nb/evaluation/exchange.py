@@ -106,7 +106,8 @@ def exchange_rate(
 def worth_text(row: dict, most: float) -> str:  # most: the largest count
     "What a row says: a number with its interval, none, or a loss."
     def number(value):
-        return f"more than {most - row['count']:.0f}" if np.isinf(value) else f"{value:.0f}"
+        beyond = f"more than {most - row['count']:.0f}"
+        return beyond if np.isinf(value) else str(round(value))
 
     inside = f"({number(row['low'])} to {number(row['high'])})"
     if row["low"] > 0.5:
@@ -124,7 +125,7 @@ def exchange_summary(
     "The exchange rate in one sentence."
     most, rows = table["count"].max(), table.to_dict("records")
     first, *rest = [(row["count"], worth_text(row, most)) for row in rows if row["count"] < most]
-    begins = f"{what} beside {first[0]} {unit} are worth {first[1]} more"
+    begins = f"{what} beside {first[0]} {unit} are worth {first[1]}"
     return "; ".join([begins, *(f"beside {count}, {words}" for count, words in rest)]) + "."
 
 # %% ../../nbs/library/evaluation/exchange.ipynb #177fd408

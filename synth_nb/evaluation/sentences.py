@@ -98,7 +98,8 @@ def _noticed(rows: pd.DataFrame, n: int, faults: list[str]) -> list[dict]:
         power, low, high = (power_at(part, n, c) for c in ("power", "low", "high"))
         found.append(dict(fault=fault, severity=severity, what=FAULTS[fault].sentence(severity),
                           score=part.metric.iloc[0], power=round(power, 2), low=round(low, 2),
-                          high=round(high, 2), images_needed=images_needed(part)))
+                          high=round(high, 2), images_needed=images_needed(part),
+                          tried=int(part.n.max())))
     order = {name: i for i, name in enumerate(FAULTS)}
     return sorted(found, key=lambda one: (order[one["fault"]], one["severity"]))
 
@@ -106,9 +107,9 @@ def _noticed(rows: pd.DataFrame, n: int, faults: list[str]) -> list[dict]:
 def _pick(found: list[dict], seen: bool) -> list[dict]:
     "Of every fault the slightest that is noticed, or the plainest that is missed."
     chosen = {}
-    for one in found if seen else reversed(found):
-        if (one["power"] >= ENOUGH) == seen:
-            chosen.setdefault(one["fault"], one)
+    for one in found:  # by fault, then by severity
+        if (one["power"] >= ENOUGH) == seen and not (seen and one["fault"] in chosen):
+            chosen[one["fault"]] = one
     return list(chosen.values())
 
 
@@ -137,7 +138,7 @@ def power_sentences(
     out = {"copies": not copies, "labels": not labels}
     found = _noticed(rows, n, [f for f, fault in FAULTS.items() if not out.get(fault.kind)])
     seen, missed = _pick(found, True), _pick(found, False)
-    lines = [_seen_sentence(n, rows, seen), _missed_sentence(missed, rows.n.max()),
+    lines = [_seen_sentence(n, rows, seen), _missed_sentence(missed),
              _source_sentence(about, known, embedder)]
     return dict(n=n, embedder=known, sentences=[x for x in lines if x], faults=found, table=about)
 
@@ -151,19 +152,19 @@ def _seen_sentence(n: int, rows: pd.DataFrame, seen: list[dict]) -> str:
     return f"With {n} images{beside} this evaluation notices {what}; in brackets the power."
 
 
-def _missed_sentence(missed: list[dict], most: int) -> str:
+def _missed_sentence(missed: list[dict]) -> str:
     if not missed:
         return ""
     texts = []
     for x in missed:
         need = x["images_needed"]
-        more = f"{need} images would see it" if need else f"more than {most} images are needed"
-        texts.append(f"{x['what']} ({x['power']:.1f}; {more})")
+        more = f"{need} images would see it" if need else f"{x['tried']} images are too few"
+        texts.append(f"{x['what']} ({np.floor(10 * x['power']) / 10:.1f}; {more})")
     return f"It would often miss {_joined(texts)}."
 
 
 def _source_sentence(about: dict, known: str, embedder: str) -> str:
-    other = "" if known == embedder else f", for want of {embedder}"
+    other = "" if known == embedder else f" (there are none of {embedder})"
     origin = f"{about.get('run', 'a power study')}, {about.get('date', '')[:10]}"
     beyond = about.get("beyond")
     off = f"; on other images they were off by {beyond:.2f} on average" if beyond else ""

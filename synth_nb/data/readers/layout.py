@@ -473,7 +473,7 @@ def read_folders(
     within = Counter(p[len(shared) :] for p in parents if p[: len(shared)] == shared)
     doubts = drop_copies(within)
     rest, notes = take_splits(within)
-    doubts += drop_minor_folder(within, rest)
+    doubts += [] if carrying else drop_minor_folder(within, rest)
     stems = {p[len(shared) :]: f.rpartition("/")[2] for p, f in zip(parents, files, strict=True)}
     levels = read_levels(rest, stems)
     rest, notes = levels.rest, notes + levels.notes

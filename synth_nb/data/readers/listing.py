@@ -134,6 +134,9 @@ class Listing:
             if not image and path and (not kind or kind[1:].isdecimal()):
                 image = is_dicom(path / file)
             (images if image else others).append(file)
+        if not images:  # a vector alone is an array that is no image, and said to be
+            images = [file for file in others if extension_of(file) == ".npy"]
+            others = [file for file in others if extension_of(file) != ".npy"]
         return cls(name, title, images, others, read, [*skipped], path, slices)
 
     def text(self, file) -> bytes:
@@ -323,12 +326,13 @@ def twin_folders(files: list[str]) -> list[dict[str, str]]:
         return []
     found = []
     for k in range(files[0].count("/")):
-        sides = {file.split("/", k + 1)[k]: {} for file in files[:: len(files) - 1]}
+        ends = [file.split("/", k + 1) for file in (files[0], files[-1])]
+        sides = {parts[k]: {} for parts in ends if len(parts) > k + 1}
         if len(sides) != 2:
             continue
         for file in files:
-            *outer, name, rest = file.split("/", k + 1)
-            if name not in sides:
+            *outer, name, rest = ["", *file.split("/", k + 1)]
+            if len(outer) != k + 1 or name not in sides:
                 break
             sides[name]["/".join([*outer, rest.rpartition(".")[0]])] = file
         one, other = sides.values()

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #653b9895
-from .budgets import check_chain
+from .budgets import check_chain, check_present
 from synth_nb.data.readers.sources import (
     EXTENSIONS, GAP, DataError, ImageError, Source, how_to_get, is_ignored, known_formats,
     mask_values, reason, to_mode)
@@ -58,6 +58,8 @@ def page_sizes(path: Path) -> list[tuple[int, int]]:
             for page in range(getattr(image, "n_frames", 1)):
                 image.seek(page)
                 sizes.append((image.height, image.width))
+        # a blank page is packed a thousand to one
+        check_present(sum(height * width for height, width in sizes) // 2**13, path.stat().st_size)
     except Exception as e:
         raise ImageError(reason(e)) from e
     if max(height * width for height, width in sizes) > 89_478_485:  # Pillow's own limit
