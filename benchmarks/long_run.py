@@ -63,7 +63,7 @@ def many_images(folder: Path, count: int) -> ImageDataset:
     names, rows = [f"{i:07}" for i in range(count)], np.arange(count)
     split = ["train" if i % 10 else "val" for i in range(count)]
     return ImageDataset("made on the spot", ["a", "b"], torch.from_numpy(rows % 2), names, names,
-                        split, None, names, pixels, rows, [])
+                        split, None, None, hashes=names, pixels=pixels, rows=rows, skipped=[])
 
 
 def open_and_step(folder: Path, count: int, weighted: bool, steps: int = 200) -> dict:

@@ -74,7 +74,7 @@ BUGS = [
         "parameter.requires_grad_(other.optimizer is phase.optimizer)",
         "parameter.requires_grad_(True)"),
     bug("shares of an accumulated batch", "training.loop",
-        "phase.loss(self.nets, batch) * share", "phase.loss(self.nets, batch)"),
+        "loss = loss * share if share < 1 else loss", "pass"),
     bug("learning rate never moves", "training.loop", "phase.scheduler.step()", "pass",
         "test_planted.py::trainer"),
     bug("the worst is the best", "training.loop",
@@ -177,7 +177,8 @@ BUGS = [
         "latents = latents - mean.view(-1, 1, 1)"),
     bug("masks that must not be used", "em.training", "return found * known", "return found"),
     bug("letters transposed", "data.readers.named",
-        "images = images.transpose(0, 2, 1)", "pass"),
+        "if turned:\n            images = images.transpose(0, 2, 1)",
+        "if turned:\n            pass"),
     bug("copies among the other split", "evaluation.copies",
         "first / others.clamp_min(1e-12)", "others / first.clamp_min(1e-12)"),
 ]  # fmt: skip

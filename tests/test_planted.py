@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import mutations
 import numpy as np
 import torch
 from torch import nn
@@ -154,3 +155,12 @@ def test_scores_are_taken_on_the_other_half_of_the_held_out_images(monkeypatch, 
                                  dict(synthetic=torch.zeros(4, 1, 2, 2)), [embedder])
     assert compared == dict(real=["val 1", "val 3"], training=train,
                             conditioning=["val 0", "val 2"])
+
+
+def test_every_bug_can_be_planted():
+    missing = []
+    for one in mutations.BUGS:
+        file = mutations.ROOT / "synth_nb" / f"{one.module.replace('.', '/')}.py"
+        count = file.read_text(encoding="utf-8").count(one.old)
+        missing += [] if count == 1 else [f"{one.name}: {count} times in {file.name}"]
+    assert missing == []

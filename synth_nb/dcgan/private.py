@@ -49,5 +49,6 @@ def private_discriminator(
     noise = get_noise_multiplier(
         target_epsilon=epsilon, target_delta=delta or images**-1.1,
         sample_rate=batch_size / images, steps=steps, accountant="rdp")
+    # opacus's own formulas for convolutions are wrong in channels-last memory, which `D` has
     return GradSampleModule(D, loss_reduction="sum", force_functorch=True), DPOptimizer(
         optimizer, noise_multiplier=noise, max_grad_norm=clip, expected_batch_size=batch_size)

@@ -227,7 +227,7 @@ def write_report(
     **context,  # what else belongs into the JSON, plain values
 ) -> str:  # the report
     "Write `evaluation.csv`, `.tex`, `.json` and `report.md`."
-    labelled = real.labels is not None and any(one.labels is not None for one in fakes)
+    labelled = len(real.classes) > 1 and any(len(one.classes) > 1 for one in fakes)
     power = power_sentences(rows, copies=bool(audits), labels=labelled) if len(rows) else {}
     parts = report_sections(rows, real, fakes, messages, audits, use, figures,
                             power.get("sentences", []))
