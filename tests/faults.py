@@ -21,7 +21,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +29,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
-import psutil
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -211,18 +209,6 @@ class Training:
         process.start()
         return process
 
-    def papermill(self) -> subprocess.Popen:
-        "The notebook under papermill, with all that comes after the training."
-        (self.home / "values.json").write_text(json.dumps(self.values))  # JSON is YAML, too
-        source, target = ROOT / "nbs" / f"{self.notebook}.ipynb", self.home / "out.ipynb"
-        command = [sys.executable, "-m", "papermill", source, target, "-f",
-                   self.home / "values.json"]  # fmt: skip
-        without = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
-        env = without | self.environment() | dict(PYTHONPATH=str(ROOT))
-        with open(self.home / "output", "w") as output:
-            return subprocess.Popen(list(map(str, command)), stdout=output, stderr=output, env=env,
-                                    cwd=ROOT)  # fmt: skip
-
     def output(self) -> str:
         return (self.home / "output").read_text(errors="replace")
 
@@ -336,25 +322,6 @@ class Victims:
         self.kills[name] += code != 0
         return code != 0
 
-    def kill_papermill(self, kills: int):
-        "The notebook under papermill, killed with its kernel while it trains, and compared."
-        training, name = self.next(), "under papermill"
-        for _ in range(kills):
-            process, steps = training.papermill(), training.folder / "checkpoints" / "newest.pt"
-            while not steps.exists() and process.poll() is None:
-                time.sleep(0.1)
-            time.sleep(self.random.uniform(0, 2))
-            both = [psutil.Process(process.pid), *psutil.Process(process.pid).children(True)]
-            for one in both:
-                one.kill()
-            self.kills[name] += process.wait() == -signal.SIGKILL
-        assert training.papermill().wait() == 0, training.output()[-3000:]
-        found = training.result()
-        different = [k for k in self.wanted if self.wanted[k] != found.get(k)]
-        assert not different, f"{self.notebook}: {different} differ, see {training.home}"
-        shutil.rmtree(training.home)
-        self.ended += 1
-
     def check(self, training: Training):
         "Let a run end, kill it while its model is exchanged for itself, and compare both times."
         started = time.monotonic()
@@ -396,7 +363,6 @@ def main():
     words = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     words.add_argument("notebooks", nargs="*", help=f"of {', '.join(SMALL)}; none: all")
     words.add_argument("--kills", type=int, default=20, help="of each notebook")
-    words.add_argument("--papermill", type=int, default=0, help="kills under papermill, besides")
     words.add_argument("--seed", type=int, default=0)
     args = words.parse_args()
     print("| notebook | kills | runs | files compared | s | moments |", flush=True)
@@ -406,8 +372,6 @@ def main():
         with tempfile.TemporaryDirectory() as home:
             victims = Victims(notebook, Path(home), args.seed)
             victims.spend(args.kills)
-            if args.papermill:
-                victims.kill_papermill(args.papermill)
         moments = ", ".join(f"{name} {n}" for name, n in sorted(victims.kills.items()) if n)
         row = (notebook, victims.kills.total(), victims.ended, len(victims.wanted),
                round(time.monotonic() - started), moments)
