@@ -92,8 +92,8 @@ def deep_colours(
     "Colours of 16 bits as a PNG or TIFF stores them."
     image, planes = opened(), {}
     modes = [str(tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in image.tile]
-    whole = image.mode in ("RGB", "RGBA") and modes
-    if not whole or not all(mode.startswith(image.mode + ";16") for mode in modes):
+    colour = image.mode in ("RGB", "RGBA") and modes
+    if not colour or not all(mode.startswith(image.mode + ";16") for mode in modes):
         return None
     for order in "BL":
         image = opened()
