@@ -21,5 +21,5 @@ def test_a_long_training_keeps_its_memory_and_its_files(tmp_path):
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
 def test_a_step_costs_as_much_with_many_images(tmp_path, weighted):
-    small, large = (open_and_step(tmp_path, count, weighted, 100) for count in (1000, 50_000))
-    assert large["opened"] < 10 and large["step"] < 10 * small["step"]
+    small, large = (open_and_step(tmp_path, count, weighted, 100) for count in (1000, 1_000_000))
+    assert large["opened"] < 20 and large["step"] < 3 * small["step"]
