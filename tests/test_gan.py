@@ -231,7 +231,7 @@ def test_grey_images_pixels_as_an_input_and_a_pretrained_model(patches, tmp_path
     ("02_dcgan", dict(image_size=100), "near are 96 or 112"),
     ("02_dcgan", dict(batch_size=1), "raise `batch_size`"),
     ("02_dcgan", dict(gamma=1, norm="batch"), "`norm` spectral or none"),
-    ("03_embedding_gan", dict(discriminator_input="patches"), "not 'patches'"),
+    ("03_embedding_gan", dict(discriminator_input="patches"), "got 'patches'"),
     ("03_embedding_gan", dict(eval_embedders=["efficientnet_lite0@96"]), "must be other networks"),
 ])
 def test_bad_parameters_get_one_sentence(notebook, wrong, sentence, tmp_path):

@@ -1264,8 +1264,8 @@ def of_rows(n, label="label", values=("a", "b")):
 )
 def test_tables_of_another_program(tmp_path, name, values):
     pytest.importorskip("datasets")
-    import pyarrow
-    from pyarrow import parquet
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
 
     for part, n in dict(train=8, test=4).items():
         path = tmp_path / "set" / name.format(part=part)

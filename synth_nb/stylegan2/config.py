@@ -119,7 +119,8 @@ def choose_settings(
     size = square_side(image_size)
     if cfg not in ("auto", *CONFIGURATIONS):
         known = ", ".join(["auto", *CONFIGURATIONS])
-        raise ParameterError(f"parameter `cfg` must be one of {known}, got {cfg!r}")
+        raise ParameterError(f"parameter `configuration` (`cfg`) must be one of {known}, "
+                             f"got {cfg!r}")
     if batch_size < 0 or gpus < 1:
         raise ParameterError(f"{batch_size} images on {gpus} GPUs cannot be trained")
     if unknown := sorted(set(changes) - set(Settings.__dataclass_fields__)):
