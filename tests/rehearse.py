@@ -71,7 +71,7 @@ NARROW = {  # what makes it small
     "05_i2i": dict(image_size="64", **QUICK),
     "05_e2i": dict(image_size="64", **QUICK),
     "06_em_ddpm": dict(width=16, vae_width=8, downsample=4, chunk=64, **QUICK),
-    "06_em_segmentation": dict(width=4, downsample=4, crop=64),
+    "06_em_segmentation": dict(width=4, downsample=4, chunk=64),
     "06_em_protocol": dict(width=4, pair_width=16, vae_width=8, downsample=4),
     "07_emnist": dict(classifier_width=4, n_samples=12, epoch_samples=10),
 }

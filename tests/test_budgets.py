@@ -123,10 +123,10 @@ def test_a_damaged_file_is_listed_and_the_others_are_read(tmp_path, case):
 
 
 def test_memory_that_runs_out_is_one_file_s_fault(tmp_path, monkeypatch):
-    def greedy(content):
+    def greedy(content, *options):
         if len(content) == 77:
             raise MemoryError
-        return opens(content)
+        return opens(content, *options)
 
     opens = sources_module().open_image
     monkeypatch.setattr(sources_module(), "open_image", greedy)

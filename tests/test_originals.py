@@ -491,7 +491,7 @@ def test_06_em_ddpm(run_reported, tmp_path):
     assert space["synthetic"].shape == (12, 1, 64, 64) and space["synthetic_masks"] is None
     assert (space["run"].folder / "pairs.png").is_file()
     with pytest.raises(ParameterError, match="`model` makes sections alone: give `mode` so"):
-        run_reported("06_em_ddpm", until="config = ", mode="joint", dataset="demo", chunk=64,
+        run_reported("06_em_ddpm", until="give `mode` so", mode="joint", dataset="demo", chunk=64,
                      model=str(space["run"].folder), run_name="other", sections=48)
 
 

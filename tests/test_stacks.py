@@ -143,7 +143,6 @@ BAD_ARRAYS = {
     "float": (np.full((2, 16, 16), 255.0), "fractions from 255 to 255: scale them to 0 … 1"),
     "nan": (np.full((2, 16, 16), np.nan), "scale them to 0 … 1"),
     "complex": (np.zeros((2, 16, 16), complex), "complex128 numbers"),
-    "row": (np.zeros(99, np.uint8), "an array of shape (99,): images are (N, H, W)"),
     "none": (np.zeros((0, 16, 16), np.uint8), "an array of shape (0, 16, 16)"),
     "four": (np.zeros((2, 16, 16, 4), np.uint8), "an array of shape (2, 16, 16, 4)"),
 }
@@ -158,6 +157,13 @@ def test_array_that_cannot_be_used(tmp_path, name):
     np.save(tmp_path / "good.npy", noise(0, 3, 16, 16))
     ds, _ = opened(tmp_path)
     assert len(ds) == 3 and ds.skipped[0][0] == "bad.npy" and why in ds.skipped[0][1]
+
+
+def test_a_row_of_numbers_is_no_image(tmp_path):
+    np.save(tmp_path / "bad.npy", np.zeros(99, np.uint8))
+    np.save(tmp_path / "good.npy", noise(0, 3, 16, 16))
+    with pytest.warns(UserWarning, match=r"1 file is not read: 1 \.npy"):
+        assert len(open_dataset(tmp_path)) == 3
 
 
 def test_a_late_fraction_out_of_range_refuses_all(tmp_path):

@@ -288,8 +288,8 @@ LABEL_ARRAYS = ("labels", "label", "y", "targets", "target", "classes", "arr_1")
 def vector_length(path: Path) -> int:  # of a .npy file; 0 for what is no vector
     "How many numbers a file holds that holds one after another, as labels are kept."
     try:
-        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    except (OSError, ValueError, EOFError):
+        shape = _map_array(path).shape if path.is_file() else ()  # a pipe would never end
+    except ImageError:
         return 0
     return shape[0] if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1) else 0
 
