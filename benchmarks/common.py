@@ -1,12 +1,18 @@
-"Timing two sides against each other in one process."
+"What several benchmarks need: two sides timed in turn, and images to plant copies of."
 
+import io
 import platform
 import statistics
 import time
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+
+from synth_nb.data import open_dataset
+from synth_nb.embedders import image_keys
 
 
 def machine() -> str:
@@ -46,3 +52,21 @@ def row(name: str, result: dict) -> str:
     return (
         f"| {name} | {times} | {result['ratio']:.3f} ({result['low']:.3f}–{result['high']:.3f}) |"
     )
+
+
+def different_images(data: str, size: int, channels: int, count: int) -> np.ndarray:
+    "As many images of a data set, uint8 (N, C, H, W), all different. Ends where there are too few."
+    options = dict(n=count) if data.endswith("phantom") else {}
+    ds = open_dataset(data, size, channels, **options)
+    once = sorted({key: i for i, key in enumerate(image_keys(ds.images))}.values())
+    images = ds.images[np.random.default_rng(0).permutation(once)[:count]]
+    if len(images) < count:
+        raise SystemExit(f"{data} has {len(images)} images, {count} are needed")
+    return images
+
+
+def recompressed(image: np.ndarray, quality: int) -> np.ndarray:  # (C, H, W) uint8
+    "An image after JPEG."
+    stored = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(stored, "JPEG", quality=quality)
+    return np.asarray(Image.open(stored)).reshape(*image.shape[1:], -1).transpose(2, 0, 1)

@@ -7,15 +7,12 @@ judge and which are judged. Run: python benchmarks/copies.py [--data WORD] [--si
 """
 
 import argparse
-import io
 
 import numpy as np
 import torch
-from common import machine
-from PIL import Image
+from common import different_images, machine, recompressed
 
-from synth_nb.data import open_dataset
-from synth_nb.embedders import embed_images, image_keys, load_embedder
+from synth_nb.embedders import embed_images, load_embedder
 from synth_nb.evaluation.copies import (
     SAME_IMAGE,
     SymmetricViews,
@@ -32,12 +29,7 @@ def planted(views: SymmetricViews, row: int, kind: str, rng) -> np.ndarray:  # (
     "A copy of a training image."
     number = rng.integers(1, len(views.numbers)) if "view" in kind else 0
     image = views[[number * len(views.images) + row]][0]
-    if "JPEG" not in kind:
-        return image
-    stored = io.BytesIO()
-    pixels = Image.fromarray(image.transpose(1, 2, 0).squeeze())
-    pixels.save(stored, "JPEG", quality=int(kind[-2:]))
-    return np.asarray(Image.open(stored)).reshape(*image.shape[1:], -1).transpose(2, 0, 1)
+    return recompressed(image, int(kind[-2:])) if "JPEG" in kind else image
 
 
 def spaces_of(embedder, images) -> list[torch.Tensor]:
@@ -63,12 +55,7 @@ def settings():
 def opened(args, copies: int) -> tuple[np.ndarray, np.ndarray]:  # training images, the others
     "Images that are all different. Ends where there are too few."
     wanted = args.train + args.held_out + args.fresh + args.synthetic - copies
-    options = dict(n=wanted) if args.data.endswith("phantom") else {}
-    ds = open_dataset(args.data, args.size, args.channels, **options)
-    once = sorted({key: i for i, key in enumerate(image_keys(ds.images))}.values())
-    images = ds.images[np.random.default_rng(0).permutation(once)[:wanted]]
-    if len(images) < wanted:
-        raise SystemExit(f"{args.data} has {len(images)} images, {wanted} are needed")
+    images = different_images(args.data, args.size, args.channels, wanted)
     return images[: args.train], images[args.train :]
 
 

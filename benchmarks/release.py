@@ -5,27 +5,22 @@ of other training images. Run: python benchmarks/release.py [--data WORD] [--alp
 """
 
 import argparse
-import io
 
 import numpy as np
 import pandas as pd
 import torch
-from common import machine
-from PIL import Image
+from common import different_images, machine, recompressed
 
-from synth_nb.data import open_dataset, view
-from synth_nb.embedders import image_keys, load_embedder
+from synth_nb.data import view
+from synth_nb.embedders import load_embedder
 from synth_nb.evaluation.copies import SAME_IMAGE, SymmetricViews
 from synth_nb.evaluation.release import conformal_p, nearness, shared_units, space_rows
 from synth_nb.evaluation.report import markdown
 
 
-def recompressed(image: np.ndarray, rng) -> np.ndarray:  # (C, H, W) uint8
+def stored(image: np.ndarray, rng) -> np.ndarray:  # (C, H, W) uint8
     "JPEG at a quality of 50 to 90."
-    stored = io.BytesIO()
-    pixels = Image.fromarray(image.transpose(1, 2, 0).squeeze())
-    pixels.save(stored, "JPEG", quality=int(rng.integers(50, 91)))
-    return np.asarray(Image.open(stored)).reshape(*image.shape[1:], -1).transpose(2, 0, 1)
+    return recompressed(image, int(rng.integers(50, 91)))
 
 
 def brighter(image: np.ndarray, rng) -> np.ndarray:
@@ -47,8 +42,8 @@ def planted(images: np.ndarray, row: int, kind: str, rng) -> np.ndarray:  # (C, 
         other = images[(row + rng.integers(1, len(images))) % len(images)]
         share = rng.uniform(0.8, 1)
         return (share * image + (1 - share) * other).round().astype(np.uint8)
-    steps = dict(plain=[], turned=[turned], recompressed=[recompressed], brighter=[brighter])
-    for change in steps.get(kind, [turned, brighter, recompressed]):
+    steps = dict(plain=[], turned=[turned], recompressed=[stored], brighter=[brighter])
+    for change in steps.get(kind, [turned, brighter, stored]):
         image = change(image, rng)
     return image
 
@@ -82,12 +77,7 @@ def settings(words: list[str] | None = None):
 def opened(args) -> tuple[np.ndarray, np.ndarray]:  # training images, the others
     "Images that are all different. Ends where there are too few."
     wanted = args.train + args.held_out + args.fresh
-    options = dict(n=wanted) if args.data.endswith("phantom") else {}
-    ds = open_dataset(args.data, args.size, args.channels, **options)
-    once = sorted({key: i for i, key in enumerate(image_keys(ds.images))}.values())
-    images = ds.images[np.random.default_rng(0).permutation(once)[:wanted]]
-    if len(images) < wanted:
-        raise SystemExit(f"{args.data} has {len(images)} images, {wanted} are needed")
+    images = different_images(args.data, args.size, args.channels, wanted)
     return images[: args.train], images[args.train :]
 
 

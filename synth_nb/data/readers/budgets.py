@@ -18,11 +18,13 @@ from .sources import DataError, ImageError, reason
 
 # %% ../../../nbs/library/data/readers/budgets.ipynb #3c945dfe
 @contextmanager
-def as_image_error():
+def as_image_error(
+    *others: type[Exception],  # that pass too
+):
     "Turn whatever reading a file raises into an `ImageError`."
     try:
         yield
-    except (DataError, ImportError):
+    except (DataError, ImportError, *others):
         raise
     except Exception as e:
         raise ImageError(reason(e)) from e
@@ -33,12 +35,8 @@ def guarded(
 ) -> Callable:  # the same; raises `DataError`, `ImportError` or `OSError` alone
     "A reader that skips what it cannot read; a file that vanished stays an `OSError`."
     def careful(*args):
-        try:
+        with as_image_error(OSError):
             return read(*args)
-        except (DataError, ImportError, OSError):
-            raise
-        except Exception as e:
-            raise ImageError(reason(e)) from e
 
     return careful
 
