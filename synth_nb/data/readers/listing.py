@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .budgets import as_image_error, check_entries, check_table, guarded
 from .dicom import dicom_stack, is_dicom
@@ -267,6 +268,39 @@ def join_masks(parts: list[bytes | np.ndarray]) -> np.ndarray:
         raise ImageError("its masks have different sizes")
     return np.maximum.reduce(values)
 
+# %% ../../../nbs/library/data/readers/listing.ipynb #5c0a7e21
+def show_one_region(listing: Listing, masks: dict[str, list[str]]) -> bool:
+    # masks: image → its masks
+    "Whether masks cover nearly the same region in every image, as a field of view does."
+    files, regions = sorted(masks), []
+    if len(files) < 4:
+        return False
+    files = files[:: -(-len(files) // 6)]
+    reader = MaskReader(listing, {file: masks[file] for file in files})
+    for file in files:
+        try:
+            mask = Image.fromarray(mask_values(open_image(reader(file))))
+        except (ImageError, OSError):
+            return False
+        regions.append(np.asarray(mask.resize((64, 64))) > 127)
+    first, others = regions[0], np.array(regions[1:])
+    shared, either = (others & first).sum((1, 2)), (others | first).sum((1, 2))
+    return not first.all() and bool((shared > 0.95 * either).all())
+
+
+def _annotations(listing):
+    "Masks by their names; of several kinds one that differs from image to image, if there is any."
+    pairs, fields = find_masks(listing.images), []
+    while pairs.masks and show_one_region(listing, pairs.masks):
+        if not pairs.others:
+            pairs.doubts.append(f"{pairs.first[1]} and other masks cover nearly the same region in "
+                                "every image, as a field of view does, not an annotation")
+            break
+        fields.append(pairs.kind)
+        pairs = find_masks(listing.images, {*fields})
+    return pairs
+
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #33170447
 def masks_in(listing: Listing) -> MaskPairs:
     "Images and their masks, by a table or by names that pixels agree with."
@@ -278,7 +312,7 @@ def masks_in(listing: Listing) -> MaskPairs:
             raise DataError(f"{listing.name}/{lacking[0]} has no mask in `metadata.jsonl`, others "
                             "have one")
         return MaskPairs(images, tabulated)
-    pairs = find_masks(listing.images)
+    pairs = _annotations(listing)
     guessed = pairs.masks or pairs.some
     if not guessed:
         return pairs if pairs.left_out else _twin_masks(listing) or pairs
