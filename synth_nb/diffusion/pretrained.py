@@ -196,7 +196,7 @@ def _peft_lora(path: Path) -> tuple[dict[str, Tensor], dict]:  # as `read_lora` 
     from peft import LoraConfig
 
     config = LoraConfig.from_pretrained(path.parent).to_dict()
-    weights = {name.replace("base_model.model", "unet", 1): w for name, w in load_file(path).items()}
+    weights = {k.replace("base_model.model", "unet", 1): w for k, w in load_file(path).items()}
     return weights, dict(metadata={f"unet.{key}": value for key, value in config.items()})
 
 
