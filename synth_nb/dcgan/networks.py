@@ -182,8 +182,8 @@ class Discriminator(nn.Module):
             elif norm == "none":  # nothing else keeps the scale from layer to layer
                 nn.init.kaiming_normal_(convolution.weight, 0.2)
         self.classes = nn.Embedding(n_classes, widths[-1]) if n_classes else None
-        if n_classes:  # classes make no difference before they are learnt
-            nn.init.zeros_(self.classes.weight)
+        if n_classes:  # from 0 they would take ten times the steps to be learnt
+            nn.init.normal_(self.classes.weight, std=4 * widths[-1] ** -0.5)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.training and self.norm == "batch" and len(images) < 2:
