@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import label
 
 from .sources import ImageError, composite_on_black, open_image

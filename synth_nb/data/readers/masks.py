@@ -14,7 +14,7 @@ from functools import lru_cache
 from .layout import IMAGE_WORDS, some_names, split_word, words_of
 from .classes import MOST_CLASSES, MaskClasses
 from .sources import extension_of
-from .classes import MaskClasses
+
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #4ad60fbf
 RANKS = {  # of several kinds of masks, the first is taken
