@@ -11,8 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, label
-from skimage.color import rgb2hed
-from skimage.filters import threshold_otsu
 
 from .sources import DataError, ImageError, Source, open_image, to_mode
 
@@ -24,6 +22,8 @@ STAIN_CLASSES = ("glass", "stroma", "nuclei")
 
 def densities(content: bytes | np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (H, W) float each
     "Optical density in all, and of haematoxylin. Raises `ImageError` for a grey image."
+    from skimage.color import rgb2hed  # takes a second
+
     pixels = np.asarray(to_mode(open_image(content), 3))
     if (pixels == pixels[..., :1]).all():
         raise ImageError("a grey image shows no stains")
@@ -33,6 +33,8 @@ def densities(content: bytes | np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # 
 # %% ../../../nbs/library/data/readers/stains.ipynb #5df0ac2a
 def nuclei_threshold(source: Source, most: int = 64) -> float:
     "Otsu's threshold on the haematoxylin of tissue. Raises `DataError` where there is none."
+    from skimage.filters import threshold_otsu
+
     rows = [i for i in range(len(source)) if not source.split or source.split[i] == "train"]
     found = []
     for i in dict.fromkeys(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)):
