@@ -100,7 +100,8 @@ def check_channels(channels: int):
 class Generator(nn.Module, PyTorchModelHubMixin):
     """Noise (B, z_dim) → images (B, channels, s, s) in [-1, 1] [arXiv 1511.06434].
 
-    With classes a vector of each one, as wide as the noise, is learnt and stands beside it. Raises `ValueError` for a batch of one in training, `ParameterError` for an impossible
+    With classes a vector of each one, as wide as the noise, is learnt and stands beside it.
+    Raises `ValueError` for a batch of one in training, `ParameterError` for an impossible
     size and for channels that are neither 1 nor 3.
     """
 
