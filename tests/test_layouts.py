@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError, check_trainable, held_out_of, open_dataset
@@ -1052,12 +1053,12 @@ def test_dev_validates_and_eval_tests(tmp_path):
 # --- more shapes of public sets: folders on two levels, masks that number, lists, sides
 
 
-def objects(seed, n=5, dtype=np.uint8, first=1):
-    "Numbered squares on a ground of zero."
+def objects(seed, dtype=np.uint8, first=1):
+    "Squares on a ground of zero, numbered anew in every picture: four to six of them."
     found = np.zeros((24, 24), dtype)
-    for k, (y, x) in enumerate(np.random.default_rng(seed).integers(0, 4, (n, 2))):
-        found[y * 6 : y * 6 + 5, x * 6 : x * 6 + 5] = k + first
-    found[:5, :5], found[:5, 6:11] = first, first + 1
+    places = np.random.default_rng(seed).permutation(16)[: 4 + seed % 3]
+    for k, (y, x) in enumerate(np.stack(np.divmod(places, 4), 1) * 6):
+        found[y : y + 5, x : x + 5] = k + first
     return found
 
 
@@ -1384,12 +1385,78 @@ def test_a_third_folder_beside_images_and_masks(tmp_path):
     assert "edges/ holds files called like the images: left out" in message
 
 
-def test_masks_of_named_parts(tmp_path):
-    files = {f"{i}.png": photo(i) for i in range(6)}
-    files |= {f"{i}_mask_{part}.png": mask(i) for i in range(6) for part in ("heart", "lung")}
+def tissue(seed):
+    "A class map of three classes; class 1 in two pieces, as numbered objects are not."
+    found = np.zeros((24, 24), np.uint8)
+    found[2:8, 2:8] = found[14:20, 3:9] = 1
+    found[5:18, 12 + seed % 4 : 20] = 2
+    return found
+
+
+def paletted(numbers):
+    picture = Image.fromarray(numbers)
+    picture.putpalette([0, 0, 0, 200, 0, 0, 0, 160, 0])
+    picture.save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+PARTS = ("gland", "stroma")
+CLASS_MASKS = {
+    "numbers": lambda i: {f"{i}_mask.png": encoded(tissue(i))},
+    "grey": lambda i: {f"{i}_mask.png": encoded(tissue(i) * 127)},
+    "16 bits": lambda i: {f"{i}_mask.tif": encoded(tissue(i).astype(np.uint16) * 9, "TIFF")},
+    "palette": lambda i: {f"SegmentationClass/{i}.png": paletted(tissue(i))},
+    "void": lambda i: {f"{i}_label.png": encoded(np.where(tissue(i), tissue(i), 255 * (i == 1)))},
+    "colours": lambda i: {f"{i}_gt.png": encoded(np.array(
+        [(0, 0, 0), (0, 0, 255), (255, 9, 0)], np.uint8)[tissue(i)])},
+    "suffix": lambda i: {f"{i}_mask_{c}.png": encoded((tissue(i) == k) * np.uint8(255))
+                         for k, c in enumerate(PARTS, 1)},
+    "folder": lambda i: {f"masks/{c}/{i}.png": encoded((tissue(i) == k) * np.uint8(255))
+                         for k, c in enumerate(PARTS, 1)},
+    "folders": lambda i: {f"{c}_masks/{i}.png": encoded((tissue(i) == k) * np.uint8(255))
+                          for k, c in enumerate(PARTS, 1)},
+}  # fmt: skip
+
+
+@FORMS
+@pytest.mark.parametrize("name", CLASS_MASKS)
+def test_masks_of_several_classes(tmp_path, name, form):
+    apart = name in ("palette", "folder", "folders")
+    files = {(f"images/{i}.png" if apart else f"{i}.png"): photo(i) for i in EIGHT}
+    for i in EIGHT:
+        files |= CLASS_MASKS[name](i)
+    ds, messages = opened(write(tmp_path, files, form))
+    assert (len(ds), ds.channels, len(ds.mask_classes)) == (8, 3, 3)
+    assert (ds.masks[3, 0] == tissue(3)).all() and not ds.skipped
+    named = name in ("suffix", "folder", "folders")
+    assert not named or [n.removesuffix("_masks") for n in ds.mask_classes[1:]] == [*PARTS]
+    assert f"{ds.mask_classes[2]} {(ds.masks == 2).mean():.1%}" in ds.explain()
+    assert [bool(messages), "borders" in "".join(messages)] == [name == "void"] * 2
+    half = open_dataset(tmp_path / ("set" if form == "folder" else f"set.{form}"), image_size=12)
+    assert half.fingerprint != ds.fingerprint and set(np.unique(half.masks)) <= {0, 1, 2}
+
+
+def test_names_of_mask_classes(tmp_path):
+    files = {f"{i}.png": photo(i) for i in EIGHT}
+    files |= {f"{i}_mask.png": encoded(tissue(i) if i < 7 else tissue(i) * 3) for i in EIGHT}
+    files["mask_classes.json"] = b'["ground", "gland", "stroma"]'
     ds, [message] = opened(write(tmp_path, files))
-    assert (len(ds), ds.masked) == (6, True)
-    assert "mask heart is taken, mask lung left out" in message
+    assert ds.mask_classes == ["ground", "gland", "stroma"] and len(ds) == 7
+    assert "its mask has the value 3, which is none of the 3 classes (ground, gland" in message
+    (tmp_path / "set" / "mask_classes.json").write_bytes(b'["ground"]')
+    with pytest.raises(DataError, match="must be a list of 2 … 32 different names"):
+        opened(tmp_path / "set")
+
+
+def test_soft_masks_and_objects_stay_binary(tmp_path):
+    files = {f"{i}.png": photo(i) for i in EIGHT}
+    soft = np.array([0, 128, 255], np.uint8)
+    for i in EIGHT:
+        inner = disc(i) > 0
+        ring = inner & ~ndimage.binary_erosion(inner)
+        files[f"{i}_mask.png"] = encoded(soft[inner.astype(int) * 2 - ring])
+    ds, _ = opened(write(tmp_path, files))
+    assert ds.mask_classes == ["background", "foreground"] and set(np.unique(ds.masks)) == {0, 1}
 
 
 def test_a_table_of_another_extension(tmp_path):

@@ -150,6 +150,7 @@ def cached_images(
     "Images of a source from the cache, decoded first if they are not there."
     version = reader_version(source.masks is not None)
     ranges = [limits] if limits else []
+    ranges += [len(source.mask_classes)] if len(source.mask_classes) > 2 else []
     path = cache_root() / "images" / f"{digest(hashes, shape, crop, version, *ranges)}.npy"
     with cache_entry(path, path.with_suffix(".json")) as missing:
         if missing:
@@ -171,7 +172,8 @@ def decode_into(
         if digest_content(content, mask) != hashes[position]:
             key = source.keys[indices[position]]
             raise OSError(f"{key} changed while it was read; open the data again")
-        return decode(content, *shape[1:], shape[0], crop, mask, limits_of(source, content))
+        return decode(content, *shape[1:], shape[0], crop, mask, limits_of(source, content),
+                      len(source.mask_classes))
 
     row = row_shape(source, shape, crop)
     check_room(path.parent, len(hashes) * int(np.prod(row)))
