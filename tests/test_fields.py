@@ -49,13 +49,13 @@ SIZE = (1400, 200)  # three bands of rows of windows
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def expected(tmp_path_factory):
     return pixels(write_field(tiny(), cells(), tmp_path_factory.mktemp("field") / "a.tif", SIZE))
 
 
-def test_two_processes_make_the_same_field(tmp_path, whole):
+def test_two_processes_make_the_same_field(tmp_path, expected):
     path = write_field(tiny(), cells(), tmp_path / "b.tif", SIZE, num_processes=2, device="cpu")
-    assert np.array_equal(pixels(path), whole)
+    assert np.array_equal(pixels(path), expected)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.tif", "b.tif.json"]
 
 
@@ -69,7 +69,7 @@ write_field(tiny(), cells(), Path(sys.argv[1]), SIZE)
 """
 
 
-def test_a_killed_field_goes_on_where_it_was(tmp_path, whole):
+def test_a_killed_field_goes_on_where_it_was(tmp_path, expected):
     torch_threads = dict(os.environ, OMP_NUM_THREADS="1")
     path, marks = tmp_path / "c.tif", tmp_path / "c.tif.work"
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, path], env=torch_threads)
@@ -81,15 +81,15 @@ def test_a_killed_field_goes_on_where_it_was(tmp_path, whole):
     assert done and not path.exists()
     subprocess.run([sys.executable, "-c", PROGRAM, path], env=torch_threads, check=True)
     assert not marks.exists()
-    assert np.abs(pixels(path).astype(int) - whole).max() <= 1  # threads may differ
+    assert np.abs(pixels(path).astype(int) - expected).max() <= 1  # threads may differ
 
 
-def test_other_settings_begin_afresh(tmp_path, whole):
+def test_other_settings_begin_afresh(tmp_path, expected):
     path = tmp_path / "d.tif"
     write_field(tiny(), cells(), path, SIZE, seed=1)
-    assert not np.array_equal(pixels(path), whole)
+    assert not np.array_equal(pixels(path), expected)
     write_field(tiny(), cells(), path, SIZE)
-    assert np.array_equal(pixels(path), whole)
+    assert np.array_equal(pixels(path), expected)
 
 
 def test_the_embeddings_of_a_slide_condition_another(tmp_path):

@@ -27,9 +27,9 @@ def level_tiles(read: Callable, shape: tuple[int, int, int], factor: int) -> Ite
     for top in range(0, height, TILE):
         size = min(TILE, height - top)
         rows = np.empty((size, width, shape[2]), np.uint8)
-        few = max(1, 64 // factor)  # rows at once
-        for first in range(0, size, few):
-            last = min(first + few, size)
+        count = max(1, 64 // factor)  # rows at once
+        for first in range(0, size, count):
+            last = min(first + count, size)
             part = read((top + first) * factor, (top + last) * factor)[:, : width * factor]
             squares = part.reshape(last - first, factor, width, factor, -1)
             means = squares.mean((1, 3), np.float32)
@@ -37,14 +37,14 @@ def level_tiles(read: Callable, shape: tuple[int, int, int], factor: int) -> Ite
         for left in range(0, width, TILE):
             yield np.ascontiguousarray(rows[:, left : left + TILE])
 
-# %% ../../nbs/library/data/pyramid.ipynb #b3a70512
-def chain_directories(path: Path, places: list[int]):  # byte offsets, of a BigTIFF
+# %% ../../nbs/library/data/pyramid.ipynb #be2881c2
+def chain_directories(path: Path, offsets: list[int]):  # of a BigTIFF, in bytes
     "Make every directory of a file name the next."
     with open(path, "r+b") as file:
-        for place, following in zip(places, [*places[1:], 0], strict=True):
-            file.seek(place)
-            (count,) = struct.unpack("<Q", file.read(8))
-            file.seek(place + 8 + 20 * count)
+        for offset, following in zip(offsets, [*offsets[1:], 0], strict=True):
+            file.seek(offset)
+            (entries,) = struct.unpack("<Q", file.read(8))
+            file.seek(offset + 8 + 20 * entries)
             file.write(struct.pack("<Q", following))
 
 # %% ../../nbs/library/data/pyramid.ipynb #a6002f7b
@@ -78,6 +78,6 @@ def write_pyramid(
                     **(dict(subfiletype=1) if level else
                        dict(subifds=smaller, metadata=about | pixel)))
         with TiffFile(new) as tiff:
-            places = [tiff.pages[0].offset, *(tiff.pages[0].subifds or ())]
-        chain_directories(new, places)
+            offsets = [tiff.pages[0].offset, *(tiff.pages[0].subifds or ())]
+        chain_directories(new, offsets)
     return Path(path)

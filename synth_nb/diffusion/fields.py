@@ -86,11 +86,11 @@ def blended(
             yield top + a, total[:, a:b]
         total = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], 1)
 
-# %% ../../nbs/library/diffusion/fields.ipynb #bb6ef043
+# %% ../../nbs/library/diffusion/fields.ipynb #798ad36c
 NOISE_BLOCK = 64  # latents
 
 
-def place_noise(seed: int, planes: int, low: int, high: int, width: int) -> Tensor:
+def noise_at(seed: int, planes: int, low: int, high: int, width: int) -> Tensor:
     "Rows of the noise of a field, (planes, high - low, width)."
     size, bands = NOISE_BLOCK, []
     for row in range(low // size, -(-high // size)):
@@ -121,8 +121,8 @@ def check_embeddings(field: EmbeddingField, model: ConditionedModel):
         raise ParameterError("embeddings of a field must be (rows, columns, "
                              f"{len(known.mean)}) for {known.embedder}, got {shape}")
 
-# %% ../../nbs/library/diffusion/fields.ipynb #7f93238a
-def place_tokens(grid: Tensor, y: float, x: Tensor) -> Tensor:
+# %% ../../nbs/library/diffusion/fields.ipynb #65bc0d03
+def tokens_at(grid: Tensor, y: float, x: Tensor) -> Tensor:
     # grid (rows, columns, tokens, D); y, x (n,): where, 0 … 1 of the field → (n, tokens, D)
     "Conditions between the centres of a grid's cells, and like the nearest beyond them."
     rows, columns = grid.shape[:2]
@@ -269,7 +269,7 @@ def read_rows(field: Field, step: int, low: int, high: int) -> tuple[Tensor, Ten
     "Latents (C, n, W) before a step, and what was predicted at the one before it."
     channels, _, width = field.shape
     if step == 0:
-        noise = place_noise(field.config.seed, channels, low, high, width)
+        noise = noise_at(field.config.seed, channels, low, high, width)
         return noise * sampler_at(field, 0, None).init_noise_sigma, None
     planes = torch.from_numpy(field.files[step % 2].read(low, high)).transpose(0, 1)
     return planes[:channels], planes[channels:] if len(planes) > channels else None
@@ -284,7 +284,7 @@ def window_predictions(field: Field, step: int, rows: Axis, columns: Axis) -> Ca
         top, size = int(rows.starts[k]), config.batch_size
         noisy = read_rows(field, step, top, top + rows.side)[0]
         noisy = sampler_at(field, step, None).scale_model_input(noisy, t)
-        tokens = place_tokens(field.grid, (top + rows.side / 2) / rows.length, centres)
+        tokens = tokens_at(field.grid, (top + rows.side / 2) / rows.length, centres)
         for first in range(0, len(centres), size):
             lefts = columns.starts[first : first + size]
             x = torch.stack([noisy[:, :, s : s + columns.side] for s in lefts]).to(device)
