@@ -275,7 +275,7 @@ def _check_range(array: np.ndarray, intensity: Intensity | None):
             to_8_bits(block)
 
 
-def _whole_bytes(array: np.ndarray) -> bool:
+def _are_bytes(array: np.ndarray) -> bool:
     "Whether fractions are whole numbers up to 255: bytes that some programs save as fractions."
     high = 0
     for block in _blocks_of(array) if array.dtype.kind == "f" else ():
@@ -331,7 +331,7 @@ def npy_stack(path: Path, intensity: Intensity | None = None) -> Stack:  # path:
     check_sides(sides["H"], sides["W"])
     check_entries(sides.get("N", 1), "pages")
     auto = intensity is None or isinstance(intensity.wanted, str)
-    if whole := auto and _whole_bytes(array):
+    if plain := auto and _are_bytes(array):
         intensity = None
     else:
         _check_range(array, intensity)
@@ -339,7 +339,7 @@ def npy_stack(path: Path, intensity: Intensity | None = None) -> Stack:  # path:
     def page(i):  # opened again each time: thousands of files would be thousands of open maps
         with as_image_error():
             image = one_image(_map_array(path), i)
-            image = image.astype(np.uint8) if whole else image
+            image = image.astype(np.uint8) if plain else image
             return np.ascontiguousarray(as_bytes(image, intensity))
 
     def scan():
@@ -349,7 +349,7 @@ def npy_stack(path: Path, intensity: Intensity | None = None) -> Stack:  # path:
     n = sides.get("N", 1)
     labels = npy_labels(path, n)
     notes = (f"classes from {labels[0]}",) if labels else ()
-    notes += ("whole numbers up to 255, stored as fractions, are bytes",) if whole else ()
+    notes += ("whole numbers up to 255, stored as fractions, are bytes",) if plain else ()
     return Stack(n, page, labels and labels[1], [None] * n if labels else None,
                  scan=scan if deep else None, notes=notes)
 
