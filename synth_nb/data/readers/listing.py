@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .budgets import as_image_error, check_entries, check_table, guarded
 from .dicom import dicom_stack, is_dicom
@@ -22,6 +23,8 @@ from .intensity import Intensity
 from .labels import (
     TABLE_EXTENSIONS, TableLabels, parse_json, read_labels, read_sidecars, synset_names)
 from .layout import read_folders, some_names, split_word, words_of
+from .classes import (
+    MOST_CLASSES, MaskClasses, are_classes, label_values, read_class_names)
 from .masks import MaskPairs, find_masks, read_folder
 from .sources import (
     ADVICE, EXTENSIONS, DataError, ImageError, Source, complete_groups, extension_of, mask_values,
@@ -234,6 +237,7 @@ class MaskReader:
         files = sorted({file for several in masks.values() for file in several})
         self.listing, self.masks, self.pages = listing, masks, defaultdict(list)
         self.numbered = numbered  # areas by numbers: all above 0 belongs
+        self.classes, self.files = None, {}  # of masks that hold several; mask → its class
         self.there = {*listing.images} & {*files}
         files = [file for file in files if file in self.there]
         images, self.bad = listing.pages(files, Intensity((0, 1)))  # arrays: the same
@@ -254,6 +258,10 @@ class MaskReader:
 
     def __call__(self, file: str, page: int = 0) -> bytes | np.ndarray:
         parts = self.parts(file, page)
+        if self.classes:
+            return self.classes.read(parts[0])
+        if self.files:
+            return join_classes(parts, [self.files[mask] for mask in self.masks[file]])
         if self.numbered:
             parts = [(np.asarray(open_image(part)) > 0).astype(np.uint8) * 255 for part in parts]
         return parts[0] if len(parts) == 1 else join_masks(parts)
@@ -267,32 +275,111 @@ def join_masks(parts: list[bytes | np.ndarray]) -> np.ndarray:
         raise ImageError("its masks have different sizes")
     return np.maximum.reduce(values)
 
+
+def join_classes(parts: list[bytes | np.ndarray], numbers: list[int]) -> np.ndarray:
+    # masks of one image, a class each → (H, W) uint8 of their numbers
+    "One map of several masks; where they overlap, the class of the higher number is on top."
+    values = join_masks(parts)  # refuses other sizes
+    found = np.zeros(values.shape, np.uint8)
+    for part, number in sorted(zip(parts, numbers, strict=True), key=lambda pair: pair[1]):
+        found[mask_values(open_image(part)) > 127] = number
+    return found
+
+# %% ../../../nbs/library/data/readers/listing.ipynb #5c0a7e21
+def show_one_region(listing: Listing, masks: dict[str, list[str]]) -> bool:
+    # masks: image → its masks
+    "Whether masks cover nearly the same region in every image, as a field of view does."
+    files, regions = sorted(masks), []
+    if len(files) < 4:
+        return False
+    files = files[:: -(-len(files) // 6)]
+    reader = MaskReader(listing, {file: masks[file] for file in files})
+    for file in files:
+        try:
+            mask = Image.fromarray(mask_values(open_image(reader(file))))
+        except (ImageError, OSError):
+            return False
+        regions.append(np.asarray(mask.resize((64, 64))) > 127)
+    first, others = regions[0], np.array(regions[1:])
+    shared, either = (others & first).sum((1, 2)), (others | first).sum((1, 2))
+    return not first.all() and bool((shared > 0.95 * either).all())
+
+
+def _annotations(listing):
+    "Masks by their names; of several kinds one that differs from image to image, if there is any."
+    pairs, fields = find_masks(listing.images), []
+    while pairs.masks and show_one_region(listing, pairs.masks):
+        if not pairs.others:
+            pairs.doubts.append(f"{pairs.first[1]} and other masks cover nearly the same region in "
+                                "every image, as a field of view does, not an annotation")
+            break
+        fields.append(pairs.kind)
+        pairs = find_masks(listing.images, {*fields})
+    return pairs
+
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #33170447
 def masks_in(listing: Listing) -> MaskPairs:
     "Images and their masks, by a table or by names that pixels agree with."
     tabulated = tabulated_masks(listing)
+    names = [f for f in listing.others if f.rpartition("/")[2] == "mask_classes.json"]
+    names = read_class_names(listing.text(min(names, key=len))) if names else None
     if tabulated:
         masks = {mask for several in tabulated.values() for mask in several}
         images = [file for file in listing.images if file not in masks]
         if lacking := [file for file in images if file not in tabulated]:
             raise DataError(f"{listing.name}/{lacking[0]} has no mask in `metadata.jsonl`, others "
                             "have one")
-        return MaskPairs(images, tabulated)
-    pairs = find_masks(listing.images)
+        return with_classes(listing, MaskPairs(images, tabulated), names)
+    pairs = _annotations(listing)
     guessed = pairs.masks or pairs.some
     if not guessed:
         return pairs if pairs.left_out else _twin_masks(listing) or pairs
+    if pairs.masks and (known := with_classes(listing, pairs, names)).classes:
+        return known
     reader, files = MaskReader(listing, guessed), sorted(guessed)
     found = {file: _check_first(listing, reader, file)
              for file in dict.fromkeys(files[len(files) * k // 4] for k in range(4))}
     if "numbers" in found.values():
         first = guessed[min(file for file, why in found.items() if why == "numbers")][0]
         return replace(pairs, numbered=True, doubts=[*pairs.doubts, (
-            f"masks number areas, {first} first: all that is above 0 counts as foreground")])
+            f"masks number areas, {first} first: all that is above 0 counts as foreground; if "
+            "they are classes, list their names in mask_classes.json")])
     for file, why in found.items():
         if why is not None:
             return _without_masks(listing, pairs, file, guessed[file][0], why)
     return pairs
+
+
+def with_classes(listing: Listing, pairs: MaskPairs, names: list[str] | None) -> MaskPairs:
+    # names: by number, of `mask_classes.json`; None: there is none
+    "Pairs with the classes of their masks, where these hold several."
+    several = any(len(masks) > 1 for masks in pairs.masks.values())
+    if pairs.files or several or (names and len(names) == 2):
+        two = MaskClasses(names, {}) if names and not pairs.files else None
+        return replace(pairs, classes=two)
+    reader, files = MaskReader(listing, pairs.masks), sorted(pairs.masks)
+    try:
+        some = [label_values(reader.parts(f)[0]) for f in files[:: -(-len(files) // 16)]]
+    except Exception:  # read again, and said, with its image
+        return pairs
+    if not names and not are_classes(some):
+        return pairs
+    values = {0}
+    for file in files if not names else ():
+        for page in range(len(reader.pages[pairs.masks[file][0]])):
+            try:
+                values |= {*np.unique(label_values(reader.parts(file, page)[0])).tolist()}
+            except Exception:
+                continue
+    if len(values) > MOST_CLASSES:
+        return pairs
+    found = MaskClasses.of(values, names)
+    note = f"masks of {len(found.names) - 1} classes by their values"
+    doubts = [*pairs.doubts]
+    if not names and MaskClasses.void(values):
+        doubts.append("255 in masks is taken for background, as it marks borders")
+    return replace(pairs, classes=found, notes=[*pairs.notes, note], doubts=doubts)
 
 
 def _check_first(listing, reader, file):
@@ -580,8 +667,8 @@ def listed_source(
                    [*pairs.doubts, *reading.doubts, *unread_doubts(listing, notes)])
     return Source(listing.name, keys, classes, [number[name] for name in names],
                   complete_groups(groups, keys, content), content, split if any(split) else None,
-                  skipped=tuple(sorted(skipped)), masks=mask, about=about, intensity=intensity,
-                  ordered=True)
+                  skipped=tuple(sorted(skipped)), masks=mask, mask_classes=_class_names(pairs),
+                  about=about, intensity=intensity, ordered=True)
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #71822332
 def _page_numbers(images):
@@ -604,7 +691,17 @@ def _readers(listing, pairs, images, pages, same_size):
     if not pairs.masks:
         return content, None
     reader = MaskReader(listing, pairs.masks, pairs.numbered)
+    reader.classes = pairs.classes if pairs.classes and pairs.classes.values else None
+    names = _class_names(pairs)
+    reader.files = {mask: names.index(name) for mask, name in pairs.files.items()}
     return content, lambda i: reader(images[i].file, pages[i])
+
+
+def _class_names(pairs):
+    "Names of the classes of masks, by number; empty for two without names."
+    if pairs.files:
+        return ("background", *sorted({*pairs.files.values()}))
+    return tuple(pairs.classes.names) if pairs.classes else ()
 
 
 def _about(notes, doubts):
