@@ -21,8 +21,15 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/em/pairs.ipynb #823160b1
 from ..diffusion.objective import new_scheduler
+from synth_nb.diffusion.inpainting import (
+    KnownRegion,
+    blend,
+    check_holes,
+    harmonic_fill,
+    latent_holes,
+)
 from ..diffusion.sampling import SamplingConfig, denoise, noise_from
-from .autoencoder import SectionVAE, decoded, load_vae
+from .autoencoder import SectionVAE, decoded, encoded, load_vae
 from .masks import coverage, warped_masks, without_specks
 from ..core.files import read_json
 from ..core.parameters import ParameterError
@@ -115,6 +122,7 @@ def sample_latents(
     seed: int = 0,
     batch_size: int = 64,
     scheduler: SchedulerMixin | None = None,  # that it was trained with; None: `new_scheduler()`
+    known: KnownRegion | None = None,  # of the N latents
     **options,  # of `SamplingConfig`; 50 steps and no guidance unless given
 ) -> Tensor:  # (N, *size), on the CPU
     "Latents for conditions."
@@ -125,8 +133,9 @@ def sample_latents(
         tokens = conditions[first : first + batch_size].to(unet.device)
         own = generators(seed, first, len(tokens))
         noise, sampler = noise_from(own, size).to(unet.device), config.scheduler(learnt)
+        hook = known(sampler, own, slice(first, first + len(tokens))) if known else None
         latents = denoise(unet, sampler, noise, tokens, torch.zeros_like(tokens), config,
-                          generators=own)
+                          generators=own, hook=hook)
         parts.append(latents.cpu())
     return torch.cat(parts)
 
@@ -217,15 +226,21 @@ def sample_for(self: PairModel, masks: np.ndarray, seed: int = 0, **options) -> 
     return self._pairs(tokens, torch.as_tensor(np.asarray(masks)), seed, **options)
 
 # %% ../../nbs/library/em/pairs.ipynb #8e7a3eec
-def _pairs(self: PairModel, conditions: Tensor, masks: Tensor | None, seed: int, **options):
-    "Pairs for conditions."
+def _decoded(self: PairModel, conditions: Tensor, seed: int, **options) -> Tensor:
+    # → (N, 1 or 2, H, W): images without residual noise, and signed masks of a joint model
+    "What the network makes for conditions."
     names = ("sampler", "sampling_steps", "guidance_scale")
     options = {k: self.settings[k] for k in names if k in self.settings} | options
     downsampling = self.vae.config.downsampling
     size = (len(self.mean), *(side // downsampling for side in self.settings["size"]))
     latents = sample_latents(self.unet, conditions, size, seed, scheduler=self.scheduler,
                              **options)
-    both = decoded(self.vae, latents * self.std + self.mean.view(-1, 1, 1))
+    return decoded(self.vae, latents * self.std + self.mean.view(-1, 1, 1))
+
+
+def _pairs(self: PairModel, conditions: Tensor, masks: Tensor | None, seed: int, **options):
+    "Pairs for conditions."
+    both = self._decoded(conditions, seed, **options)
     if masks is None and self.masked:
         found = without_specks(both[:, 1:] > 0, self.settings["min_object_size"])
         masks = torch.from_numpy(found)
@@ -241,7 +256,39 @@ def prepare(self: PairModel, chunk: int, **settings):  # sampling_steps, min_obj
     self.settings |= settings
 
 
-PairModel.sample_for, PairModel._pairs, PairModel.prepare = sample_for, _pairs, prepare
+def fill(self: PairModel, images: Tensor, holes: Tensor, masks=None, seed: int = 0,
+         resampling_steps: int = 5, jump_length: int = 1, **options) -> Samples:
+    # images (N, 1, H, W) in [-1, 1]; holes (N, 1, H, W), 1 in what is replaced; masks (N, 1, H, W),
+    # 0 or 1: of the images, which a joint model goes on with in the holes; or what a
+    # mask-conditioned one paints there; options: of `SamplingConfig`
+    "Images with their holes filled; all other pixels stay. Raises `ParameterError`."
+    check_holes(images, holes, tuple(self.settings["size"]), 1)
+    if self.masked and (masks is None or tuple(masks.shape) != tuple(images.shape)):
+        raise ParameterError(f"`masks` must be one for each image, {tuple(images.shape)}, got "
+                             f"{None if masks is None else tuple(masks.shape)}")
+    masks = torch.as_tensor(np.asarray(masks)) if self.masked else None
+    if not self.masked:
+        conditions = unconditional_tokens(len(images))
+    elif self.joint:
+        known = (masks * (holes == 0)).sum((1, 2, 3)) / (holes == 0).sum((1, 2, 3))
+        conditions = coverage_tokens(known)
+    else:
+        conditions = mask_tokens(masks, self.vae.config.downsampling)
+    both = torch.cat([images, masks * 2.0 - 1], 1) if self.joint else images
+    latents = encoded(self.vae, harmonic_fill(both, holes)) - self.mean.view(-1, 1, 1)
+    region = latent_holes(holes, self.vae.config.downsampling).to(self.unet.device)
+    known = KnownRegion((latents / self.std).to(region.device), region, resampling_steps,
+                        jump_length)
+    samples = self._decoded(conditions, seed, known=known, **options)
+    if self.joint:
+        new = torch.from_numpy(without_specks(samples[:, 1:] > 0, self.settings["min_object_size"]))
+        masks = torch.where(holes != 0, new, masks.to(new))
+    return Samples(blend(images, samples[:, :1], holes, seed), conditions=conditions, masks=masks)
+
+
+PairModel.fill = fill
+PairModel.sample_for, PairModel._decoded, PairModel._pairs, PairModel.prepare = (
+    sample_for, _decoded, _pairs, prepare)
 
 # %% ../../nbs/library/em/pairs.ipynb #4ec5c6ae
 def save(model: PairModel, folder: Path):  # exists
