@@ -177,6 +177,70 @@ def test_stacks_of_images_and_masks(tmp_path):
     assert ds.masked and (ds.masks[:, 0] == np.stack([disc(i, value=1) for i in at])).all()
 
 
+@pytest.mark.parametrize("folders", [("", ""), ("Fold 1/images/fold1/", "Fold 1/masks/fold1/")])
+def test_masks_of_several_channels_and_images_as_fractions(tmp_path, folders):
+    kinds, folder = ["Breast", "Colon", "Bile-duct"], write(tmp_path, {"notes.txt": b""})
+    images = np.stack([texture(i) for i in range(12)])  # as PanNuke has them
+    masks = np.zeros((12, 24, 24, 6))
+    for i in range(12):
+        masks[i, ..., i % 5] = disc(i, value=1) * (i + 1)
+        masks[i, :3, :3, (i + 1) % 5] = 40
+    masks[..., 5] = ~masks.any(-1)
+    for top in folders:
+        (folder / top).mkdir(parents=True, exist_ok=True)
+    np.save(folder / folders[0] / "images.npy", images.astype(float))
+    np.save(folder / folders[0] / "types.npy", np.array([kinds[i % 3] for i in range(12)]))
+    np.save(folder / folders[1] / "masks.npy", masks)
+    ds, messages = opened(folder)
+    at = [int(key[-2:]) for key in ds.keys]
+    assert (ds.images == images[at].transpose(0, 3, 1, 2)).all() and not messages
+    assert (ds.masks[:, 0] == (masks[at, ..., 5] == 0)).all()
+    assert [ds.classes[n] for n in ds.labels] == [kinds[i % 3] for i in at]
+    for what in ("channel 6 is the ground", "classes from types.npy", "stored as fractions"):
+        assert what in ds.explain()
+
+
+def field_of_view(side=24):
+    return ((np.hypot(*np.mgrid[:side, :side] - side / 2) < side * 0.45) * 255).astype(np.uint8)
+
+
+@FORMS
+def test_a_field_of_view_is_not_the_annotation(tmp_path, form):
+    files = {}  # as the challenge gives DRIVE: the test images have a field of view alone
+    for i in range(16):
+        part = "training" if i < 8 else "test"
+        files[f"DRIVE/{part}/images/{i:02}_{part}.tif"] = photo(i, kind="TIFF")
+        files[f"DRIVE/{part}/mask/{i:02}_{part}_mask.gif"] = encoded(field_of_view(), "GIF")
+        if part == "training":
+            files[f"DRIVE/{part}/1st_manual/{i:02}_manual1.gif"] = encoded(disc(i), "GIF")
+    ds, messages = opened(write(tmp_path, files, form))
+    assert (len(ds), ds.masked) == (8, True)
+    assert all((got[0] == disc(i, value=1)).all() for i, got in enumerate(ds.masks))
+    assert "8 images of test have no mask: left out, as all others have one" in messages
+    why = "manual 1 is taken, mask left out; mask covers one region in every image: a field of view"
+    assert any(why in message for message in messages) and why in ds.explain()
+
+
+def test_a_field_of_view_alone_is_said_to_be_one(tmp_path):
+    files = {f"images/{i}.png": photo(i) for i in range(8)}
+    files |= {f"masks/{i}.png": encoded(field_of_view()) for i in range(8)}
+    ds, messages = opened(write(tmp_path, files))
+    assert ds.masked and any("cover nearly the same region in every image" in m for m in messages)
+
+
+def test_a_split_without_masks_is_left_out_where_it_is_the_smaller(tmp_path):
+    files = {f"train/images/{i}.png": photo(i) for i in range(8)}
+    files |= {f"train/masks/{i}.png": mask(i) for i in range(8)}
+    some = files | {f"test/images/{i}.png": photo(9, i) for i in range(8)}
+    many = files | {f"test/images/{i}.png": photo(9, i) for i in range(9)}
+    (tmp_path / "some").mkdir()
+    (tmp_path / "many").mkdir()
+    ds, messages = opened(write(tmp_path / "some", some))
+    assert (len(ds), ds.masked) == (8, True) and "8 images of test have no mask" in messages[0]
+    ds, messages = opened(write(tmp_path / "many", many))
+    assert (len(ds), ds.masked) == (17, False) and "9 of 17 images have no mask" in messages[0]
+
+
 @pytest.mark.parametrize(
     "names",
     [

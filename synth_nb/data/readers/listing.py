@@ -10,11 +10,13 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .budgets import as_image_error, check_entries, check_table, guarded
 from .dicom import dicom_stack, is_dicom
@@ -28,7 +30,8 @@ from .masks import MaskPairs, find_masks, read_folder
 from .sources import (
     ADVICE, EXTENSIONS, DataError, ImageError, Source, complete_groups, extension_of, mask_values,
     open_image, open_mask, reason, to_mode)
-from .stacks import npy_stack, npz_stack, tiff_stack, vector_length
+from .stacks import (
+    channel_masks, npy_stack, npz_stack, tiff_stack, vector_length)
 from .volumes import Slices, h5_stack, nifti_stack
 from .stylegan import SameSizeReader, stylegan_labels
 
@@ -238,10 +241,22 @@ class MaskReader:
         self.numbered = numbered  # areas by numbers: all above 0 belongs
         self.classes, self.files = None, {}  # of masks that hold several; mask → its class
         self.there = {*listing.images} & {*files}
-        files = [file for file in files if file in self.there]
+        self.notes = []  # what was taken for what
+        files = [file for file in files if file in self.there and not self._joined(file)]
         images, self.bad = listing.pages(files, Intensity((0, 1)))  # arrays: the same
         for image in images:
             self.pages[image.file].append(image)
+
+    def _joined(self, file: str) -> bool:  # a mask
+        "Whether a file has a channel for each kind of object; then its pages are those joined."
+        if not self.listing.path or extension_of(file) != ".npy":
+            return False
+        with suppress(ImageError):  # it is listed with the others
+            if stack := channel_masks(self.listing.path / file):
+                self.pages[file] = [ListedImage(file, file, partial(stack.page, i))
+                                    for i in range(stack.pages)]
+                self.notes += stack.notes
+        return file in self.pages
 
     def parts(self, file: str, page: int = 0) -> list[bytes | np.ndarray]:
         "Contents of the masks of a file's page. Raises `ImageError` where there is none."
@@ -284,6 +299,39 @@ def join_classes(parts: list[bytes | np.ndarray], numbers: list[int]) -> np.ndar
         found[mask_values(open_image(part)) > 127] = number
     return found
 
+# %% ../../../nbs/library/data/readers/listing.ipynb #5c0a7e21
+def show_one_region(listing: Listing, masks: dict[str, list[str]]) -> bool:
+    # masks: image → its masks
+    "Whether masks cover nearly the same region in every image, as a field of view does."
+    files, regions = sorted(masks), []
+    if len(files) < 4:
+        return False
+    files = files[:: -(-len(files) // 6)]
+    reader = MaskReader(listing, {file: masks[file] for file in files})
+    for file in files:
+        try:
+            mask = Image.fromarray(mask_values(open_image(reader(file))))
+        except (ImageError, OSError):
+            return False
+        regions.append(np.asarray(mask.resize((64, 64))) > 127)
+    first, others = regions[0], np.array(regions[1:])
+    shared, either = (others & first).sum((1, 2)), (others | first).sum((1, 2))
+    return not first.all() and bool((shared > 0.95 * either).all())
+
+
+def _annotations(listing):
+    "Masks by their names; of several kinds one that differs from image to image, if there is any."
+    pairs, fields = find_masks(listing.images), []
+    while pairs.masks and show_one_region(listing, pairs.masks):
+        if not pairs.others:
+            pairs.doubts.append(f"{pairs.first[1]} and other masks cover nearly the same region in "
+                                "every image, as a field of view does, not an annotation")
+            break
+        fields.append(pairs.kind)
+        pairs = find_masks(listing.images, {*fields})
+    return pairs
+
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #33170447
 def masks_in(listing: Listing) -> MaskPairs:
     "Images and their masks, by a table or by names that pixels agree with."
@@ -297,7 +345,7 @@ def masks_in(listing: Listing) -> MaskPairs:
             raise DataError(f"{listing.name}/{lacking[0]} has no mask in `metadata.jsonl`, others "
                             "have one")
         return with_classes(listing, MaskPairs(images, tabulated), names)
-    pairs = find_masks(listing.images)
+    pairs = _annotations(listing)
     guessed = pairs.masks or pairs.some
     if not guessed:
         return pairs if pairs.left_out else _twin_masks(listing) or pairs
@@ -627,7 +675,7 @@ def listed_source(
     number = {name: i for i, name in enumerate(classes)}
     split = [image.split or reading.split.get(image.file) for image in images]
     keys = [image.key for image in images]
-    content, mask = _readers(listing, pairs, images, pages, reading.flat and same_size)
+    content, mask = _readers(listing, pairs, images, pages, reading.flat and same_size, notes)
     groups = [image.group or reading.group.get(image.file) for image in images]
     about = _about([*pairs.notes, *notes, *reading.notes],
                    [*pairs.doubts, *reading.doubts, *unread_doubts(listing, notes)])
@@ -646,7 +694,7 @@ def _page_numbers(images):
     return pages
 
 
-def _readers(listing, pairs, images, pages, same_size):
+def _readers(listing, pairs, images, pages, same_size, notes):
     "Functions that read image i and its mask."
     @guarded
     def content(i):
@@ -657,6 +705,7 @@ def _readers(listing, pairs, images, pages, same_size):
     if not pairs.masks:
         return content, None
     reader = MaskReader(listing, pairs.masks, pairs.numbered)
+    notes += reader.notes
     reader.classes = pairs.classes if pairs.classes and pairs.classes.values else None
     names = _class_names(pairs)
     reader.files = {mask: names.index(name) for mask, name in pairs.files.items()}

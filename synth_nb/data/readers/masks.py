@@ -125,6 +125,8 @@ class MaskPairs:
     masks: dict[str, list[str]] = field(default_factory=dict)  # image → its masks; all or none
     some: dict[str, list[str]] = field(default_factory=dict)  # the same where only some have any
     left_out: list[str] = field(default_factory=list)  # masks that nothing is done with
+    kind: str = ""  # of the masks, as their names tell it
+    others: list[str] = field(default_factory=list)  # other kinds, which are left out
     numbered: bool = False  # masks number areas
     files: dict[str, str] = field(default_factory=dict)  # mask → its class, where each has one
     classes: MaskClasses | None = None  # of masks that hold several
@@ -383,6 +385,7 @@ def folder_classes(masks: dict[str, list[str]]) -> dict[str, str]:
 # %% ../../../nbs/library/data/readers/masks.ipynb #33548fca
 def find_masks(
     files: list[str],  # relative, with `/`
+    fields: set[str] = frozenset(),  # kinds of masks that show the field of view
 ) -> MaskPairs:
     "Which files are images and which are masks, by their names alone."
     files = sorted(files)
@@ -399,7 +402,7 @@ def find_masks(
         found = {outer[a]: [outer[b] for b in two] for a, two in found.items()}
         return _finished(files, found or pairs_by_extension(files), [], "", _unsure)
     kinds, orphans, by_kind = _join_classes(kinds, orphans)
-    shown = [kind for kind in kinds if _rank(kind)[0] < 9]
+    shown = [kind for kind in kinds if _rank(kind)[0] < 9 and kind not in fields]
     if not shown:
         return _only_previews(files, kinds)
     best = min(shown, key=lambda kind: (-len(kinds[kind]), _rank(kind)))
@@ -408,13 +411,15 @@ def find_masks(
     rest = {kind: pairs for kind, pairs in kinds.items() if kind != best}
     lone += [mask for pairs in rest.values() for masks in pairs.values() for mask in masks]
     done = _finished(files, kinds[best], lone, best, "")
+    done.kind, done.others = best, [kind for kind in shown if kind != best]
     done.files = {mask: by_kind[mask] for several in done.masks.values() for mask in several
                   if mask in by_kind} or folder_classes(done.masks)
     if done.files:
         done.notes.append(f"a mask for each class: {some_names(sorted({*done.files.values()}), 8)}")
     if rest:
+        why = f"; {some_names(sorted(fields))} covers one region in every image: a field of view"
         done.doubts.append(f"there are masks of several kinds: {best} is taken, "
-                           f"{some_names(sorted(rest))} left out")
+                           f"{some_names(sorted(rest))} left out{why if fields else ''}")
     if any(orphans.values()):
         first = min(file for files in orphans.values() for file in files)
         done.doubts.append(f"{sum(map(len, orphans.values()))} masks without an image are left "
@@ -462,12 +467,17 @@ def _finished(files, found, left_out, kind, unsure):
     image, mask = pairs.first
     n, joined = sum(map(len, found.values())), sum(len(m) - 1 for m in found.values())
     what = f"{mask} is the mask of {image}"
-    pairs.notes.append(f"{n} masks from names ({what})"
+    pairs.notes.append(f"{n} mask{'s' * (n > 1)} from names ({what})"
                        + (f", {joined} joined with another of the same image" if joined else ""))
     if unsure:
         pairs.doubts.append(f"{mask} is taken for the mask of {image}{unsure}")
     bare = [image for image in images if image not in found]
-    if bare and (beside := _folders_beside(bare, found)):
+    if bare and (parts := _splits_without(bare, found)):
+        pairs.images = [image for image in images if image in found]
+        pairs.left_out = sorted([*pairs.left_out, *bare])
+        pairs.doubts.append(f"{len(bare)} images of {some_names(parts)} have no mask: left out, as "
+                            "all others have one")
+    elif bare and (beside := _folders_beside(bare, found)):
         pairs.images = [image for image in images if image in found]
         pairs.left_out = sorted([*pairs.left_out, *bare])
         pairs.doubts.append(f"{some_names(beside)}/ holds files called like the images: left out")
@@ -478,6 +488,16 @@ def _finished(files, found, left_out, kind, unsure):
     return pairs
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #cc3bf062
+def _splits_without(bare, found):
+    "Splits whose images all have no mask, while at least as many images of others have one."
+    def split_of(file):
+        return next((s for part in file.split("/")[:-1] if (s := split_word(part)[0])), None)
+
+    lacking, complete = ({split_of(file) for file in files} for files in (bare, found))
+    apart = None not in lacking and not lacking & complete
+    return sorted(lacking) if apart and len(bare) <= len(found) else []
+
+
 def _folders_beside(bare, found):
     "Folders of files called like images that have masks, beside theirs; empty if any is none."
     homes = {image.rpartition("/")[0] for image in found}
