@@ -23,8 +23,16 @@ from ..diffusion.text import TextConditioner, TextImageProjection, read_text_mod
 from ..diffusion.masks import (
     VECTORS, ComposedGuidance, PairUNet, check_classes, check_scales, classes_of, mask_tokens)
 from ..diffusion.objective import new_scheduler
+from synth_nb.diffusion.inpainting import (
+    KnownRegion,
+    blend,
+    check_holes,
+    harmonic_fill,
+    latent_holes,
+)
 from ..diffusion.sampling import SamplingConfig, denoise, noise_from
-from .autoencoder import SectionVAE, decoded, downsampling_of, load_vae
+from .autoencoder import (
+    SectionVAE, decoded, downsampling_of, encoded, load_vae)
 from .masks import coverage, warped_masks, without_specks
 from ..core.files import read_json
 from ..core.parameters import ParameterError
@@ -65,7 +73,8 @@ def sample_latents(
     seed: int = 0,
     batch_size: int = 64,
     scheduler: SchedulerMixin | None = None,  # that it was trained with; None: `new_scheduler()`
-    **options,  # of `SamplingConfig`; 50 steps and no guidance unless by_name
+    known: KnownRegion | None = None,  # of the N latents
+    **options,  # of `SamplingConfig`; 50 steps and no guidance unless given
 ) -> Tensor:  # (N, *size), on the CPU
     "Latents for conditions."
     learnt = scheduler or new_scheduler()
@@ -79,9 +88,12 @@ def sample_latents(
         tokens = {k: x[first : first + batch_size].to(unet.device) for k, x in by_name.items()}
         own = generators(seed, first, min(batch_size, n - first))
         noise, sampler = noise_from(own, size).to(unet.device), config.scheduler(learnt)
+        hook = known(sampler, own, slice(first, first + len(own))) if known else None
         tokens = tokens if several else tokens["mask"]
         empty = None if several else torch.zeros_like(tokens)
-        parts.append(denoise(network, sampler, noise, tokens, empty, config, generators=own).cpu())
+        latents = denoise(network, sampler, noise, tokens, empty, config, generators=own,
+                          hook=hook)
+        parts.append(latents.cpu())
     return torch.cat(parts)
 
 # %% ../../nbs/library/em/pairs.ipynb #9758516e
@@ -128,6 +140,10 @@ class PairModel:
     def masked(self) -> bool:
         "Whether it makes masks, or takes them."
         return len(self.masks) > 0
+
+    @property
+    def channels(self) -> int:  # of the images
+        return self.spectrum.shape[0] if self.spectrum.ndim == 3 else 1
 
     @property
     def mask_classes(self) -> list[str]:
@@ -189,14 +205,21 @@ def sample_for(self: PairModel, masks: np.ndarray, seed: int = 0, embedding=None
     if tuple(masks.shape[2:]) != tuple(self.settings["size"]):
         raise ParameterError(f"masks have {masks.shape[2]}x{masks.shape[3]} pixels, "
                              f"the model makes {'x'.join(map(str, self.settings['size']))}")
+    tokens, options = self._conditions(masks, mask_classes, embedding, caption, options)
+    return self._pairs(tokens, torch.as_tensor(np.asarray(masks)), seed, **options)
+
+
+def _conditions(self: PairModel, masks, mask_classes, embedding, caption, options: dict):
+    # as `sample_for` takes them → (N, tokens, D), or by name where there are several; options
+    "Masks and what stands beside them, as the network takes them, and scales for each."
     check_classes(masks, self.mask_classes, mask_classes)
     tokens = mask_tokens(masks, downsampling_of(self.vae), len(self.mask_classes))
     more = self.vectors(len(masks), embedding=embedding, caption=caption)
     scale = options.get("guidance_scale", self.settings["guidance_scale"])
     if more or isinstance(scale, dict):
-        options["guidance_scale"] = check_scales(scale, ["mask", *more])
+        options = options | dict(guidance_scale=check_scales(scale, ["mask", *more]))
         tokens = dict(mask=tokens, **more)
-    return self._pairs(tokens, torch.as_tensor(np.asarray(masks)), seed, **options)
+    return tokens, options
 
 
 def vectors(self: PairModel, n: int, **values) -> dict[str, Tensor]:
@@ -221,20 +244,26 @@ def condition_vectors(conditioner, values) -> Tensor:  # embeddings (N, D), or N
     return conditioner.pooled(list(values))
 
 # %% ../../nbs/library/em/pairs.ipynb #8e7a3eec
-def _pairs(self: PairModel, conditions: Tensor, masks: Tensor | None, seed: int, **options):
-    "Pairs for conditions."
+def _decoded(self: PairModel, conditions: Tensor, seed: int, **options) -> Tensor:
+    # → (N, 1 or 2, H, W): images without residual noise, and signed masks of a joint model
+    "What the network makes for conditions."
     names = ("sampler", "sampling_steps", "guidance_scale")
     options = {k: self.settings[k] for k in names if k in self.settings} | options
     downsampling = downsampling_of(self.vae)
     size = (len(self.mean), *(side // downsampling for side in self.settings["size"]))
     latents = sample_latents(self.unet, conditions, size, seed, scheduler=self.scheduler,
                              **options)
-    both = decoded(self.vae, latents * self.std + self.mean.view(-1, 1, 1))
+    return decoded(self.vae, latents * self.std + self.mean.view(-1, 1, 1))
+
+
+def _pairs(self: PairModel, conditions: Tensor, masks: Tensor | None, seed: int, **options):
+    "Pairs for conditions."
+    both = self._decoded(conditions, seed, **options)
     if masks is None and self.masked:
         found = without_specks(both[:, 1:] > 0, self.settings["min_object_size"])
         masks = torch.from_numpy(found)
-    both = both[:, :1] if self.joint else both
-    images = (both + residual_noise(len(both), self.spectrum, seed)).clamp(-1, 1)
+    noise = residual_noise(len(both), self.spectrum, seed)
+    images = (both[:, : self.channels] + noise).clamp(-1, 1)
     tokens = conditions["mask"] if isinstance(conditions, dict) else conditions
     return Samples(images, conditions=tokens, masks=masks)
 
@@ -247,8 +276,43 @@ def prepare(self: PairModel, chunk: int, **settings):  # sampling_steps, min_obj
     self.settings |= settings
 
 
-PairModel.sample_for, PairModel._pairs, PairModel.prepare = sample_for, _pairs, prepare
-PairModel.vectors = vectors
+def fill(self: PairModel, images: Tensor, holes: Tensor, masks=None, seed: int = 0,
+         resampling_steps: int = 5, jump_length: int = 1, embedding=None, caption=None,
+         mask_classes: list[str] | None = None, **options) -> Samples:
+    # images (N, C, H, W) in [-1, 1]; holes (N, 1, H, W), 1 in what is replaced; masks (N, 1, H, W)
+    # classes: of the images, which a joint model goes on with in the holes; or what a
+    # mask-conditioned one paints there; the others: as `sample_for` takes them
+    "Images with their holes filled; all other pixels stay. Raises `ParameterError`."
+    check_holes(images, holes, tuple(self.settings["size"]), self.channels)
+    wanted = (len(images), 1, *images.shape[2:])
+    if self.masked and (masks is None or tuple(masks.shape) != wanted):
+        raise ParameterError(f"`masks` must be one for each image, {wanted}, got "
+                             f"{None if masks is None else tuple(masks.shape)}")
+    masks = torch.as_tensor(np.asarray(masks)) if self.masked else None
+    if not self.masked:
+        conditions = unconditional_tokens(len(images))
+    elif self.joint:
+        known = (masks * (holes == 0)).sum((1, 2, 3)) / (holes == 0).sum((1, 2, 3))
+        conditions = coverage_tokens(known)
+    else:
+        conditions, options = self._conditions(masks, mask_classes, embedding, caption, options)
+    both = torch.cat([images, masks * 2.0 - 1], 1) if self.joint else images
+    latents = encoded(self.vae, harmonic_fill(both, holes)) - self.mean.view(-1, 1, 1)
+    region = latent_holes(holes, downsampling_of(self.vae)).to(self.unet.device)
+    known = KnownRegion((latents / self.std).to(region.device), region, resampling_steps,
+                        jump_length)
+    samples = self._decoded(conditions, seed, known=known, **options)
+    if self.joint:
+        new = torch.from_numpy(without_specks(samples[:, 1:] > 0, self.settings["min_object_size"]))
+        masks = torch.where(holes != 0, new, masks.to(new))
+    samples = samples[:, : self.channels]
+    tokens = conditions["mask"] if isinstance(conditions, dict) else conditions
+    return Samples(blend(images, samples, holes, seed), conditions=tokens, masks=masks)
+
+
+PairModel.fill, PairModel.vectors, PairModel._conditions = fill, vectors, _conditions
+PairModel.sample_for, PairModel._decoded, PairModel._pairs, PairModel.prepare = (
+    sample_for, _decoded, _pairs, prepare)
 
 # %% ../../nbs/library/em/pairs.ipynb #398f90fc
 def save_conditioner(conditioner, folder: Path):
