@@ -98,5 +98,5 @@ if __name__ == "__main__":
         first = np.array(next(iter(times.values())))
         print(f"{machine()}; {chosen.files:,} files, {chosen.rounds} rounds, alternating\n")
         for name, found in times.items():
-            ratio = np.median(np.array(found) / first)
-            print(f"| {name} | {np.median(found):.1f} | {ratio:.2f} |")
+            low, middle, high = np.quantile(np.array(found) / first, [0, 0.5, 1])
+            print(f"| {name} | {np.median(found):.1f} | {middle:.2f} ({low:.2f} … {high:.2f}) |")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -342,6 +343,17 @@ def test_a_killed_run_is_continued():
     assert embedder.body.images == 120 - done
     assert torch.equal(embed_images(embedder, all_images()), features)
     assert embedder.body.images == 120 - done
+
+
+def test_what_a_killed_process_left_is_removed_once_nobody_can_be_writing_it():
+    embedder = Embedder(Counted(), "left@8", "", 3, 8)
+    folder = cache_folder(embedder)
+    folder.mkdir(parents=True)
+    (old := folder / ".abc-1.npz").touch()
+    (fresh := folder / ".abc-2.npz").touch()
+    os.utime(old, (0, 0))
+    embed_images(embedder, all_images())
+    assert fresh.is_file() and not old.exists()
 
 
 def test_two_processes_share_a_cache():

@@ -17,7 +17,14 @@ from synth_nb.core.runs import load_model
 from synth_nb.core.seeding import seed_everything
 from synth_nb.core.testing import assert_near
 from synth_nb.data import Views, open_dataset, to_uint8
-from synth_nb.dcgan import DiffAugment, Discriminator, GANLosses, Generator, gan_phases
+from synth_nb.dcgan import (
+    DiffAugment,
+    Discriminator,
+    GANLosses,
+    Generator,
+    NoiseToImage,
+    gan_phases,
+)
 from synth_nb.embedders import load_embedder
 from synth_nb.embedding_gan import (
     CachedEmbeddings,
@@ -40,6 +47,15 @@ def pixel_gan():
     return losses, networks, Views(open_dataset("demo", 32).train)
 
 
+def conditional_gan():
+    losses, _, _ = pixel_gan()
+    losses.conditional = True
+    digits = open_dataset("digits", 32, channels=1).train
+    G = Generator(32, 1, width=4, n_classes=10)
+    D = Discriminator(32, 1, width=4, norm="none", n_classes=10)
+    return losses, dict(G=G, D=D), Views(digits, "none")
+
+
 def embedding_gan(inputs, augment=""):
     ds, embedder = open_dataset("demo", 32).train, load_embedder("efficientnet_lite0@32")
     dataset = CachedEmbeddings(ds, embedder, "flip") if inputs == ["embedding"] else None
@@ -53,6 +69,7 @@ def embedding_gan(inputs, augment=""):
 
 GANS = {
     "pixels": pixel_gan,
+    "classes": conditional_gan,
     "cached embeddings": lambda: embedding_gan(["embedding"]),
     "all of it": lambda: embedding_gan(["embedding", "layers", "tokens", "pixels"], "translation"),
 }
@@ -92,6 +109,39 @@ def test_accumulation_gives_every_piece_its_own_images():
     for piece in ([0, 1, 2], [3, 4, 5, 6]):
         losses.discriminator(networks, data[piece])
     assert sizes == [3, 3, 4, 4] and not losses.cached
+
+
+def test_both_networks_learn_from_the_classes_of_the_batch_alone():
+    losses, networks, data = conditional_gan()
+    batch = data[[0, 1]]
+    losses.generator(networks, batch).backward()
+    (losses.discriminator(networks, batch) + losses.penalty(networks, batch)).backward()
+    present = sorted(set(batch["label"].tolist()))
+    for net in networks.values():
+        moved = net.classes.weight.grad.abs().sum(1).nonzero().flatten().tolist()
+        assert moved == present
+
+
+def test_a_conditional_gan_draws_the_class_that_is_asked_for(tmp_path):
+    "Dark images and bright ones, as two classes."
+    class Shades(torch.utils.data.Dataset):
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, i):
+            label = torch.as_tensor(i) % 2
+            image = (label[:, None, None, None] - 0.5).expand(-1, 1, 16, 16)
+            return dict(image=image + 0.1 * torch.randn(image.shape), label=label, key=list(i))
+
+    seed_everything(0)
+    losses = GANLosses(lambda x: x, lambda batch: batch["image"], 8, gamma=0.2, conditional=True)
+    nets = dict(G=Generator(16, 1, 8, width=4, n_classes=2),
+                D=Discriminator(16, 1, width=4, norm="none", n_classes=2))
+    phases = gan_phases(losses, nets["G"], nets["D"], 2e-3, (0.0, 0.99))
+    Trainer(tmp_path, Shades(), nets, phases, TrainingConfig(40, 16, device="cpu")).fit()
+    images = NoiseToImage(nets["G"]).sample(40)
+    dark, bright = (images.images[images.labels == label].mean() for label in (0, 1))
+    assert dark < -0.1 and bright > 0.1, (dark, bright)
 
 
 def test_gradients_reach_the_generator_through_every_input():

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError, check_trainable, held_out_of, open_dataset
@@ -174,6 +175,155 @@ def test_stacks_of_images_and_masks(tmp_path):
     ds, _ = opened(folder)
     at = [int(key[-3:]) for key in ds.keys]
     assert ds.masked and (ds.masks[:, 0] == np.stack([disc(i, value=1) for i in at])).all()
+
+
+@pytest.mark.parametrize("folders", [("", ""), ("Fold 1/images/fold1/", "Fold 1/masks/fold1/")])
+def test_masks_of_several_channels_and_images_as_fractions(tmp_path, folders):
+    kinds, folder = ["Breast", "Colon", "Bile-duct"], write(tmp_path, {"notes.txt": b""})
+    images = np.stack([texture(i) for i in range(12)])  # as PanNuke has them
+    masks = np.zeros((12, 24, 24, 6))
+    for i in range(12):
+        masks[i, ..., i % 5] = disc(i, value=1) * (i + 1)
+        masks[i, :3, :3, (i + 1) % 5] = 40
+    masks[..., 5] = ~masks.any(-1)
+    for top in folders:
+        (folder / top).mkdir(parents=True, exist_ok=True)
+    np.save(folder / folders[0] / "images.npy", images.astype(float))
+    np.save(folder / folders[0] / "types.npy", np.array([kinds[i % 3] for i in range(12)]))
+    np.save(folder / folders[1] / "masks.npy", masks)
+    ds, messages = opened(folder)
+    at = [int(key[-2:]) for key in ds.keys]
+    assert (ds.images == images[at].transpose(0, 3, 1, 2)).all() and not messages
+    assert (ds.masks[:, 0] == (masks[at, ..., 5] == 0)).all()
+    assert [ds.classes[n] for n in ds.labels] == [kinds[i % 3] for i in at]
+    for what in ("channel 6 is the ground", "classes from types.npy", "stored as fractions"):
+        assert what in ds.explain()
+
+
+# --- masks from polygons
+
+
+SQUARE = [[4, 4], [20, 4], [20, 20], [4, 20], [4, 4]]
+HOLE = [[8, 8], [12, 8], [12, 12], [8, 12], [8, 8]]
+BOW = [[4, 4], [20, 20], [20, 4], [4, 20], [4, 4]]
+
+
+def annotation(name, *rings, kind="Polygon"):
+    label = dict(name=name, color=[200, 0, 0]) if name else None
+    rings = [list(rings)] if kind == "MultiPolygon" else list(rings)
+    return dict(type="Feature", geometry=dict(type=kind, coordinates=rings),
+                properties=dict(objectType="annotation", classification=label))
+
+
+def geojson(*features):
+    return json.dumps(dict(type="FeatureCollection", features=features)).encode()
+
+
+@FORMS
+@pytest.mark.parametrize("name", ["img/{i}.geojson", "annotations/{i}.geojson", "{i}.png.geojson"])
+def test_polygons_of_qupath_are_masks(tmp_path, form, name):
+    square = np.zeros((24, 24), int)
+    square[4:20, 4:20] = 2
+    square[8:12, 8:12] = 1
+    drawn = geojson(annotation("Stroma", HOLE), annotation("Tumour", SQUARE, kind="MultiPolygon"))
+    files = {f"img/{i}.png": photo(i) for i in range(8)}
+    files |= {name.format(i=i): drawn for i in range(8)}
+    ds, messages = opened(write(tmp_path, files, form))
+    assert ds.mask_classes == ["background", "Stroma", "Tumour"] and not messages
+    assert (ds.masks == square).all() and "masks of 8 images from polygons" in ds.explain()
+
+
+def test_an_outline_that_crosses_itself_is_refused_by_name(tmp_path):
+    files = {f"{i}.png": photo(i) for i in range(8)}
+    files |= {f"{i}.geojson": geojson(annotation("", BOW if i == 3 else SQUARE)) for i in range(8)}
+    ds, [message] = opened(write(tmp_path, files))
+    assert len(ds) == 7 and ds.mask_classes == ["background", "foreground"]
+    assert "3.png (annotation 1 of 3.geojson crosses itself at x 12, y 12: correct" in message
+
+
+def test_an_image_without_polygons_among_others(tmp_path):
+    files = {f"{i}.png": photo(i) for i in range(8)}
+    files |= {f"{i}.geojson": geojson(annotation("a", SQUARE)) for i in (*range(6), 99)}
+    ds, messages = opened(write(tmp_path, files))
+    assert (len(ds), ds.masked, len(messages)) == (8, False, 2)
+    assert "2 of 8 images have no mask, 6.png first" in messages[0] and "99.geojson" in messages[1]
+
+
+def coco(n, first=0, **change):
+    images = [dict(id=i, file_name=f"{first + i}.png", width=24, height=24) for i in range(n)]
+    outline = [x for point in SQUARE[:4] for x in point]
+    areas = [dict(id=i, image_id=i, category_id=1 + i % 2, segmentation=[outline], iscrowd=0)
+             for i in range(n // 2)]
+    categories = [dict(id=1, name="cell"), dict(id=2, name="fat")]
+    return json.dumps(dict(images=images, annotations=areas, categories=categories) | change)
+
+
+@FORMS
+def test_polygons_of_coco_are_masks(tmp_path, form):
+    files = {f"train/{i}.png": photo(i) for i in range(8)}
+    files |= {f"val/{i}.png": photo(i) for i in range(8, 16)}
+    files["annotations/instances_train.json"] = coco(8).encode()
+    files["annotations/instances_val.json"] = coco(8, 8).encode()
+    ds, messages = opened(write(tmp_path, files, form))
+    assert (len(ds), ds.mask_classes) == (16, ["background", "cell", "fat"]) and not messages
+    at = [int(key.rpartition("/")[2][:-4]) % 8 for key in ds.keys]
+    assert [int(m.max()) for m in ds.masks] == [1 + i % 2 if i < 4 else 0 for i in at]
+    assert (ds.masks[0, 0, 4:20, 4:20] == ds.masks[0].max()).all()
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    (dict(annotations=[dict(id=7, image_id=0, category_id=1, segmentation=[[1, 2, 3]])]),
+     "annotation 7 (cell) of a.json has 1 points"),
+    (dict(annotations=[dict(id=7, image_id=0, category_id=1,
+                            segmentation=[[90, 90, 99, 90, 99, 99]])]),
+     "annotation 7 (cell) of a.json lies beside the image of 24x24 pixels"),
+    (dict(annotations=[dict(id=7, image_id=99, category_id=1, segmentation=[[1, 2, 3]])]),
+     "no polygons are taken from a.json: a.json is no COCO: KeyError(99)"),
+])  # fmt: skip
+def test_coco_that_does_not_fit(tmp_path, change, why):
+    files = {f"{i}.png": photo(i) for i in range(8)} | {"a.json": coco(8, **change).encode()}
+    assert why in " ".join(opened(write(tmp_path, files))[1])
+
+
+def field_of_view(side=24):
+    return ((np.hypot(*np.mgrid[:side, :side] - side / 2) < side * 0.45) * 255).astype(np.uint8)
+
+
+@FORMS
+def test_a_field_of_view_is_not_the_annotation(tmp_path, form):
+    files = {}  # as the challenge gives DRIVE: the test images have a field of view alone
+    for i in range(16):
+        part = "training" if i < 8 else "test"
+        files[f"DRIVE/{part}/images/{i:02}_{part}.tif"] = photo(i, kind="TIFF")
+        files[f"DRIVE/{part}/mask/{i:02}_{part}_mask.gif"] = encoded(field_of_view(), "GIF")
+        if part == "training":
+            files[f"DRIVE/{part}/1st_manual/{i:02}_manual1.gif"] = encoded(disc(i), "GIF")
+    ds, messages = opened(write(tmp_path, files, form))
+    assert (len(ds), ds.masked) == (8, True)
+    assert all((got[0] == disc(i, value=1)).all() for i, got in enumerate(ds.masks))
+    assert "8 images of test have no mask: left out, as all others have one" in messages
+    why = "manual 1 is taken, mask left out; mask covers one region in every image: a field of view"
+    assert any(why in message for message in messages) and why in ds.explain()
+
+
+def test_a_field_of_view_alone_is_said_to_be_one(tmp_path):
+    files = {f"images/{i}.png": photo(i) for i in range(8)}
+    files |= {f"masks/{i}.png": encoded(field_of_view()) for i in range(8)}
+    ds, messages = opened(write(tmp_path, files))
+    assert ds.masked and any("cover nearly the same region in every image" in m for m in messages)
+
+
+def test_a_split_without_masks_is_left_out_where_it_is_the_smaller(tmp_path):
+    files = {f"train/images/{i}.png": photo(i) for i in range(8)}
+    files |= {f"train/masks/{i}.png": mask(i) for i in range(8)}
+    some = files | {f"test/images/{i}.png": photo(9, i) for i in range(8)}
+    many = files | {f"test/images/{i}.png": photo(9, i) for i in range(9)}
+    (tmp_path / "some").mkdir()
+    (tmp_path / "many").mkdir()
+    ds, messages = opened(write(tmp_path / "some", some))
+    assert (len(ds), ds.masked) == (8, True) and "8 images of test have no mask" in messages[0]
+    ds, messages = opened(write(tmp_path / "many", many))
+    assert (len(ds), ds.masked) == (17, False) and "9 of 17 images have no mask" in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -1011,12 +1161,12 @@ def test_dev_validates_and_eval_tests(tmp_path):
 # --- more shapes of public sets: folders on two levels, masks that number, lists, sides
 
 
-def objects(seed, n=5, dtype=np.uint8, first=1):
-    "Numbered squares on a ground of zero."
+def objects(seed, dtype=np.uint8, first=1):
+    "Squares on a ground of zero, numbered anew in every picture: four to six of them."
     found = np.zeros((24, 24), dtype)
-    for k, (y, x) in enumerate(np.random.default_rng(seed).integers(0, 4, (n, 2))):
-        found[y * 6 : y * 6 + 5, x * 6 : x * 6 + 5] = k + first
-    found[:5, :5], found[:5, 6:11] = first, first + 1
+    places = np.random.default_rng(seed).permutation(16)[: 4 + seed % 3]
+    for k, (y, x) in enumerate(np.stack(np.divmod(places, 4), 1) * 6):
+        found[y : y + 5, x : x + 5] = k + first
     return found
 
 
@@ -1343,12 +1493,78 @@ def test_a_third_folder_beside_images_and_masks(tmp_path):
     assert "edges/ holds files called like the images: left out" in message
 
 
-def test_masks_of_named_parts(tmp_path):
-    files = {f"{i}.png": photo(i) for i in range(6)}
-    files |= {f"{i}_mask_{part}.png": mask(i) for i in range(6) for part in ("heart", "lung")}
+def tissue(seed):
+    "A class map of three classes; class 1 in two pieces, as numbered objects are not."
+    found = np.zeros((24, 24), np.uint8)
+    found[2:8, 2:8] = found[14:20, 3:9] = 1
+    found[5:18, 12 + seed % 4 : 20] = 2
+    return found
+
+
+def paletted(numbers):
+    picture = Image.fromarray(numbers)
+    picture.putpalette([0, 0, 0, 200, 0, 0, 0, 160, 0])
+    picture.save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+PARTS = ("gland", "stroma")
+CLASS_MASKS = {
+    "numbers": lambda i: {f"{i}_mask.png": encoded(tissue(i))},
+    "grey": lambda i: {f"{i}_mask.png": encoded(tissue(i) * 127)},
+    "16 bits": lambda i: {f"{i}_mask.tif": encoded(tissue(i).astype(np.uint16) * 9, "TIFF")},
+    "palette": lambda i: {f"SegmentationClass/{i}.png": paletted(tissue(i))},
+    "void": lambda i: {f"{i}_label.png": encoded(np.where(tissue(i), tissue(i), 255 * (i == 1)))},
+    "colours": lambda i: {f"{i}_gt.png": encoded(np.array(
+        [(0, 0, 0), (0, 0, 255), (255, 9, 0)], np.uint8)[tissue(i)])},
+    "suffix": lambda i: {f"{i}_mask_{c}.png": encoded((tissue(i) == k) * np.uint8(255))
+                         for k, c in enumerate(PARTS, 1)},
+    "folder": lambda i: {f"masks/{c}/{i}.png": encoded((tissue(i) == k) * np.uint8(255))
+                         for k, c in enumerate(PARTS, 1)},
+    "folders": lambda i: {f"{c}_masks/{i}.png": encoded((tissue(i) == k) * np.uint8(255))
+                          for k, c in enumerate(PARTS, 1)},
+}  # fmt: skip
+
+
+@FORMS
+@pytest.mark.parametrize("name", CLASS_MASKS)
+def test_masks_of_several_classes(tmp_path, name, form):
+    apart = name in ("palette", "folder", "folders")
+    files = {(f"images/{i}.png" if apart else f"{i}.png"): photo(i) for i in EIGHT}
+    for i in EIGHT:
+        files |= CLASS_MASKS[name](i)
+    ds, messages = opened(write(tmp_path, files, form))
+    assert (len(ds), ds.channels, len(ds.mask_classes)) == (8, 3, 3)
+    assert (ds.masks[3, 0] == tissue(3)).all() and not ds.skipped
+    named = name in ("suffix", "folder", "folders")
+    assert not named or [n.removesuffix("_masks") for n in ds.mask_classes[1:]] == [*PARTS]
+    assert f"{ds.mask_classes[2]} {(ds.masks == 2).mean():.1%}" in ds.explain()
+    assert [bool(messages), "borders" in "".join(messages)] == [name == "void"] * 2
+    half = open_dataset(tmp_path / ("set" if form == "folder" else f"set.{form}"), image_size=12)
+    assert half.fingerprint != ds.fingerprint and set(np.unique(half.masks)) <= {0, 1, 2}
+
+
+def test_names_of_mask_classes(tmp_path):
+    files = {f"{i}.png": photo(i) for i in EIGHT}
+    files |= {f"{i}_mask.png": encoded(tissue(i) if i < 7 else tissue(i) * 3) for i in EIGHT}
+    files["mask_classes.json"] = b'["ground", "gland", "stroma"]'
     ds, [message] = opened(write(tmp_path, files))
-    assert (len(ds), ds.masked) == (6, True)
-    assert "mask heart is taken, mask lung left out" in message
+    assert ds.mask_classes == ["ground", "gland", "stroma"] and len(ds) == 7
+    assert "its mask has the value 3, which is none of the 3 classes (ground, gland" in message
+    (tmp_path / "set" / "mask_classes.json").write_bytes(b'["ground"]')
+    with pytest.raises(DataError, match="must be a list of 2 … 32 different names"):
+        opened(tmp_path / "set")
+
+
+def test_soft_masks_and_objects_stay_binary(tmp_path):
+    files = {f"{i}.png": photo(i) for i in EIGHT}
+    soft = np.array([0, 128, 255], np.uint8)
+    for i in EIGHT:
+        inner = disc(i) > 0
+        ring = inner & ~ndimage.binary_erosion(inner)
+        files[f"{i}_mask.png"] = encoded(soft[inner.astype(int) * 2 - ring])
+    ds, _ = opened(write(tmp_path, files))
+    assert ds.mask_classes == ["background", "foreground"] and set(np.unique(ds.masks)) == {0, 1}
 
 
 def test_a_table_of_another_extension(tmp_path):

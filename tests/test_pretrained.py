@@ -265,6 +265,26 @@ def test_lora_from_a_file_is_where_a_training_starts(base, images, tmp_path):
         assert_near(change["kohya"][key] * 4, moved, rel=1e-3, size=size)  # alpha 1 of rank 4
 
 
+def test_lora_that_peft_wrote_is_read_with_its_own_scale(base, images, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    stock = UNet2DConditionModel.from_pretrained(base[0] / "unet")
+    targets = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_v"])
+    thin = get_peft_model(stock, targets)
+    torch.manual_seed(0)
+    for name, weight in thin.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    thin.save_pretrained(tmp_path / "peft")
+    config, data = standin.continued("t2i", base[0], *images, lora=str(tmp_path / "peft"))
+    found = data.unet(config, (4, 16, 16)).state_dict()
+    for name, weight in thin.merge_and_unload().state_dict().items():
+        assert_near(found[name], weight)
+    (tmp_path / "peft/adapter_config.json").unlink()
+    with pytest.raises(OSError, match="cannot be read"):
+        data.unet(config, (4, 16, 16))
+
+
 def test_lora_on_lora_is_saved_as_the_second_alone(base, images, tmp_path):
     _, first = trained("t2i", base, images, tmp_path / "one", lora_rank=4, **FAST)
     standin.save(first, tmp_path / "first")

@@ -27,6 +27,7 @@ from ..core.progress import with_progress
 def parallel_map(
     function: Callable[[int], object],  # called from several threads
     n: int,  # called with 0 … n-1
+    window: int = 4,  # results of a thread that wait in memory
 ) -> Iterator:  # results in order; where one raised `ImageError` or `OSError`, the exception
     "Map over indices with threads, only a window of them at a time."
     def caught(i):
@@ -36,11 +37,11 @@ def parallel_map(
             return e
 
     workers = min(8, os.cpu_count() or 1)
-    for start in range(0, n, 4 * workers):
+    for start in range(0, n, window * workers):
         # no threads while it waits: whoever leaves off early would leave them to the garbage
         # collector, which may come while another thread starts, and then both wait for ever
         with ThreadPoolExecutor(workers) as pool:
-            found = list(pool.map(caught, range(start, min(start + 4 * workers, n))))
+            found = list(pool.map(caught, range(start, min(start + window * workers, n))))
         yield from found
 
 # %% ../../nbs/library/data/cache.ipynb #0596ece3
@@ -52,7 +53,7 @@ def content_hashes(
         content, mask = read_parts(source, i)
         return digest_content(content, mask), bool(depth_of(content))
 
-    results = list(parallel_map(one, len(source)))
+    results = list(parallel_map(one, len(source), 64))  # hashes are small
     failed = {i: reason(r) for i, r in enumerate(results) if isinstance(r, Exception)}
     readable = [i for i in range(len(results)) if i not in failed]
     deep = [results[i][0] for i in readable if results[i][1]]
@@ -149,6 +150,7 @@ def cached_images(
     "Images of a source from the cache, decoded first if they are not there."
     version = reader_version(source.masks is not None)
     ranges = [limits] if limits else []
+    ranges += [len(source.mask_classes)] if len(source.mask_classes) > 2 else []
     path = cache_root() / "images" / f"{digest(hashes, shape, crop, version, *ranges)}.npy"
     with cache_entry(path, path.with_suffix(".json")) as missing:
         if missing:
@@ -170,7 +172,8 @@ def decode_into(
         if digest_content(content, mask) != hashes[position]:
             key = source.keys[indices[position]]
             raise OSError(f"{key} changed while it was read; open the data again")
-        return decode(content, *shape[1:], shape[0], crop, mask, limits_of(source, content))
+        return decode(content, *shape[1:], shape[0], crop, mask, limits_of(source, content),
+                      len(source.mask_classes))
 
     row = row_shape(source, shape, crop)
     check_room(path.parent, len(hashes) * int(np.prod(row)))

@@ -22,6 +22,7 @@ from .readers.find import find_opener, find_source
 from .readers.intensity import parse_intensity
 from .readers.layout import some_names
 from .readers.sources import GAP, DataError, Source, cropped_size, parse_size
+from .readers.stains import DERIVED_MASKS
 from .sequences import split_sequence
 from ..core.files import digest
 from ..core.parameters import ParameterError, check_value
@@ -108,6 +109,9 @@ def overlapping(
     np.fill_diagonal(pairs, False)
     return pairs
 
+# %% ../../nbs/library/data/dataset.ipynb #a9053201
+BINARY = ["background", "foreground"]  # of masks whose source names no classes
+
 # %% ../../nbs/library/data/dataset.ipynb #a8ab19f4
 @dataclass(repr=False, eq=False)
 class ImageDataset(torch.utils.data.Dataset):
@@ -124,7 +128,8 @@ class ImageDataset(torch.utils.data.Dataset):
     pixels: np.ndarray  # (M, C, H, W) uint8, read-only, memory-mapped: shared by all subsets
     rows: np.ndarray  # (N,) int: where each image lies in `pixels`
     skipped: list[tuple[str, str]]  # (key, why) of the images that cannot be used
-    masked: bool = False  # whether the last channel of `pixels` is a mask, 0 or 1
+    mask_classes: list[str] = field(default_factory=list)  # names by number, 0 the background, of
+    # the mask that is the last channel of `pixels`; empty: no masks
     crop: str = "centre"  # how images came to size
     about: dict = field(default_factory=dict)  # what the source says of itself
     limits: tuple[float, float] | None = None  # stored values of files that became 0 and 255
@@ -147,6 +152,10 @@ class ImageDataset(torch.utils.data.Dataset):
         self.__dict__.update(state | {"pixels": pixels})
 
     @property
+    def masked(self) -> bool:  # whether there are masks
+        return bool(self.mask_classes)
+
+    @property
     def channels(self) -> int:  # 1 or 3
         return self.pixels.shape[1] - self.masked
 
@@ -159,7 +168,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return rows_of(self)[:, : self.channels]
 
     @property
-    def masks(self) -> np.ndarray | None:  # (N, 1, H, W) uint8, 0 or 1
+    def masks(self) -> np.ndarray | None:  # (N, 1, H, W) uint8, numbers of classes
         return rows_of(self)[:, self.channels :] if self.masked else None
 
     @property
@@ -168,6 +177,7 @@ class ImageDataset(torch.utils.data.Dataset):
         names = self.classes if len(self.classes) > 1 else []  # one class is called like its folder
         rows = list(zip(self.hashes, self.labels.tolist(), self.split, strict=True))
         form = (list(self.pixels.shape[1:]), self.crop, self.masked, reader_version(self.masked))
+        form += (self.mask_classes,) if len(self.mask_classes) > 2 else ()
         return digest(rows, names, *form, *([self.limits] if self.limits else []))
 
     def select(self, indices) -> "ImageDataset":
@@ -274,11 +284,21 @@ def description(
     per_split = {name: {c: counts[name, i] for i, c in enumerate(ds.classes)}
                  for name in SPLIT_ORDER if name in ds.split}
     about = dict(about=ds.about) if ds.about else {}
+    about |= dict(mask_classes=ds.mask_classes) if len(ds.mask_classes) > 2 else {}
     return dict(source=ds.source, fingerprint=ds.fingerprint, image_size=f"{height}x{width}",
                 channels=ds.channels, crop=ds.crop, masks=ds.masked, images=len(ds),
                 counts=per_split, groups=len(set(ds.groups)), skipped=len(ds.skipped)) | about
 
 # %% ../../nbs/library/data/dataset.ipynb #667318f5
+def mask_shares(ds: ImageDataset) -> str:
+    "How much of all pixels each class of the masks has, but for the background."
+    if ds.mask_classes == BINARY:
+        return f"{ds.masks.mean():.1%}"
+    counts = np.bincount(ds.masks.ravel(), minlength=len(ds.mask_classes)) / ds.masks.size
+    return some_names([f"{name} {share:.1%}" for name, share
+                       in zip(ds.mask_classes[1:], counts[1:], strict=True)], 8)
+
+
 def explanation(
     ds: ImageDataset,
 ) -> str:  # at most ten lines
@@ -294,13 +314,14 @@ def explanation(
     lines = [
         summary(ds), f"classes: {some_names(named, 8)}", f"splits: {splits}",
         "groups: " + ("every image stands alone" if alone else f"{len(set(ds.groups)):,}"),
-        "masks: " + (f"one for every image, {ds.masks.mean():.1%} of the pixels" if ds.masked
+        "masks: " + (f"one for every image, {mask_shares(ds)} of the pixels" if ds.masked
                      else "none"),
         f"brightness: {about.get('intensity', '8 bits, or the whole range of the type')}",
         f"read as: {guessed}"]
     doubts = about.get("doubts", [])
     lines += [f"look: {doubt}" for doubt in doubts[:2]]
-    more = [f"{len(doubts) - 2} more doubts in describe()"] if len(doubts) > 2 else []
+    left = len(doubts) - 2
+    more = [f"{left} more doubt{'s' * (left > 1)} in describe()"] if left > 0 else []
     more += [skipped_line(ds, 1)] if ds.skipped else []
     return "\n".join([*lines, "; ".join(more)] if more else lines)
 
@@ -407,8 +428,8 @@ def assemble(
     ds = ImageDataset(source.name, source.classes, torch.tensor(labels), keys, groups, split,
                       **crops_of(source, images.indices), hashes=images.hashes,
                       pixels=images.images, rows=np.arange(len(keys)), skipped=images.skipped,
-                      masked=source.masks is not None, crop=crop, about=about,
-                      limits=images.limits)
+                      mask_classes=list(source.mask_classes or BINARY) if source.masks else [],
+                      crop=crop, about=about, limits=images.limits)
     return without_gap(ds)
 
 # %% ../../nbs/library/data/dataset.ipynb #41fd2e59
@@ -432,7 +453,7 @@ def open_dataset(
     crop: str = "centre",  # centre, none or centre-wide
     group_by: str = "",  # pattern in the keys that says what must stay on one side of the split
     intensity: str = "auto",  # of over 8 bits: auto, dtype, window, or "low, high" as stored
-    **options,  # of the source: masks, chunk, tile, mpp, …
+    **options,  # of the source: masks ("stains" derives them), chunk, tile, mpp, …
 ) -> ImageDataset:
     """Open images as uint8 arrays of one size; they are decoded once and found again by content.
 
@@ -445,7 +466,10 @@ def open_dataset(
     cropped_size(height, width, crop)  # refuses what is impossible before any work
     choose_split(None, [], seed, val_fraction)
     options |= dict(seed=seed, val_fraction=val_fraction, intensity=parse_intensity(intensity))
+    derive = DERIVED_MASKS.get(options.get("masks"), lambda found: found)
+    options = {k: v for k, v in options.items() if k != "masks" or v not in DERIVED_MASKS}
     found = source if isinstance(source, Source) else find_source(source, height, width, **options)
+    found = derive(found)
     images = decode_source(found, (channels, height, width), crop)
     ds = assemble(found, images, seed, val_fraction, group_by, crop)
     for line in [*ds.about.get("doubts", ()), *([skipped_line(ds)] if ds.skipped else [])]:

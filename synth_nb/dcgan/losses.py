@@ -80,33 +80,42 @@ class GANLosses:
         form: str = "logistic",  # or hinge
         gamma: float = 0.0,  # weight of R1
         every: int = 1,  # steps from one `penalty` to the next; it is weighted up as much
+        conditional: bool = False,  # both networks take the labels of the batch, too
     ):
         if form not in LOSS_FORMS:
             raise ParameterError(f"`form` must be one of {', '.join(LOSS_FORMS)}, got {form!r}")
         self.prepare, self.prepare_real = prepare, prepare_real
         self.z_dim, self.form, self.gamma, self.every = z_dim, form, gamma, every
+        self.conditional = conditional
         self.cached = []  # keys of a batch, and the input of `D` for as many synthetic images
 
     def generator(self, nets: dict, batch: dict) -> Tensor:
         synthetic = self.synthetic_input(nets, batch)
         self.cached.append((batch["key"], detach(synthetic)))
-        logits = tensors_in(nets["D"](synthetic))
+        logits = tensors_in(nets["D"](synthetic, *self.labels(batch)))
         return sum(generator_loss(part.float(), self.form) for part in logits)
 
     def discriminator(self, nets: dict, batch: dict) -> Tensor:
-        synthetic = nets["D"](self.cached_input(nets, batch))
-        real = nets["D"](self.prepare_real(batch))
+        labels = self.labels(batch)
+        synthetic = nets["D"](self.cached_input(nets, batch), *labels)
+        real = nets["D"](self.prepare_real(batch), *labels)
         pairs = zip(tensors_in(real), tensors_in(synthetic), strict=True)
         return sum(discriminator_loss(a.float(), b.float(), self.form) for a, b in pairs)
 
     def penalty(self, nets: dict, batch: dict) -> Tensor:
-        norms = squared_gradient_norm(nets["D"], self.prepare_real(batch))
+        D, labels = nets["D"], self.labels(batch)
+        norms = squared_gradient_norm(lambda real: D(real, *labels), self.prepare_real(batch))
         return self.every * self.gamma / 2 * norms.mean()
 
+    def labels(self, batch: dict) -> tuple[Tensor, ...]:
+        "What both networks take beside their input."
+        return (batch["label"],) if self.conditional else ()
+
     def synthetic_input(self, nets: dict, batch: dict) -> Tensors:
-        "New images, as many as in the batch, as `D` takes them."
+        "New images, as many as in the batch and of its classes, as `D` takes them."
         device = next(nets["G"].parameters()).device
-        return self.prepare(nets["G"](torch.randn(len(batch["key"]), self.z_dim, device=device)))
+        z = torch.randn(len(batch["key"]), self.z_dim, device=device)
+        return self.prepare(nets["G"](z, *self.labels(batch)))
 
     def cached_input(self, nets: dict, batch: dict) -> Tensors:
         "Images of the generator's step with this batch; new ones where it had no step."

@@ -6,6 +6,7 @@
 __all__ = ['NoiseToImage', 'save', 'load']
 
 # %% ../../nbs/library/dcgan/model.ipynb #e8adee69
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 # %% ../../nbs/library/dcgan/model.ipynb #2fa44082
 from .networks import Generator
 from ..core.files import read_json
-from ..core.latents import gaussian_latents, slerp_path
+from ..core.latents import class_labels, gaussian_latents, slerp_path
 from ..core.parameters import ParameterError
 from ..core.runs import Samples
 from ..core.weights import fitted
@@ -34,22 +35,26 @@ class NoiseToImage:
         seed: int = 0,
         first: int = 0,  # number of the first
         batch_size: int = 64,
+        labels: int | Sequence[int] | Tensor | None = None,  # of a conditional one; None: in turn
     ) -> Samples:  # with the latents as `conditions`
-        "Images of a seed, always the same ones."
+        "Images of a seed, always the same ones. Raises `ParameterError` for unknown classes."
         z = gaussian_latents(n, self.generator.z_dim, seed, first)
-        return Samples(self.images(z, batch_size), conditions=z)
+        labels = class_labels(labels, n, self.generator.n_classes, first)
+        return Samples(self.images(z, batch_size, labels), labels, conditions=z)
 
     @torch.no_grad()
     def images(
         self,
         z: Tensor,  # (N, z_dim)
         batch_size: int = 64,
+        labels: int | Sequence[int] | Tensor | None = None,  # of a conditional one; None: in turn
     ) -> Tensor:  # (N, C, H, W) in [-1, 1], on the CPU
         "One image for each latent."
         network = self.generator.eval()
         device = next(network.parameters()).device
-        images = [network(part.to(device)).float().cpu() for part in z.split(batch_size)]
-        return torch.cat(images)
+        inputs = [z, class_labels(labels, len(z), network.n_classes)]
+        parts = zip(*(x.to(device).split(batch_size) for x in inputs if x is not None), strict=True)
+        return torch.cat([network(*part).float().cpu() for part in parts])
 
     def check(
         self,
@@ -66,9 +71,11 @@ class NoiseToImage:
         self,
         stops: Tensor,  # (N, z_dim), N at least 2
         steps: int = 8,  # images from one stop to the next
+        label: int = 0,  # class of all of them, of a conditional one
     ) -> Tensor:  # ((N - 1) * steps + 1, C, H, W)
         "Images along the arcs from stop to stop."
-        return self.images(slerp_path(stops, steps))
+        label = label if self.generator.n_classes else None
+        return self.images(slerp_path(stops, steps), labels=label)
 
 # %% ../../nbs/library/dcgan/model.ipynb #8f5ef667
 def save(

@@ -100,8 +100,9 @@ def check_channels(channels: int):
 class Generator(nn.Module, PyTorchModelHubMixin):
     """Noise (B, z_dim) → images (B, channels, s, s) in [-1, 1] [arXiv 1511.06434].
 
-    Raises `ValueError` for a batch of one in training, `ParameterError` for an impossible size
-    and for channels that are neither 1 nor 3.
+    With classes a vector of each one, as wide as the noise, is learnt and stands beside it.
+    Raises `ValueError` for a batch of one in training, `ParameterError` for an impossible
+    size and for channels that are neither 1 nor 3.
     """
 
     checkpointing = False  # `enable_checkpointing` turns it on
@@ -114,13 +115,15 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         width: int = 64,  # channels before the last layer; they double towards the first
         resize: bool = False,  # resize-convolutions instead of transposed ones
         widest: int = 1024,  # channels that no layer exceeds
+        n_classes: int = 0,  # 0: labels are not used
     ):
         super().__init__()
         check_channels(channels)
-        self.z_dim = z_dim
+        self.z_dim, self.n_classes = z_dim, n_classes
+        self.classes = nn.Embedding(n_classes, z_dim) if n_classes else None
         base, steps = doublings(image_size)
         widths = [min(width * 2**i, widest) for i in reversed(range(steps))]
-        first = nn.ConvTranspose2d(z_dim, widths[0], base, bias=False)
+        first = nn.ConvTranspose2d(z_dim * (1 + bool(n_classes)), widths[0], base, bias=False)
         blocks = [nn.Sequential(first, nn.BatchNorm2d(widths[0]), nn.ReLU(True))]
         for before, after in pairwise(widths):
             up = upsampling_layer(before, after, resize)
@@ -129,10 +132,11 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         blocks.append(nn.Sequential(to_image, nn.Tanh()))
         self.blocks = init_weights(nn.Sequential(*blocks))
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:  # labels: (B,) int64
         if self.training and len(z) < 2:
             raise ValueError(BATCH_OF_ONE)
-        x = z[:, :, None, None]
+        x = torch.cat([z, self.classes(labels)], 1) if self.n_classes else z
+        x = x[:, :, None, None]
         for block in self.blocks:
             x = checkpointed(block, x, on=self.checkpointing)
         return x
@@ -140,6 +144,9 @@ class Generator(nn.Module, PyTorchModelHubMixin):
 # %% ../../nbs/library/dcgan/networks.ipynb #9f3a027f
 class Discriminator(nn.Module):
     """Images (B, channels, s, s) in [-1, 1] → logits (B,), large for real ones.
+
+    With classes the mean features, projected on a vector of the class, are added to the logit
+    [Miyato & Koyama 2018, arXiv 1802.05637].
 
     Raises `ValueError` for a batch of one image in training, where `norm` is batch,
     `ParameterError` for an impossible size, other channels than 1 or 3, and an unknown norm.
@@ -154,6 +161,7 @@ class Discriminator(nn.Module):
         width: int = 64,  # channels after the first layer; they double from there
         norm: str = "batch",  # batch, spectral or none
         widest: int = 1024,  # channels that no layer exceeds
+        n_classes: int = 0,  # 0: labels are not used
     ):
         super().__init__()
         check_channels(channels)
@@ -174,10 +182,17 @@ class Discriminator(nn.Module):
                 spectral_norm(convolution)
             elif norm == "none":  # nothing else keeps the scale from layer to layer
                 nn.init.kaiming_normal_(convolution.weight, 0.2)
+        self.classes = nn.Embedding(n_classes, widths[-1]) if n_classes else None
+        if n_classes:  # from 0 they would take ten times the steps to be learnt
+            nn.init.normal_(self.classes.weight, std=4 * widths[-1] ** -0.5)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.training and self.norm == "batch" and len(images) < 2:
             raise ValueError(BATCH_OF_ONE)
-        for block in self.blocks:
-            images = checkpointed(block, images, on=self.checkpointing)
-        return images
+        x = images
+        for block in self.blocks[:-1]:
+            x = checkpointed(block, x, on=self.checkpointing)
+        logits = checkpointed(self.blocks[-1], x, on=self.checkpointing)
+        if self.classes is None:
+            return logits
+        return logits + (self.classes(labels) * x.mean((2, 3))).sum(1)

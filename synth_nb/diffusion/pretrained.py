@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -190,12 +191,23 @@ def lora_file(
     return found[0]
 
 # %% ../../nbs/library/diffusion/pretrained.ipynb #0e183fbc
+def _peft_lora(path: Path) -> tuple[dict[str, Tensor], dict]:  # as `read_lora` returns them
+    "The UNet's part as `save_pretrained` of peft writes it, with its settings beside it."
+    from peft import LoraConfig
+
+    config = LoraConfig.from_pretrained(path.parent).to_dict()
+    weights = {k.replace("base_model.model", "unet", 1): w for k, w in load_file(path).items()}
+    return weights, dict(metadata={f"unet.{key}": value for key, value in config.items()})
+
+
 def read_lora(
     path: Path,
 ) -> tuple[dict[str, Tensor], dict]:  # matrices by name, and options of `load_lora_adapter`
     "The UNet's part of a file. Raises `OSError`, and `ParameterError` where it has none."
     what = f"parameter `lora`: {display_path(path)}"
     try:
+        if path.name == "adapter_model.safetensors":
+            return _peft_lora(path)
         weights, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
             path.parent, weight_name=path.name, use_safetensors=True, return_lora_metadata=True)
     except Exception as error:  # whatever a damaged file leads to

@@ -35,6 +35,9 @@ def cache_folder(
 def write_shard(folder: Path, keys: list[str], values: np.ndarray):
     # keys: content hash of each image; values: features (N, D) float32
     "Add features to a cache folder, as one file that is there whole or not at all."
+    for left in folder.glob(".*.npz"):  # by killed processes: writing one takes seconds
+        if time.time() - left.stat().st_mtime > 3600:
+            left.unlink(missing_ok=True)
     with atomic_write(folder / f"{digest(keys)}.npz") as temporary, open(temporary, "wb") as f:
         np.savez(f, keys=np.array(keys), values=values)
 

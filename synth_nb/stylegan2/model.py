@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 # %% ../../nbs/library/stylegan2/model.ipynb #2624b450
 from ..data import ImageDataset
-from ..core.latents import gaussian_latents
+from ..core.latents import class_labels, gaussian_latents
 from ..core.devices import pick_device
 from ..core.files import resolve, display_path
 from ..core.parameters import ParameterError
@@ -68,23 +68,13 @@ def check_data(
 
 # %% ../../nbs/library/stylegan2/model.ipynb #f4a1abbb
 def one_hot(
-    labels: int | Sequence[int] | Tensor | None,  # one for all, or one each; None: in turn
+    labels: int | Sequence[int] | Tensor | None,  # as `class_labels` takes them
     count: int,  # images
     classes: int,  # of the network; 0 without
 ) -> Tensor | None:  # (count, classes); None where there are no classes
     "Classes as the networks take them. Raises `ParameterError` for classes that there are not."
-    if not classes:
-        if labels is not None:
-            raise ParameterError(f"this network has no classes, so a class {labels} means nothing")
-        return None
-    labels = torch.arange(count) % classes if labels is None else torch.as_tensor(labels).long()
-    labels = labels.expand(count) if labels.ndim == 0 else labels
-    if len(labels) != count:
-        raise ParameterError(f"{count} images need {count} classes or one, got {len(labels)}")
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        wrong = next(n for n in labels.tolist() if not 0 <= n < classes)
-        raise ParameterError(f"there is no class {wrong}: this network has 0 to {classes - 1}")
-    return F.one_hot(labels, classes).float()
+    labels = class_labels(labels, count, classes)
+    return None if labels is None else F.one_hot(labels, classes).float()
 
 # %% ../../nbs/library/stylegan2/model.ipynb #48a1dec5
 def check_generation(n: int, truncation: float, noise_mode: str):
@@ -155,10 +145,9 @@ class StyleToImage:
         z, classes = gaussian_latents(n, self.generator.z_dim, seed, first), self.generator.c_dim
         numbers = range(first, first + n)
         seeds = [derive_seed(derive_seed(seed, i), 1) for i in numbers]
-        labels = [i % classes for i in numbers] if labels is None and classes else labels
+        labels = class_labels(labels, n, classes, first)
         images = self.images(self.styles(z, labels, truncation), noise_mode, seeds, batch_size)
-        c = one_hot(labels, n, classes)
-        return Samples(images, None if c is None else c.argmax(1), conditions=z)
+        return Samples(images, labels, conditions=z)
 
     def generate(
         self,

@@ -9,6 +9,7 @@ __all__ = ['Position', 'checkpoint_path', 'write_checkpoint', 'read_checkpoint',
 # %% ../../nbs/library/training/checkpoints.ipynb #9ccd25b1
 import math
 import os
+import shutil
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,15 @@ def _previous(newest: Path) -> Path:
     "Where the checkpoint before the newest one is."
     return newest.with_name("previous.pt")
 
+
+def _second_name(path: Path, name: Path):
+    "Give a file another name in place of what has it; a copy on a disk that knows no second names."
+    name.unlink()
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)
+
 # %% ../../nbs/library/training/checkpoints.ipynb #1b9df0e5
 def write_checkpoint(
     folder: str | Path,  # a run folder
@@ -61,11 +71,11 @@ def write_checkpoint(
 ):
     "Write the newest checkpoint and keep the one before, which a process that dies leaves too."
     newest = checkpoint_path(folder)
-    if best:  # first: the position in the newest says which score is the best
-        with atomic_write(newest.with_name("best.pt")) as f:
-            torch.save(state, f)
     with atomic_write(newest) as f:
         torch.save(state, f)
+        if best:  # before the newest, whose position says which score is the best
+            with atomic_write(newest.with_name("best.pt")) as copy:
+                _second_name(f, copy)
         if newest.is_file():
             _previous(newest).unlink(missing_ok=True)
             try:

@@ -194,6 +194,7 @@ def _find_facts(source: Source, table: pd.DataFrame, total: np.ndarray) -> dict:
         source=source.name, fingerprint=source.about.get("fingerprint", ""), images=len(table),
         readable=len(good), problems=bad[["key", "problem"]].values.tolist(),
         blank=good["key"][largest_std < 2].tolist(), masks=source.masks is not None,
+        mask_classes=list(source.mask_classes),
         two_valued=good["key"][good["two_valued"].eq(True)].tolist(),
         doubts=list(source.about.get("doubts", ())),
         groups_across_splits=_groups_in_two_splits(good),
@@ -253,7 +254,9 @@ def _copy_findings(found: dict) -> list[str]:
 # %% ../../../nbs/library/data/quality/audit.ipynb #f9e3ca48
 def _mask_findings(found: dict) -> list[str]:
     "Whether images have masks, images that may be masks, and what opening them was unsure of."
-    lines = ["Every image has a mask."] if found["masks"] else []
+    classes = found.get("mask_classes", [])
+    of = f" of {len(classes)} classes: {_some(classes, 8)}" if classes else ""
+    lines = [f"Every image has a mask{of}."] if found["masks"] else []
     some = found["two_valued"]
     if 0 < len(some) <= 0.75 * found["readable"]:
         lines.append(f"{_plural(len(some), 'image')} with two values, as masks have: "

@@ -12,9 +12,10 @@ import io
 import lzma
 import os
 import re
+import struct
 import tarfile
-import threading
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -34,14 +35,16 @@ def safe_name(name: str, archive: str) -> str:
     # name: of a member, as the archive has it → relative, with `/`
     "A member's name as a key. Raises `DataError` for one that leaves the archive."
     key = name.replace("\\", "/")
-    if key.startswith("/") or re.match("[A-Za-z]:", key) or ".." in key.split("/"):
+    if key.startswith("/") or key[1:2] == ":" or ".." in key.split("/"):
         raise DataError(f"{archive} holds {name!r}, which leads out of it: it is not opened")
-    return str(PurePosixPath(key)) if key else ""
+    return "/".join(part for part in key.split("/") if part not in ("", "."))
 
 
 def odd_name(key: str) -> str:  # from `safe_name` → why; empty: it is none
     "Whether no file could have such a name."
-    longest = max((len(part.encode(errors="replace")) for part in key.split("/")), default=0)
+    if 0 < len(key) <= MAX_NAME // 4:  # a letter takes four bytes at most
+        return ""
+    longest = max(len(part.encode(errors="replace")) for part in key.split("/"))
     too_long = f"a name of {longest} bytes: a file's has at most {MAX_NAME}"
     return too_long if longest > MAX_NAME else "" if key else "no name"
 
@@ -54,25 +57,31 @@ class Archive:
     odd: dict[str, str]  # name of each member that is not read → why
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #e2e757e5
-def _zip_reader(
-    file: zipfile.ZipFile,
-    members: dict[str, zipfile.ZipInfo],  # by key
-) -> Callable[[str], bytes]:  # content of a member; raises `ImageError`
-    "Reads members of a zip, safe to call from several threads."
-    lock = threading.Lock()
+LOCAL_HEADER = struct.Struct("<4s22x2H")  # signature; lengths of the name and of what follows it
 
+
+def _read_member(file: io.BufferedReader, member: zipfile.ZipInfo) -> bytes:
+    "Content of one member. Raises `ImageError` where it is not as the table declares it."
+    file.seek(member.header_offset)
+    signature, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+    file.seek(name + extra, os.SEEK_CUR)
+    content = file.read(min(member.compress_size, MAX_FILE_BYTES))
+    if member.compress_type == zipfile.ZIP_DEFLATED:
+        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, member.file_size + 1)
+    declared = b"PK\3\4", member.file_size, member.CRC
+    if (signature, len(content), zlib.crc32(content)) != declared:
+        raise ImageError(f"damaged: Bad CRC-32 or size of {member.filename!r:.80}")
+    return content
+
+
+def _zip_reader(path: Path, members: dict[str, zipfile.ZipInfo]) -> Callable[[str], bytes]:
+    # members: by key → content of a member; raises `ImageError`
+    "Reads members of a zip, safe to call from several threads."
     def read(key):
-        member = members[key]
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if members[key].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ImageError("packed in an unusual way: make the zip with deflate")
-        with as_image_error():
-            with lock:  # members share one handle, and count who uses it
-                opened = file.open(member)
-            try:
-                return opened.read(member.file_size)
-            finally:
-                with lock:
-                    opened.close()
+        with open(path, "rb") as file, as_image_error():  # no thread waits for another's handle
+            return _read_member(file, members[key])
 
     return read
 
@@ -81,18 +90,19 @@ def zip_archive(path: Path) -> Archive:
     "Open a zip. Raises `DataError` for one that is cut off, locked, or grows too much."
     name = display_path(path)
     try:
-        file = zipfile.ZipFile(path)
+        with zipfile.ZipFile(path) as file:
+            listed = file.filelist
     except Exception:  # of any kind, for any kind of damage
         raise DataError(f"{name} is cut off or damaged: copy or download it again") from None
-    check_entries(max(1, len(file.filelist)), f"members in {name}")
-    members = {safe_name(m.filename, name): m for m in file.filelist if m.filename[-1:] != "/"}
+    check_entries(max(1, len(listed)), f"members in {name}")
+    members = {safe_name(m.filename, name): m for m in listed if m.filename[-1:] != "/"}
     if any(member.flag_bits & 1 for member in members.values()):
         raise DataError(f"{name} is encrypted: extract it with its password and give the folder")
-    check_growth(name, path.stat().st_size, sum(m.file_size for m in file.filelist))
+    check_growth(name, path.stat().st_size, sum(m.file_size for m in listed))
     odd = {key: LINK for key, member in members.items() if member.external_attr >> 28 == 0o12}
     odd |= {key: why for key in members if (why := odd_name(key))}
     sizes = {key: m.file_size for key, m in members.items() if key not in odd}
-    return Archive(sizes, _zip_reader(file, members), odd)
+    return Archive(sizes, _zip_reader(path, members), odd)
 
 # %% ../../../nbs/library/data/readers/archives.ipynb #38c0de74
 LINK = "a link, which is not followed"

@@ -10,11 +10,13 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .budgets import as_image_error, check_entries, check_table, guarded
 from .dicom import dicom_stack, is_dicom
@@ -22,11 +24,16 @@ from .intensity import Intensity
 from .labels import (
     TABLE_EXTENSIONS, TableLabels, parse_json, read_labels, read_sidecars, synset_names)
 from .layout import read_folders, some_names, split_word, words_of
-from .masks import MaskPairs, find_masks, read_folder
+from .classes import (
+    MOST_CLASSES, MaskClasses, are_classes, label_values, read_class_names)
+from .masks import (
+    MaskPairs, find_masks, pairs_of_masks, read_folder)
+from .polygons import find_polygons
 from .sources import (
     ADVICE, EXTENSIONS, DataError, ImageError, Source, complete_groups, extension_of, mask_values,
-    open_image, open_mask, reason, to_mode)
-from .stacks import npy_stack, npz_stack, tiff_stack, vector_length
+    open_image, open_lazily, open_mask, reason, to_mode)
+from .stacks import (
+    channel_masks, npy_stack, npz_stack, tiff_stack, vector_length)
 from .volumes import Slices, h5_stack, nifti_stack
 from .stylegan import SameSizeReader, stylegan_labels
 
@@ -234,11 +241,24 @@ class MaskReader:
         files = sorted({file for several in masks.values() for file in several})
         self.listing, self.masks, self.pages = listing, masks, defaultdict(list)
         self.numbered = numbered  # areas by numbers: all above 0 belongs
+        self.classes, self.files = None, {}  # of masks that hold several; mask → its class
         self.there = {*listing.images} & {*files}
-        files = [file for file in files if file in self.there]
+        self.notes = []  # what was taken for what
+        files = [file for file in files if file in self.there and not self._joined(file)]
         images, self.bad = listing.pages(files, Intensity((0, 1)))  # arrays: the same
         for image in images:
             self.pages[image.file].append(image)
+
+    def _joined(self, file: str) -> bool:  # a mask
+        "Whether a file has a channel for each kind of object; then its pages are those joined."
+        if not self.listing.path or extension_of(file) != ".npy":
+            return False
+        with suppress(ImageError):  # it is listed with the others
+            if stack := channel_masks(self.listing.path / file):
+                self.pages[file] = [ListedImage(file, file, partial(stack.page, i))
+                                    for i in range(stack.pages)]
+                self.notes += stack.notes
+        return file in self.pages
 
     def parts(self, file: str, page: int = 0) -> list[bytes | np.ndarray]:
         "Contents of the masks of a file's page. Raises `ImageError` where there is none."
@@ -254,6 +274,10 @@ class MaskReader:
 
     def __call__(self, file: str, page: int = 0) -> bytes | np.ndarray:
         parts = self.parts(file, page)
+        if self.classes:
+            return self.classes.read(parts[0])
+        if self.files:
+            return join_classes(parts, [self.files[mask] for mask in self.masks[file]])
         if self.numbered:
             parts = [(np.asarray(open_image(part)) > 0).astype(np.uint8) * 255 for part in parts]
         return parts[0] if len(parts) == 1 else join_masks(parts)
@@ -267,32 +291,139 @@ def join_masks(parts: list[bytes | np.ndarray]) -> np.ndarray:
         raise ImageError("its masks have different sizes")
     return np.maximum.reduce(values)
 
+
+def join_classes(parts: list[bytes | np.ndarray], numbers: list[int]) -> np.ndarray:
+    # masks of one image, a class each → (H, W) uint8 of their numbers
+    "One map of several masks; where they overlap, the class of the higher number is on top."
+    values = join_masks(parts)  # refuses other sizes
+    found = np.zeros(values.shape, np.uint8)
+    for part, number in sorted(zip(parts, numbers, strict=True), key=lambda pair: pair[1]):
+        found[mask_values(open_image(part)) > 127] = number
+    return found
+
+# %% ../../../nbs/library/data/readers/listing.ipynb #5c0a7e21
+def show_one_region(listing: Listing, masks: dict[str, list[str]]) -> bool:
+    # masks: image → its masks
+    "Whether masks cover nearly the same region in every image, as a field of view does."
+    files, regions = sorted(masks), []
+    if len(files) < 4:
+        return False
+    files = files[:: -(-len(files) // 6)]
+    reader = MaskReader(listing, {file: masks[file] for file in files})
+    for file in files:
+        try:
+            mask = Image.fromarray(mask_values(open_image(reader(file))))
+        except (ImageError, OSError):
+            return False
+        regions.append(np.asarray(mask.resize((64, 64))) > 127)
+    first, others = regions[0], np.array(regions[1:])
+    shared, either = (others & first).sum((1, 2)), (others | first).sum((1, 2))
+    return not first.all() and bool((shared > 0.95 * either).all())
+
+
+def _annotations(listing):
+    "Masks by their names; of several kinds one that differs from image to image, if there is any."
+    pairs, fields = find_masks(listing.images), []
+    while pairs.masks and show_one_region(listing, pairs.masks):
+        if not pairs.others:
+            pairs.doubts.append(f"{pairs.first[1]} and other masks cover nearly the same region in "
+                                "every image, as a field of view does, not an annotation")
+            break
+        fields.append(pairs.kind)
+        pairs = find_masks(listing.images, {*fields})
+    return pairs
+
+
+# %% ../../../nbs/library/data/readers/listing.ipynb #7e41aa31
+def _drawn(listing):
+    "Masks by polygons; None where there are none."
+    found = find_polygons(listing.images, listing.others, listing.text)
+    if found is None:
+        return None
+    if not found.files:
+        return MaskPairs(listing.images, doubts=found.doubts)
+    pairs = pairs_of_masks(listing.images, {image: [file] for image, file in found.files.items()})
+    pairs.doubts += found.doubts
+    listing.others = [file for file in listing.others if extension_of(file) != ".geojson"]
+    if not pairs.masks:
+        return pairs
+    files = sorted({*found.files.values()})
+    pairs.notes = [f"masks of {len(pairs.masks)} images from polygons in {some_names(files, 2)}"]
+    pairs.classes = MaskClasses(found.names, {}) if found.names else None
+    pairs.drawn = found
+    return pairs
+
+
+def image_size(content: bytes | np.ndarray) -> tuple[int, int]:  # width, height, upright
+    "The size of an image, from its header."
+    if isinstance(content, np.ndarray):
+        return content.shape[1::-1]
+    image = open_lazily(content)
+    return image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
+
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #33170447
 def masks_in(listing: Listing) -> MaskPairs:
     "Images and their masks, by a table or by names that pixels agree with."
     tabulated = tabulated_masks(listing)
+    names = [f for f in listing.others if f.rpartition("/")[2] == "mask_classes.json"]
+    names = read_class_names(listing.text(min(names, key=len))) if names else None
     if tabulated:
         masks = {mask for several in tabulated.values() for mask in several}
         images = [file for file in listing.images if file not in masks]
         if lacking := [file for file in images if file not in tabulated]:
             raise DataError(f"{listing.name}/{lacking[0]} has no mask in `metadata.jsonl`, others "
                             "have one")
-        return MaskPairs(images, tabulated)
-    pairs = find_masks(listing.images)
+        return with_classes(listing, MaskPairs(images, tabulated), names)
+    pairs = _annotations(listing)
     guessed = pairs.masks or pairs.some
     if not guessed:
-        return pairs if pairs.left_out else _twin_masks(listing) or pairs
+        return pairs if pairs.left_out else _drawn(listing) or _twin_masks(listing) or pairs
+    if pairs.masks and (known := with_classes(listing, pairs, names)).classes:
+        return known
     reader, files = MaskReader(listing, guessed), sorted(guessed)
     found = {file: _check_first(listing, reader, file)
              for file in dict.fromkeys(files[len(files) * k // 4] for k in range(4))}
     if "numbers" in found.values():
         first = guessed[min(file for file, why in found.items() if why == "numbers")][0]
         return replace(pairs, numbered=True, doubts=[*pairs.doubts, (
-            f"masks number areas, {first} first: all that is above 0 counts as foreground")])
+            f"masks number areas, {first} first: all that is above 0 counts as foreground; if "
+            "they are classes, list their names in mask_classes.json")])
     for file, why in found.items():
         if why is not None:
             return _without_masks(listing, pairs, file, guessed[file][0], why)
     return pairs
+
+
+def with_classes(listing: Listing, pairs: MaskPairs, names: list[str] | None) -> MaskPairs:
+    # names: by number, of `mask_classes.json`; None: there is none
+    "Pairs with the classes of their masks, where these hold several."
+    several = any(len(masks) > 1 for masks in pairs.masks.values())
+    if pairs.files or several or (names and len(names) == 2):
+        two = MaskClasses(names, {}) if names and not pairs.files else None
+        return replace(pairs, classes=two)
+    reader, files = MaskReader(listing, pairs.masks), sorted(pairs.masks)
+    try:
+        some = [label_values(reader.parts(f)[0]) for f in files[:: -(-len(files) // 16)]]
+    except Exception:  # read again, and said, with its image
+        return pairs
+    if not names and not are_classes(some):
+        return pairs
+    values = {0}
+    for file in files if not names else ():
+        for page in range(len(reader.pages[pairs.masks[file][0]])):
+            try:
+                values |= {*np.unique(label_values(reader.parts(file, page)[0])).tolist()}
+            except Exception:
+                continue
+    if len(values) > MOST_CLASSES:
+        return pairs
+    found = MaskClasses.of(values, names)
+    note = f"masks of {len(found.names) - 1} classes by their values"
+    doubts = [*pairs.doubts]
+    if not names and MaskClasses.void(values):
+        doubts.append("255 in masks is taken for background, as it marks borders")
+    return replace(pairs, classes=found, notes=[*pairs.notes, note], doubts=doubts)
 
 
 def _check_first(listing, reader, file):
@@ -564,6 +695,9 @@ def listed_source(
     pairs, notes = masks_in(listing), []
     images, bad = listing.pages(pairs.images, intensity, notes)
     reading = read_listing(listing, pairs, images)
+    used = {*pairs.drawn.files.values()} if pairs.drawn else ()
+    reading.doubts = [doubt for doubt in reading.doubts  # COCO's classes are of areas, not images
+                      if doubt.partition(" is not used for classes")[0] not in used]
     left = sorted(file for file in reading.left)
     skipped = [*listing.skipped, *bad, *((file, reading.left[file]) for file in left)]
     pages = _page_numbers(images)
@@ -574,14 +708,14 @@ def listed_source(
     number = {name: i for i, name in enumerate(classes)}
     split = [image.split or reading.split.get(image.file) for image in images]
     keys = [image.key for image in images]
-    content, mask = _readers(listing, pairs, images, pages, reading.flat and same_size)
+    content, mask = _readers(listing, pairs, images, pages, reading.flat and same_size, notes)
     groups = [image.group or reading.group.get(image.file) for image in images]
     about = _about([*pairs.notes, *notes, *reading.notes],
                    [*pairs.doubts, *reading.doubts, *unread_doubts(listing, notes)])
     return Source(listing.name, keys, classes, [number[name] for name in names],
                   complete_groups(groups, keys, content), content, split if any(split) else None,
-                  skipped=tuple(sorted(skipped)), masks=mask, about=about, intensity=intensity,
-                  ordered=True)
+                  skipped=tuple(sorted(skipped)), masks=mask, mask_classes=_class_names(pairs),
+                  about=about, intensity=intensity, ordered=True)
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #71822332
 def _page_numbers(images):
@@ -593,7 +727,7 @@ def _page_numbers(images):
     return pages
 
 
-def _readers(listing, pairs, images, pages, same_size):
+def _readers(listing, pairs, images, pages, same_size, notes):
     "Functions that read image i and its mask."
     @guarded
     def content(i):
@@ -603,8 +737,21 @@ def _readers(listing, pairs, images, pages, same_size):
         content = SameSizeReader(content, [image.key for image in images], listing.name)
     if not pairs.masks:
         return content, None
+    if pairs.drawn:
+        return content, lambda i: pairs.drawn(images[i].file, image_size(content(i)))
     reader = MaskReader(listing, pairs.masks, pairs.numbered)
+    notes += reader.notes
+    reader.classes = pairs.classes if pairs.classes and pairs.classes.values else None
+    names = _class_names(pairs)
+    reader.files = {mask: names.index(name) for mask, name in pairs.files.items()}
     return content, lambda i: reader(images[i].file, pages[i])
+
+
+def _class_names(pairs):
+    "Names of the classes of masks, by number; empty for two without names."
+    if pairs.files:
+        return ("background", *sorted({*pairs.files.values()}))
+    return tuple(pairs.classes.names) if pairs.classes else ()
 
 
 def _about(notes, doubts):

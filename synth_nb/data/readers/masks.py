@@ -10,9 +10,12 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from .layout import IMAGE_WORDS, some_names, split_word, words_of
+from .classes import MOST_CLASSES, MaskClasses
 from .sources import extension_of
+
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #4ad60fbf
 RANKS = {  # of several kinds of masks, the first is taken
@@ -123,7 +126,12 @@ class MaskPairs:
     masks: dict[str, list[str]] = field(default_factory=dict)  # image → its masks; all or none
     some: dict[str, list[str]] = field(default_factory=dict)  # the same where only some have any
     left_out: list[str] = field(default_factory=list)  # masks that nothing is done with
+    kind: str = ""  # of the masks, as their names tell it
+    others: list[str] = field(default_factory=list)  # other kinds, which are left out
     numbered: bool = False  # masks number areas
+    files: dict[str, str] = field(default_factory=dict)  # mask → its class, where each has one
+    classes: MaskClasses | None = None  # of masks that hold several
+    drawn: Any = None  # `DrawnMasks`, where polygons are the masks
     notes: list[str] = field(default_factory=list)  # what was taken for what
     doubts: list[str] = field(default_factory=list)  # what may be wrong
 
@@ -330,9 +338,56 @@ def pairs_by_extension(files: list[str]) -> dict[str, list[str]]:  # image → m
         pair.setdefault(stem, {})[kind.lower() in lossy] = file
     return {two[True]: [two[False]] for two in pair.values() if len(two) == 2}
 
+# %% ../../../nbs/library/data/readers/masks.ipynb #f59a2b29
+NO_CLASSES = {*SIDES, "binary", "color", "colour", "rgb", "gray", "grey", "ids", "id", "labelids",
+              "instanceids", "trainids", "instance", "instances", "inst", "train", "training",
+              "val", "valid", "validation", "test", "testing", "all", "png", "raw", "vis"}
+
+
+def names_class(words: list[str]) -> bool:
+    "Whether words may name a class: no numbers, no sides, splits or forms of files."
+    return bool(words) and not any(w in NO_CLASSES or re.search(r"\d", w) for w in words)
+
+
+def _join_classes(kinds, orphans):
+    "Kinds that differ by a class become one kind; with it, mask → class."
+    alike = defaultdict(list)
+    for kind in kinds:
+        first, *rest = kind.split()
+        if first not in OBSERVERS and RANKS.get(first, 9) < 9 and names_class(rest):
+            alike[first].append(kind)
+    classes = {}
+    for first, several in alike.items():
+        images = [image for kind in several for image in kinds[kind]]
+        if len(several) < 2 or first in kinds or len(images) == len({*images}):
+            continue
+        joined = defaultdict(list)
+        for kind in several:
+            for image, masks in kinds.pop(kind).items():
+                joined[image] += masks
+                classes |= dict.fromkeys(masks, kind.partition(" ")[2])
+            orphans[first] = orphans.get(first, []) + orphans.pop(kind, [])
+        kinds[first] = joined
+    return kinds, orphans, classes
+
+
+def folder_classes(masks: dict[str, list[str]]) -> dict[str, str]:
+    # image → masks → mask → class; empty where folders name none
+    "Classes by the folders that the masks lie in."
+    folder = {mask: mask.split("/")[-2] for several in masks.values() for mask in several
+              if "/" in mask}
+    names, lists = {*folder.values()}, list(masks.values())
+    if not 2 <= len(names) < MOST_CLASSES or all(len(some) < 2 for some in lists):
+        return {}
+    if not all(names_class(words_of(name)) for name in names):
+        return {}
+    once = all(len({folder.get(mask) for mask in some}) == len(some) for some in lists)
+    return folder if once else {}
+
 # %% ../../../nbs/library/data/readers/masks.ipynb #33548fca
 def find_masks(
     files: list[str],  # relative, with `/`
+    fields: set[str] = frozenset(),  # kinds of masks that show the field of view
 ) -> MaskPairs:
     "Which files are images and which are masks, by their names alone."
     files = sorted(files)
@@ -340,15 +395,16 @@ def find_masks(
     inner = {file: file[shared:] for file in files}
     text = "\n".join(inner.values()).lower()
     if not any(word in text for word in HINTS):
-        return _finished(files, pairs_by_extension(files), [], "", _unsure)
+        return pairs_of_masks(files, pairs_by_extension(files), unsure=_unsure)
     forms = {file: form_of(name) for file, name in inner.items()}
     kinds, orphans = pairs_by_name(forms)
     if not kinds:
         found = pairs_by_sibling({name: form_of(name) for name in inner.values()})
         outer = {name: file for file, name in inner.items()}
         found = {outer[a]: [outer[b] for b in two] for a, two in found.items()}
-        return _finished(files, found or pairs_by_extension(files), [], "", _unsure)
-    shown = [kind for kind in kinds if _rank(kind)[0] < 9]
+        return pairs_of_masks(files, found or pairs_by_extension(files), unsure=_unsure)
+    kinds, orphans, by_kind = _join_classes(kinds, orphans)
+    shown = [kind for kind in kinds if _rank(kind)[0] < 9 and kind not in fields]
     if not shown:
         return _only_previews(files, kinds)
     best = min(shown, key=lambda kind: (-len(kinds[kind]), _rank(kind)))
@@ -356,10 +412,16 @@ def find_masks(
     lone = [file for kind in kinds for file in orphans[kind]]
     rest = {kind: pairs for kind, pairs in kinds.items() if kind != best}
     lone += [mask for pairs in rest.values() for masks in pairs.values() for mask in masks]
-    done = _finished(files, kinds[best], lone, best, "")
+    done = pairs_of_masks(files, kinds[best], lone)
+    done.kind, done.others = best, [kind for kind in shown if kind != best]
+    done.files = {mask: by_kind[mask] for several in done.masks.values() for mask in several
+                  if mask in by_kind} or folder_classes(done.masks)
+    if done.files:
+        done.notes.append(f"a mask for each class: {some_names(sorted({*done.files.values()}), 8)}")
     if rest:
+        why = f"; {some_names(sorted(fields))} covers one region in every image: a field of view"
         done.doubts.append(f"there are masks of several kinds: {best} is taken, "
-                           f"{some_names(sorted(rest))} left out")
+                           f"{some_names(sorted(rest))} left out{why if fields else ''}")
     if any(orphans.values()):
         first = min(file for files in orphans.values() for file in files)
         done.doubts.append(f"{sum(map(len, orphans.values()))} masks without an image are left "
@@ -396,7 +458,8 @@ def _common(files):
     return first[:same]
 
 
-def _finished(files, found, left_out, kind, unsure):
+def pairs_of_masks(files: list[str], found: dict, left_out=(), unsure: str = "") -> MaskPairs:
+    # found: image → its masks; left_out: other masks; unsure: what to add where it is a guess
     "Pairs with what is to be said of them."
     masks = {mask for masks in found.values() for mask in masks} | {*left_out}
     images = [file for file in files if file not in masks]
@@ -407,12 +470,17 @@ def _finished(files, found, left_out, kind, unsure):
     image, mask = pairs.first
     n, joined = sum(map(len, found.values())), sum(len(m) - 1 for m in found.values())
     what = f"{mask} is the mask of {image}"
-    pairs.notes.append(f"{n} masks from names ({what})"
+    pairs.notes.append(f"{n} mask{'s' * (n > 1)} from names ({what})"
                        + (f", {joined} joined with another of the same image" if joined else ""))
     if unsure:
         pairs.doubts.append(f"{mask} is taken for the mask of {image}{unsure}")
     bare = [image for image in images if image not in found]
-    if bare and (beside := _folders_beside(bare, found)):
+    if bare and (parts := _splits_without(bare, found)):
+        pairs.images = [image for image in images if image in found]
+        pairs.left_out = sorted([*pairs.left_out, *bare])
+        pairs.doubts.append(f"{len(bare)} images of {some_names(parts)} have no mask: left out, as "
+                            "all others have one")
+    elif bare and (beside := _folders_beside(bare, found)):
         pairs.images = [image for image in images if image in found]
         pairs.left_out = sorted([*pairs.left_out, *bare])
         pairs.doubts.append(f"{some_names(beside)}/ holds files called like the images: left out")
@@ -423,6 +491,16 @@ def _finished(files, found, left_out, kind, unsure):
     return pairs
 
 # %% ../../../nbs/library/data/readers/masks.ipynb #cc3bf062
+def _splits_without(bare, found):
+    "Splits whose images all have no mask, while at least as many images of others have one."
+    def split_of(file):
+        return next((s for part in file.split("/")[:-1] if (s := split_word(part)[0])), None)
+
+    lacking, complete = ({split_of(file) for file in files} for files in (bare, found))
+    apart = None not in lacking and not lacking & complete
+    return sorted(lacking) if apart and len(bare) <= len(found) else []
+
+
 def _folders_beside(bare, found):
     "Folders of files called like images that have masks, beside theirs; empty if any is none."
     homes = {image.rpartition("/")[0] for image in found}

@@ -68,10 +68,19 @@ def squared(pixels: np.ndarray) -> np.ndarray:  # (H, W), sides up to 256 → (1
     canvas[down : down + pixels.shape[0], right : right + pixels.shape[1]] = pixels
     return canvas[32:224, 32:224]
 
+# %% ../../../nbs/library/data/readers/packaged.ipynb #49318788
+def tissue_map(shares: list[np.ndarray]) -> np.ndarray:  # (H, W) uint8 each: 255 is all of a voxel
+    "Where a tissue has more than half of a voxel; of several the number of the largest, or 0."
+    if len(shares) == 1:
+        return shares[0] > 127
+    rest = 255 - np.sum(shares, 0, dtype=int)
+    return np.stack([rest, *shares]).argmax(0).astype(np.uint8)
+
 # %% ../../../nbs/library/data/readers/packaged.ipynb #5bd48592
 def mni_source(
     tissue: str = "white",  # of the masks: white or grey matter
     axis: int = 2,  # 1: coronal, 2: axial slices
+    masks: str = "",  # "tissues": grey and white matter as two classes; empty: `tissue` alone
 ) -> Source:  # axial: 72 slices train, 20 are held out
     """Slices of the MNI152 T1 template with tissue masks; a group is a block of slices.
 
@@ -82,7 +91,11 @@ def mni_source(
     if axis not in (1, 2):
         raise ParameterError(f"parameter `axis` must be 1 or 2, got {axis!r}: sagittal slices of "
                              "the symmetric template are mirror images of each other")
-    head, share = template_volume("t1", axis), template_volume(TISSUES[tissue], axis)
+    if masks not in ("", "tissues"):
+        raise ParameterError(f"parameter `masks` must be empty or tissues, got {masks!r}: mni "
+                             "brings its own")
+    words = list(TISSUES)[::-1] if masks else [tissue]  # grey, white
+    head, *shares = (template_volume(kind, axis) for kind in ("t1", *map(TISSUES.get, words)))
     brain = [z for z in head.indices if (head(z) > 0).mean() > 0.1]
     rows = [(z, k, BLOCKS[k % len(BLOCKS)]) for k, z in enumerate(brain)]
     rows = sorted((row for row in rows if row[2] != "gap"), key=lambda row: row[2])
@@ -90,6 +103,7 @@ def mni_source(
     return Source("mni", [f"mni/{'sca'[axis]}{z:03}" for z, *_ in rows], ["brain"],
                   [0] * len(rows), groups, lambda i: squared(head(rows[i][0])),
                   [split for *_, split in rows],
-                  masks=lambda i: squared(share(rows[i][0]) > 127),
+                  masks=lambda i: tissue_map([squared(share(rows[i][0])) for share in shares]),
+                  mask_classes=("background", "grey matter", "white matter") if masks else (),
                   about=dict(origin="ICBM 2009a symmetric T1 template, McConnell Brain Imaging "
-                                    "Centre, through nilearn", tissue=tissue))
+                                    "Centre, through nilearn", tissue=" and ".join(words)))

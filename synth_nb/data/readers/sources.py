@@ -274,10 +274,29 @@ def open_mask(
     if isinstance(content, np.ndarray) and content.dtype == bool:
         content = content.astype(np.uint8)
     mask = open_image(content)
-    if mask.size != size:
-        sizes = f"{mask.height}x{mask.width} pixels, the image {size[1]}x{size[0]}"
-        raise ImageError(f"its mask has {sizes}")
+    check_mask_size(mask.size, size)
     return Image.fromarray(mask_values(mask))
+
+
+def check_mask_size(mask: tuple[int, int], image: tuple[int, int]):  # width, height
+    if mask != image:
+        sizes = f"{mask[1]}x{mask[0]} pixels, the image {image[1]}x{image[0]}"
+        raise ImageError(f"its mask has {sizes}")
+
+# %% ../../../nbs/library/data/readers/sources.ipynb #d560395b
+def fit_classes(mask: np.ndarray, size: tuple, classes: int, crop: str, height: int, width: int):
+    # mask (h, w) of class numbers; size: width, height of its image; crop: a name from `CROPS`
+    # → (height, width) uint8; raises `ImageError` for numbers beyond the classes
+    "A class map at another size: the class with the largest share of each pixel."
+    check_mask_size(mask.shape[::-1], size)
+    if mask.max() >= classes:
+        raise ImageError(f"its mask has the value {mask.max()}, but there are {classes} classes: "
+                         f"0 … {classes - 1}")
+    if mask.shape == (height, width):
+        return mask.astype(np.uint8)
+    shares = [CROPS[crop](Image.fromarray((mask == k).astype(np.uint8) * 255), height, width)
+              for k in range(classes)]
+    return np.stack(shares).argmax(0).astype(np.uint8)
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #9fc4b658
 def decode(
@@ -286,14 +305,18 @@ def decode(
     width: int,  # pixels
     channels: int,  # 1 or 3
     crop: str = "centre",  # a name from `CROPS`
-    mask: bytes | np.ndarray | None = None,  # of the same size as the image, 0 … 255
+    mask: bytes | np.ndarray | None = None,  # of the same size as the image: 0 … 255, or classes
     limits: tuple[float, float] | None = None,  # of stored values, as `to_mode` takes them
-) -> np.ndarray:  # uint8 (C, H, W); with a mask (C + 1, H, W), the last 0 or 1
+    mask_classes: int = 2,  # with the background; above 2 the mask is (H, W) uint8 of their numbers
+) -> np.ndarray:  # uint8 (C, H, W); with a mask (C + 1, H, W), the last its classes: 0, 1, …
     "Read one image. Raises `ImageError` that says in a few words why it cannot be used."
     try:
         image = to_mode(open_image(content, limits), channels, limits)
         pixels = np.atleast_3d(np.asarray(CROPS[crop](image, height, width)))
-        if mask is not None:
+        if mask is not None and mask_classes > 2:
+            found = fit_classes(mask, image.size, mask_classes, crop, height, width)
+            pixels = np.concatenate([pixels, found[..., None]], 2)
+        elif mask is not None:
             fitted = CROPS[crop](open_mask(mask, image.size), height, width)
             pixels = np.concatenate([pixels, (np.asarray(fitted) > 127)[..., None]], 2)
     except Exception as e:
@@ -335,6 +358,7 @@ class Source:
     sides: np.ndarray | None = None  # (N,) of the crops there; None: as large as the images
     skipped: tuple[tuple[str, str], ...] = ()  # (key, why) of images that were left out already
     masks: Callable[[int], bytes | np.ndarray] | None = None  # fetches the mask of image i
+    mask_classes: tuple[str, ...] = ()  # names by number, 0 the background; empty: two without
     about: dict = field(default_factory=dict)  # plain values for manifest and card
     intensity: Any = None  # an `Intensity`: how more than 8 bits become 8; None: by their type
     ordered: bool = False  # whether names may tell an order, as those of files do
