@@ -8,7 +8,7 @@ __all__ = ['SAMPLING_OPTIONS', 'split_halves', 'nearest_draws', 'select_conditio
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #5cc2099a
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from ..training.schedules import warmup
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #2c51d8fe
 from synth_nb.diffusion.autoencoder import (
+    encode,
     encode_all,
     fit_autoencoder,
     level_widths,
@@ -46,6 +47,13 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .bundled import bundled_autoencoder, is_bundled
 from .conditions import EmbeddingConditioner
 from .features import DiffusionFeatures
+from synth_nb.diffusion.inpainting import (
+    KnownRegion,
+    blend,
+    check_holes,
+    harmonic_fill,
+    latent_holes,
+)
 from .latents import LatentSet, cached_latents, standardise
 from .model import new_unet
 from synth_nb.diffusion.objective import (
@@ -214,6 +222,22 @@ class ConditionedModel:
         if self.conditioner.kind == "text":
             raise ValueError("this model takes texts: give `sample_for` a list of them")
         return self.sample_for(embed_images(self.embedder(), images), seed, **options)
+
+    def fill(self, images: Tensor, holes: Tensor, conditions: list[str] | Tensor, seed: int = 0,
+             resampling_steps: int = 5, jump_length: int = 1, **options) -> Samples:
+        # images (N, C, H, W) in [-1, 1]; holes (N, 1, H, W), 1 in what is replaced; conditions
+        # and options as `sample_for` takes them, but one draw and no guidance unless given
+        "Images with their holes filled; all other pixels stay. Raises `ParameterError`."
+        vae, side = self.pipeline.vae, self.pipeline.vae_scale_factor
+        check_holes(images, holes, tuple(self.settings["image_size"]), vae.config.out_channels)
+        smooth = harmonic_fill(images, holes).split(64)
+        latents = torch.cat([encode(vae, part.to(vae.device)) for part in smooth])
+        known = KnownRegion(latents, latent_holes(holes, side).to(vae.device), resampling_steps,
+                            jump_length)
+        options = dict(best_of=1, guidance_scale=1.0) | options
+        samples = self.sample_for(conditions, seed, known=known, **options)
+        return replace(samples, images=blend(images, samples.images, holes, seed,
+                                            options.get("first", 0)))
 
     def features(self, images: np.ndarray | Tensor) -> Tensor:  # (N, C, H, W) uint8 → (N, D)
         "What the network's decoder makes of images, without a condition: means over places."

@@ -102,16 +102,19 @@ def denoise(
     skipped: int = 0,  # steps that are left out at the beginning
     generators: list[torch.Generator] | None = None,  # of fresh noise, one for each image
     callback: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # x_t, t, prediction
+    hook: Callable[[Tensor, int], tuple[Tensor, int]] | None = None,  # x and the step it is before
 ) -> Tensor:  # (B, C, h, w)
-    "Follow a sampler to the end: the one loop of all models."
-    times = scheduler.timesteps[skipped:]  # the sampler looks them up on the host
-    for t, here in zip(times, times.to(noisy.device), strict=True):
+    "Follow a sampler to the end: the one loop of all models. A hook changes x, and may go back."
+    times, i = scheduler.timesteps, skipped  # the sampler looks them up on the host
+    on_device = times.to(noisy.device)
+    while i < len(times):
+        t = times[i]
         scaled = scheduler.scale_model_input(noisy, t)
-        predicted = guided(unet, scaled, here, conditions, negative, config.scale_at(t))
+        predicted = guided(unet, scaled, on_device[i], conditions, negative, config.scale_at(t))
         if callback is not None:
             callback(scaled, t, predicted)
         step = scheduler.step(predicted, t, noisy, generator=generators, return_dict=False)
-        noisy = step[0]
+        noisy, i = (step[0], i + 1) if hook is None else hook(step[0], i + 1)
     return noisy
 
 # %% ../../nbs/library/diffusion/sampling.ipynb #a3c0a929
@@ -145,6 +148,7 @@ class LatentSampling(SamplingConfig):
     batch_size: int = 64
     precision: str = "fp32"  # auto, fp32, bf16 or fp16
     what: str = "sampling"  # for the line of progress
+    known: Callable | None = None  # `KnownRegion`: scheduler, generators, rows → hook of `denoise`
 
     def __post_init__(self):
         super().__post_init__()
@@ -162,6 +166,8 @@ def check_latent_sampling(
     if start is not None and (start.ndim != 4 or len(start) != len(conditions)):
         raise ParameterError(f"`start` must be one image for each of the {len(conditions)} "
                              f"conditions, ({len(conditions)}, C, H, W), got {tuple(start.shape)}")
+    if start is not None and config.known is not None:
+        raise ParameterError("`start` is not for images with holes, which start from noise")
     if config.batch_size < 1:
         raise ParameterError(f"`batch_size` must be at least 1, got {config.batch_size}")
     check_value("precision", config.precision)
@@ -208,11 +214,13 @@ def _batch(pipeline, config: LatentSampling, first: int, seed: int, conditions, 
     shape = (unet.config.in_channels, *(length // side for length in config.image_size))
     scheduler = config.scheduler(pipeline.scheduler)
     own = generators(seed, config.first + first, len(conditions))
+    rows = slice(first, first + len(conditions))
+    hook = None if config.known is None else config.known(scheduler, own, rows)
     noise = noise_from(own, shape).to(pipeline.device)
     start = None if start is None else encode(vae, start.to(pipeline.device))
     latents, skipped = starting_point(scheduler, noise, start, config.strength)
     tokens = (conditions.to(pipeline.device), negative.to(pipeline.device))
-    latents = denoise(unet, scheduler, latents, *tokens, config, skipped, own)
+    latents = denoise(unet, scheduler, latents, *tokens, config, skipped, own, hook=hook)
     images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
     return pipeline.image_processor.postprocess(images, output_type="pt")
 

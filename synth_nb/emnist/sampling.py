@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,8 @@ from ..core.runs import Samples
 from ..core.seeding import generators
 from ..diffusion.objective import denoised_from, noise_levels
 from ..diffusion.sampling import SamplingConfig, denoise, noise_from
-from .model import crop_to
+from ..diffusion.inpainting import KnownRegion, check_holes
+from .model import crop_to, pad_to
 
 # %% ../../nbs/library/emnist/sampling.ipynb #0123dcbb
 @contextmanager
@@ -57,14 +59,17 @@ def denoise_letters(
     own: list[torch.Generator],  # B, one for each image
     vectors: Tensor | None = None,  # (B, D), of classes; None: unconditional
     callback: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # of `denoise`
+    known: Callable | None = None,  # scheduler and generators → hook of `denoise`
 ) -> Tensor:  # (B, C, h, w) in [-1, 1], on the network's device
     "From noise to images."
     size, table = unet.config.sample_size, unet.class_embedding
     empty = None if vectors is None else table.weight[-1].expand_as(vectors)
     noise = noise_from(own, (unet.config.in_channels, size, size)).to(unet.device)
+    sampler = config.scheduler(scheduler)
+    hook = None if known is None else known(sampler, own)
     with with_class_vectors(unet):
-        images = denoise(unet, config.scheduler(scheduler), noise, vectors, empty, config,
-                         generators=own, callback=callback)
+        images = denoise(unet, sampler, noise, vectors, empty, config, generators=own,
+                         callback=callback, hook=hook)
     return images.clamp(-1, 1)
 
 # %% ../../nbs/library/emnist/sampling.ipynb #109f45ac
@@ -130,6 +135,7 @@ class LetterModel:
         seed: int = 0,
         first: int = 0,  # number of the first in the set of this seed
         batch_size: int = 64,
+        known: KnownRegion | None = None,  # of the N
         **options,  # of `SamplingConfig`
     ) -> Tensor:  # (N, C, H, W) in [-1, 1], on the CPU
         "One image for each vector."
@@ -137,9 +143,23 @@ class LetterModel:
         for i in range(0, n, batch_size):
             own = generators(seed, first + i, min(batch_size, n - i))
             part = None if vectors is None else vectors[i : i + batch_size]
-            batch = denoise_letters(self.unet, self.scheduler, config, own, part)
+            rows = slice(i, i + batch_size)
+            region = None if known is None else partial(known, rows=rows)
+            batch = denoise_letters(self.unet, self.scheduler, config, own, part, known=region)
             images.append(crop_to(batch, self.image_size).cpu())
         return torch.cat(images)
+
+    def fill(self, images: Tensor, holes: Tensor, labels: Sequence[int | str], seed: int = 0,
+             resampling_steps: int = 5, jump_length: int = 1, **options) -> Samples:
+        # images (N, C, H, W) in [-1, 1]; holes (N, 1, H, W), 1 in what is replaced
+        "Letters with their holes filled; all other pixels stay. Raises `ParameterError`."
+        size, unet = self.image_size, self.unet
+        check_holes(images, holes, (size, size), unet.config.in_channels)
+        both = torch.cat([torch.where(holes != 0, 0.0, images), 2.0 * (holes != 0) - 1], 1)
+        both = pad_to(both, unet.config.sample_size).to(unet.device)
+        known = KnownRegion(both[:, :-1], both[:, -1:] > 0, resampling_steps, jump_length)
+        samples = self.sample_for(labels, seed, known=known, **options)
+        return replace(samples, images=torch.where(holes != 0, samples.images, images))
 
 # %% ../../nbs/library/emnist/sampling.ipynb #d45ccad3
 def denoising_trajectory(
