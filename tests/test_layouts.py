@@ -1200,6 +1200,9 @@ LEVELS = {
                 ("color", "grey"), 16, 0, "two levels, color, grey hold no, yes each"),
     "organs": (grid("{c}/{c}_{s}/{i}.png", c=("colon", "lung"), s=DIAGNOSES, i=FOUR),
                ("colon", "lung"), 16, 0, "the class colon holds folders colon_no, colon_yes"),
+    "digits": (grid("{c}/{i}.png", c=FOUR, i=EIGHT), tuple(map(str, FOUR)), 32, 0, ""),
+    "numbers": (grid("{c}/{i}.png", c=(101, 205), i=EIGHT), ("101", "205"), 16, 0,
+                "101, 205 differ by numbers alone"),
     "runs": (grid("run{c}/{i}.png", c=(1, 2), i=EIGHT), ("run1", "run2"), 16, 0,
              "run1, run2 differ by numbers alone"),
     "a copy inside": (
