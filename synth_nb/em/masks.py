@@ -105,10 +105,16 @@ def object_statistics(
 
 # %% ../../nbs/library/em/masks.ipynb #cc3509e0
 def pair_statistics(
-    images: np.ndarray,  # (N, 1, H, W) uint8
-    masks: np.ndarray,  # (N, 1, H, W), 0 or 1
+    images: np.ndarray,  # (N, C, H, W) uint8
+    masks: np.ndarray,  # (N, 1, H, W): numbers of classes
+    classes: list[str] | None = None,  # names by number; more than two: each by itself
 ) -> dict[str, np.ndarray]:  # name → values, one per image or object
     "Statistics of a set of pairs."
+    images = images if images.shape[1] == 1 else images.mean(1, keepdims=True)
+    if classes and len(classes) > 2:
+        found = {f"{name} (%)": 100 * coverage(masks == k) for k, name in enumerate(classes) if k}
+        return found | {f"{name}: areas": np.array([label(mask == k)[1] for mask in masks[:, 0]])
+                        for k, name in enumerate(classes) if k}
     objects = object_statistics(images, masks)
     count = np.bincount(objects["image"].astype(int), minlength=len(masks))
     return {"coverage (%)": 100 * coverage(masks), "objects per image": count,
