@@ -26,10 +26,12 @@ from .labels import (
 from .layout import read_folders, some_names, split_word, words_of
 from .classes import (
     MOST_CLASSES, MaskClasses, are_classes, label_values, read_class_names)
-from .masks import MaskPairs, find_masks, read_folder
+from .masks import (
+    MaskPairs, find_masks, pairs_of_masks, read_folder)
+from .polygons import find_polygons
 from .sources import (
     ADVICE, EXTENSIONS, DataError, ImageError, Source, complete_groups, extension_of, mask_values,
-    open_image, open_mask, reason, to_mode)
+    open_image, open_lazily, open_mask, reason, to_mode)
 from .stacks import (
     channel_masks, npy_stack, npz_stack, tiff_stack, vector_length)
 from .volumes import Slices, h5_stack, nifti_stack
@@ -332,6 +334,34 @@ def _annotations(listing):
     return pairs
 
 
+# %% ../../../nbs/library/data/readers/listing.ipynb #7e41aa31
+def _drawn(listing):
+    "Masks by polygons; None where there are none."
+    found = find_polygons(listing.images, listing.others, listing.text)
+    if found is None:
+        return None
+    if not found.files:
+        return MaskPairs(listing.images, doubts=found.doubts)
+    pairs = pairs_of_masks(listing.images, {image: [file] for image, file in found.files.items()})
+    pairs.doubts += found.doubts
+    listing.others = [file for file in listing.others if extension_of(file) != ".geojson"]
+    if not pairs.masks:
+        return pairs
+    files = sorted({*found.files.values()})
+    pairs.notes = [f"masks of {len(pairs.masks)} images from polygons in {some_names(files, 2)}"]
+    pairs.classes = MaskClasses(found.names, {}) if found.names else None
+    pairs.drawn = found
+    return pairs
+
+
+def image_size(content: bytes | np.ndarray) -> tuple[int, int]:  # width, height, upright
+    "The size of an image, from its header."
+    if isinstance(content, np.ndarray):
+        return content.shape[1::-1]
+    image = open_lazily(content)
+    return image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
+
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #33170447
 def masks_in(listing: Listing) -> MaskPairs:
     "Images and their masks, by a table or by names that pixels agree with."
@@ -348,7 +378,7 @@ def masks_in(listing: Listing) -> MaskPairs:
     pairs = _annotations(listing)
     guessed = pairs.masks or pairs.some
     if not guessed:
-        return pairs if pairs.left_out else _twin_masks(listing) or pairs
+        return pairs if pairs.left_out else _drawn(listing) or _twin_masks(listing) or pairs
     if pairs.masks and (known := with_classes(listing, pairs, names)).classes:
         return known
     reader, files = MaskReader(listing, guessed), sorted(guessed)
@@ -665,6 +695,9 @@ def listed_source(
     pairs, notes = masks_in(listing), []
     images, bad = listing.pages(pairs.images, intensity, notes)
     reading = read_listing(listing, pairs, images)
+    used = {*pairs.drawn.files.values()} if pairs.drawn else ()
+    reading.doubts = [doubt for doubt in reading.doubts  # COCO's classes are of areas, not images
+                      if doubt.partition(" is not used for classes")[0] not in used]
     left = sorted(file for file in reading.left)
     skipped = [*listing.skipped, *bad, *((file, reading.left[file]) for file in left)]
     pages = _page_numbers(images)
@@ -704,6 +737,8 @@ def _readers(listing, pairs, images, pages, same_size, notes):
         content = SameSizeReader(content, [image.key for image in images], listing.name)
     if not pairs.masks:
         return content, None
+    if pairs.drawn:
+        return content, lambda i: pairs.drawn(images[i].file, image_size(content(i)))
     reader = MaskReader(listing, pairs.masks, pairs.numbered)
     notes += reader.notes
     reader.classes = pairs.classes if pairs.classes and pairs.classes.values else None
