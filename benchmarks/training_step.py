@@ -19,7 +19,7 @@ from torch import nn
 
 from synth_nb.core.seeding import seed_everything
 from synth_nb.diffusion import Latents, new_unet
-from synth_nb.em.pairs import PairUNet
+from synth_nb.diffusion.masks import PairUNet
 from synth_nb.emnist.model import new_unet as new_letter_unet
 from synth_nb.training.loop import Phase, Trainer, TrainingConfig
 from synth_nb.training.schedules import moving_average

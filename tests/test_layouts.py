@@ -177,6 +177,29 @@ def test_stacks_of_images_and_masks(tmp_path):
     assert ds.masked and (ds.masks[:, 0] == np.stack([disc(i, value=1) for i in at])).all()
 
 
+@pytest.mark.parametrize("folders", [("", ""), ("Fold 1/images/fold1/", "Fold 1/masks/fold1/")])
+def test_masks_of_several_channels_and_images_as_fractions(tmp_path, folders):
+    kinds, folder = ["Breast", "Colon", "Bile-duct"], write(tmp_path, {"notes.txt": b""})
+    images = np.stack([texture(i) for i in range(12)])  # as PanNuke has them
+    masks = np.zeros((12, 24, 24, 6))
+    for i in range(12):
+        masks[i, ..., i % 5] = disc(i, value=1) * (i + 1)
+        masks[i, :3, :3, (i + 1) % 5] = 40
+    masks[..., 5] = ~masks.any(-1)
+    for top in folders:
+        (folder / top).mkdir(parents=True, exist_ok=True)
+    np.save(folder / folders[0] / "images.npy", images.astype(float))
+    np.save(folder / folders[0] / "types.npy", np.array([kinds[i % 3] for i in range(12)]))
+    np.save(folder / folders[1] / "masks.npy", masks)
+    ds, messages = opened(folder)
+    at = [int(key[-2:]) for key in ds.keys]
+    assert (ds.images == images[at].transpose(0, 3, 1, 2)).all() and not messages
+    assert (ds.masks[:, 0] == (masks[at, ..., 5] == 0)).all()
+    assert [ds.classes[n] for n in ds.labels] == [kinds[i % 3] for i in at]
+    for what in ("channel 6 is the ground", "classes from types.npy", "stored as fractions"):
+        assert what in ds.explain()
+
+
 def field_of_view(side=24):
     return ((np.hypot(*np.mgrid[:side, :side] - side / 2) < side * 0.45) * 255).astype(np.uint8)
 

@@ -26,7 +26,7 @@ def letters():
 
 
 def pairs():
-    from synth_nb.em.pairs import PairUNet
+    from synth_nb.diffusion.masks import PairUNet
 
     net = PairUNet(widths=(16, 32))
     return net, (torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.randn(2, 1, 8))

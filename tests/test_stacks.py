@@ -140,7 +140,8 @@ def test_misnamed_png_is_still_read(tmp_path):
 BAD_ARRAYS = {
     "object": (np.array([{}, []], object), "Python objects"),
     "int": (np.zeros((2, 16, 16), int), "int64 numbers: save them as uint8"),
-    "float": (np.full((2, 16, 16), 255.0), "fractions from 255 to 255: scale them to 0 … 1"),
+    "float": (np.full((2, 16, 16), 254.5), "fractions from 254.5 to 254.5: scale them to 0 … 1"),
+    "large": (np.full((2, 16, 16), 256.0), "fractions from 256 to 256: scale them to 0 … 1"),
     "nan": (np.full((2, 16, 16), np.nan), "scale them to 0 … 1"),
     "complex": (np.zeros((2, 16, 16), complex), "complex128 numbers"),
     "none": (np.zeros((0, 16, 16), np.uint8), "an array of shape (0, 16, 16)"),

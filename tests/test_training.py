@@ -19,11 +19,11 @@ from synth_nb.core.seeding import thread_generator, thread_seed
 from synth_nb.core.testing import assert_near
 from synth_nb.data.loader import in_random_views
 from synth_nb.diffusion.autoencoder import ReconstructionLoss, new_autoencoder
+from synth_nb.diffusion.masks import PairUNet
 from synth_nb.diffusion.model import UNET_LAYOUTS, new_unet
 from synth_nb.diffusion.objective import SAMPLERS, DiffusionLoss, new_scheduler
 from synth_nb.diffusion.sampling import SamplingConfig, denoise
 from synth_nb.em.autoencoder import SectionImages, SectionVAE, VAELoss
-from synth_nb.em.pairs import PairUNet
 from synth_nb.emnist.classifier import random_affine
 from synth_nb.emnist.model import letter_scheduler
 from synth_nb.emnist.model import new_unet as new_letter_unet

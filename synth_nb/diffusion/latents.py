@@ -214,11 +214,13 @@ class LatentSet:
         conditions: Tensor,  # (views, N, tokens, D), or views = 1 where turning does not matter
         keys: list[str],  # N names
         masks: Tensor | None = None,  # (N, tokens): 0 where a token is only padding
+        vectors: dict[str, Tensor] | None = None,  # further conditions: name → (N, k)
     ):
         if latents.shape[1] != conditions.shape[1] or conditions.shape[0] not in (1, len(latents)):
             have = f"latents {tuple(latents.shape)}, conditions {tuple(conditions.shape)}"
             raise ValueError(f"views and images must agree: {have}")
         self.latents, self.conditions, self.keys, self.masks = latents, conditions, keys, masks
+        self.vectors = vectors or {}
 
     def __len__(self):
         return self.latents.shape[1]
@@ -229,4 +231,5 @@ class LatentSet:
         masks = {} if self.masks is None else dict(condition_mask=self.masks[indices])
         latent, condition = self.latents[views, indices], self.conditions[of_condition, indices]
         keys = [self.keys[i] for i in indices]
-        return dict(latent=latent, condition=condition, key=keys, **masks)
+        more = {name: values[indices] for name, values in self.vectors.items()}
+        return dict(latent=latent, condition=condition, key=keys, **masks, **more)

@@ -374,6 +374,12 @@ class TextConditioner:
         parts = ids.to(self.encoder.device).split(batch_size)
         return torch.cat([encoded_tokens(self.encoder, x)[0].float().cpu() for x in parts])
 
+    def pooled(self, captions: list[str]) -> Tensor:  # (N, k), mean square 1
+        "One vector for each caption, in the space of texts and images."
+        ids = token_ids(self.tokenizer, list(captions)).to(self.encoder.device)
+        found = self.projection.project_texts(encoded_tokens(self.encoder, ids)[1].float().cpu())
+        return found * found.shape[1] ** 0.5
+
     def empty(self) -> Tensor:  # (1, 77, width)
         "The empty text, as the stock pipeline takes it for guidance."
         ids = token_ids(self.tokenizer, [""], empty=True).to(self.encoder.device)

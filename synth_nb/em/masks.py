@@ -9,21 +9,37 @@ __all__ = ['without_specks', 'coverage', 'warped_masks', 'pair_statistics', 'com
 import numpy as np
 import pandas as pd
 import torch
-from scipy.ndimage import binary_dilation, binary_erosion, label
+import torch.nn.functional as F
+from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, label
 from torch import Tensor
 
 # %% ../../nbs/library/em/masks.ipynb #cfca2eaa
 from ..core.parameters import ParameterError
+from ..data.affine import warp
 from ..core.seeding import fork_rng
 from ..segmentation.fit import random_warps, warp_pair
 
+# %% ../../nbs/library/em/masks.ipynb #3d1355a0
+def _filled(mask: np.ndarray, least: int) -> np.ndarray:  # (H, W) numbers of classes
+    "A class map whose small areas have the class of the nearest larger one."
+    small = np.zeros(mask.shape, bool)
+    for value in np.unique(mask):
+        parts, _ = label(mask == value)
+        small |= (parts > 0) & (np.bincount(parts.ravel()) < least)[parts]
+    if small.all() or not small.any():
+        return mask
+    return mask[tuple(distance_transform_edt(small, return_distances=False, return_indices=True))]
+
 # %% ../../nbs/library/em/masks.ipynb #3c53a5c5
 def without_specks(
-    masks: np.ndarray | Tensor,  # (N, 1, H, W), 0 or 1
+    masks: np.ndarray | Tensor,  # (N, 1, H, W): numbers of classes
     min_object_size: int = 12,  # pixels: objects and holes with fewer are removed
-) -> np.ndarray:  # (N, 1, H, W) uint8, 0 or 1
+) -> np.ndarray:  # (N, 1, H, W) uint8, the same classes
     "Masks without objects and holes that are too small to be any."
-    out = (masks.numpy() if torch.is_tensor(masks) else np.asarray(masks)).astype(bool)
+    out = masks.numpy() if torch.is_tensor(masks) else np.asarray(masks)
+    if out.max(initial=0) > 1:
+        return np.stack([_filled(mask[0], min_object_size)[None] for mask in out.astype(np.uint8)])
+    out = out.astype(bool)
     for mask in out[:, 0]:
         for value in (True, False):
             parts, _ = label(mask == value)
@@ -34,21 +50,22 @@ def without_specks(
 
 # %% ../../nbs/library/em/masks.ipynb #2fda28e9
 def coverage(
-    masks: np.ndarray | Tensor,  # (N, 1, H, W), 0 or 1
+    masks: np.ndarray | Tensor,  # (N, 1, H, W): numbers of classes, 0 the background
 ) -> np.ndarray:  # (N,) in [0, 1]
-    "How much of each image the object covers."
+    "How much of each image is not background."
     masks = masks.numpy() if torch.is_tensor(masks) else np.asarray(masks)
+    masks = masks if masks.dtype.kind == "f" else masks > 0
     return masks.astype(np.float64).mean((1, 2, 3))
 
 # %% ../../nbs/library/em/masks.ipynb #b96bc47f
 def warped_masks(
-    masks: np.ndarray,  # (N, 1, H, W), 0 or 1, of the training set
+    masks: np.ndarray,  # (N, 1, H, W) numbers of classes, of the training set
     n: int,
     seed: int = 0,
     coverages: np.ndarray | None = None,  # (n,) in [0, 1]; None: as they come
     best_of: int = 6,  # candidates for a given coverage
     min_object_size: int = 12,  # pixels of an object
-) -> np.ndarray:  # (n, 1, H, W) uint8, 0 or 1
+) -> np.ndarray:  # (n, 1, H, W) uint8, the same classes
     "New masks from real ones. Raises `ParameterError` where there are none."
     if not len(masks):
         raise ParameterError("there are no masks to warp")
@@ -62,12 +79,16 @@ def warped_masks(
     with fork_rng(seed):
         picked = torch.from_numpy(masks[rows.ravel()]).float()
         maps = random_warps(len(picked), picked.shape[2:])
-        warped = warp_pair(torch.zeros_like(picked), picked, maps)[1]
+        if (classes := int(masks.max()) + 1) > 2:  # each class is bent by itself, the largest wins
+            planes = F.one_hot(picked[:, 0].long(), classes).permute(0, 3, 1, 2).float()
+            warped = warp(planes, maps).argmax(1, keepdim=True)
+        else:
+            warped = warp_pair(torch.zeros_like(picked), picked, maps)[1]
         found = without_specks(warped, min_object_size)
     found = found.reshape(n, tries, *masks.shape[1:])
     if coverages is None:
         return found[:, 0]
-    best = abs(found.mean((2, 3, 4)) - np.asarray(coverages)[:, None]).argmin(1)
+    best = abs((found > 0).mean((2, 3, 4)) - np.asarray(coverages)[:, None]).argmin(1)
     return found[np.arange(n), best]
 
 # %% ../../nbs/library/em/masks.ipynb #018009b0

@@ -10,6 +10,7 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,8 @@ from .masks import MaskPairs, find_masks, read_folder
 from .sources import (
     ADVICE, EXTENSIONS, DataError, ImageError, Source, complete_groups, extension_of, mask_values,
     open_image, open_mask, reason, to_mode)
-from .stacks import npy_stack, npz_stack, tiff_stack, vector_length
+from .stacks import (
+    channel_masks, npy_stack, npz_stack, tiff_stack, vector_length)
 from .volumes import Slices, h5_stack, nifti_stack
 from .stylegan import SameSizeReader, stylegan_labels
 
@@ -239,10 +241,22 @@ class MaskReader:
         self.numbered = numbered  # areas by numbers: all above 0 belongs
         self.classes, self.files = None, {}  # of masks that hold several; mask → its class
         self.there = {*listing.images} & {*files}
-        files = [file for file in files if file in self.there]
+        self.notes = []  # what was taken for what
+        files = [file for file in files if file in self.there and not self._joined(file)]
         images, self.bad = listing.pages(files, Intensity((0, 1)))  # arrays: the same
         for image in images:
             self.pages[image.file].append(image)
+
+    def _joined(self, file: str) -> bool:  # a mask
+        "Whether a file has a channel for each kind of object; then its pages are those joined."
+        if not self.listing.path or extension_of(file) != ".npy":
+            return False
+        with suppress(ImageError):  # it is listed with the others
+            if stack := channel_masks(self.listing.path / file):
+                self.pages[file] = [ListedImage(file, file, partial(stack.page, i))
+                                    for i in range(stack.pages)]
+                self.notes += stack.notes
+        return file in self.pages
 
     def parts(self, file: str, page: int = 0) -> list[bytes | np.ndarray]:
         "Contents of the masks of a file's page. Raises `ImageError` where there is none."
@@ -661,7 +675,7 @@ def listed_source(
     number = {name: i for i, name in enumerate(classes)}
     split = [image.split or reading.split.get(image.file) for image in images]
     keys = [image.key for image in images]
-    content, mask = _readers(listing, pairs, images, pages, reading.flat and same_size)
+    content, mask = _readers(listing, pairs, images, pages, reading.flat and same_size, notes)
     groups = [image.group or reading.group.get(image.file) for image in images]
     about = _about([*pairs.notes, *notes, *reading.notes],
                    [*pairs.doubts, *reading.doubts, *unread_doubts(listing, notes)])
@@ -680,7 +694,7 @@ def _page_numbers(images):
     return pages
 
 
-def _readers(listing, pairs, images, pages, same_size):
+def _readers(listing, pairs, images, pages, same_size, notes):
     "Functions that read image i and its mask."
     @guarded
     def content(i):
@@ -691,6 +705,7 @@ def _readers(listing, pairs, images, pages, same_size):
     if not pairs.masks:
         return content, None
     reader = MaskReader(listing, pairs.masks, pairs.numbered)
+    notes += reader.notes
     reader.classes = pairs.classes if pairs.classes and pairs.classes.values else None
     names = _class_names(pairs)
     reader.files = {mask: names.index(name) for mask, name in pairs.files.items()}

@@ -467,7 +467,7 @@ def _finished(files, found, left_out, kind, unsure):
     image, mask = pairs.first
     n, joined = sum(map(len, found.values())), sum(len(m) - 1 for m in found.values())
     what = f"{mask} is the mask of {image}"
-    pairs.notes.append(f"{n} masks from names ({what})"
+    pairs.notes.append(f"{n} mask{'s' * (n > 1)} from names ({what})"
                        + (f", {joined} joined with another of the same image" if joined else ""))
     if unsure:
         pairs.doubts.append(f"{mask} is taken for the mask of {image}{unsure}")

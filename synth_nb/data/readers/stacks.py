@@ -275,6 +275,16 @@ def _check_range(array: np.ndarray, intensity: Intensity | None):
             to_8_bits(block)
 
 
+def _are_bytes(array: np.ndarray) -> bool:
+    "Whether fractions are whole numbers up to 255: bytes that some programs save as fractions."
+    high = 0
+    for block in _blocks_of(array) if array.dtype.kind == "f" else ():
+        low, high = float(block.min()), max(high, float(block.max()))
+        if not (low >= 0 and high <= 255 and (block == np.floor(block)).all()):
+            return False
+    return high > 1
+
+
 def _blocks_of(array):
     "An array in pieces of some megabytes."
     rows = max(1, 2**24 // max(1, array[0].nbytes))
@@ -282,7 +292,7 @@ def _blocks_of(array):
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #b8da0292
 IMAGE_ARRAYS = ("images", "image", "imgs", "x", "data", "arr_0")
-LABEL_ARRAYS = ("labels", "label", "y", "targets", "target", "classes", "arr_1")
+LABEL_ARRAYS = ("labels", "label", "y", "targets", "target", "classes", "types", "arr_1")
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #8c8deb98
 def vector_length(path: Path) -> int:  # of a .npy file; 0 for what is no vector
@@ -320,11 +330,17 @@ def npy_stack(path: Path, intensity: Intensity | None = None) -> Stack:  # path:
     sides = dict(zip(letters, array.shape, strict=True))
     check_sides(sides["H"], sides["W"])
     check_entries(sides.get("N", 1), "pages")
-    _check_range(array, intensity)
+    auto = intensity is None or isinstance(intensity.wanted, str)
+    if plain := auto and _are_bytes(array):
+        intensity = None
+    else:
+        _check_range(array, intensity)
 
     def page(i):  # opened again each time: thousands of files would be thousands of open maps
         with as_image_error():
-            return np.ascontiguousarray(as_bytes(one_image(_map_array(path), i), intensity))
+            image = one_image(_map_array(path), i)
+            image = image.astype(np.uint8) if plain else image
+            return np.ascontiguousarray(as_bytes(image, intensity))
 
     def scan():
         return (span_of(block) for block in _blocks_of(_map_array(path)))
@@ -333,8 +349,31 @@ def npy_stack(path: Path, intensity: Intensity | None = None) -> Stack:  # path:
     n = sides.get("N", 1)
     labels = npy_labels(path, n)
     notes = (f"classes from {labels[0]}",) if labels else ()
+    notes += ("whole numbers up to 255, stored as fractions, are bytes",) if plain else ()
     return Stack(n, page, labels and labels[1], [None] * n if labels else None,
                  scan=scan if deep else None, notes=notes)
+
+# %% ../../../nbs/library/data/readers/stacks.ipynb #6d2b9c11
+def channel_masks(path: Path) -> Stack | None:  # path: of a .npy file; None for other shapes
+    "Masks (N, H, W, C) with a channel for each kind of object, and perhaps one for the ground."
+    array = _map_array(path)
+    if array.ndim != 4 or not 3 < array.shape[-1] <= 32 or array.dtype.kind not in "buif":
+        return None
+    check_sides(*array.shape[1:3])
+    check_entries(len(array), "pages")
+    some = array[:: -(-len(array) // 16)] > 0
+    ends = [c for c in (array.shape[-1] - 1, 0)  # the ground is where no other is
+            if (some[..., c] == np.delete(some, c, -1).any(-1)).mean() < 0.01]
+    ground = max(ends, key=lambda c: some[..., c].mean(), default=None)
+
+    def page(i):
+        found = _map_array(path)[i] > 0
+        found = found if ground is None else np.delete(found, ground, -1)
+        return found.any(-1).astype(np.uint8) * 255
+
+    rest = "" if ground is None else f", channel {ground + 1} is the ground"
+    return Stack(len(array), page, notes=(f"masks of {array.shape[-1]} channels are joined{rest}",))
+
 
 # %% ../../../nbs/library/data/readers/stacks.ipynb #f45cd44f
 def _file_digest(path: Path) -> str:  # 40 hex digits
