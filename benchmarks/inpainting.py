@@ -47,15 +47,17 @@ def masks_of(found: np.ndarray, size: int) -> torch.Tensor:  # (n, 1, size, size
     return holes
 
 
-def border_crops(images: torch.Tensor, found: np.ndarray) -> torch.Tensor:  # (n, 4, C, s, s)
-    "Crops around the middle of each side of a hole, turned so that the hole is on the right."
+def border_crops(images: torch.Tensor, found: np.ndarray) -> torch.Tensor:  # (n, 12, C, s, s)
+    "Crops around three points of each side of a hole, turned so that the hole is on the right."
     half, crops = images.shape[-1] // 5, []
     for image, (top, left, height, width) in zip(images, found, strict=True):
-        y, x = top + height // 2, left + width // 2
-        at = [(y, left, 0), (top, x, 1), (y, left + width, 2), (top + height, x, 3)]
+        at = []
+        for along in (-3, 0, 3):
+            y, x = top + height // 2 + along, left + width // 2 + along
+            at += [(y, left, 0), (top, x, 1), (y, left + width, 2), (top + height, x, 3)]
         crops += [torch.rot90(image[:, a - half : a + half, b - half : b + half], k, (1, 2))
                   for a, b, k in at]  # fmt: skip
-    return torch.stack(crops).unflatten(0, (len(images), 4))
+    return torch.stack(crops).unflatten(0, (len(images), -1))
 
 
 def statistics(crops: torch.Tensor) -> np.ndarray:  # (n, C, s, s) → (n, features)
@@ -90,7 +92,7 @@ def cnn_scores(x: torch.Tensor, y: torch.Tensor, test: torch.Tensor, steps: int)
 
 
 def border_auc(real: torch.Tensor, fake: torch.Tensor, steps: int) -> str:
-    "AUC of both classifiers, crops (n, 4, …) of the same places; intervals over test images."
+    "AUC of both classifiers, crops (n, 12, …) of the same places; intervals over test images."
     train, test = split_halves_by_row(len(real))
     x = torch.cat([real[train], fake[train]]).flatten(0, 1)
     y = torch.cat([torch.zeros(len(x) // 2), torch.ones(len(x) // 2)])
@@ -102,7 +104,7 @@ def border_auc(real: torch.Tensor, fake: torch.Tensor, steps: int) -> str:
             probe.decision_function(scale.transform(statistics(held)))]  # fmt: skip
     rng, texts = np.random.default_rng(0), []
     for scores in both:
-        scores, labels = scores.reshape(2, -1, 4), truth.reshape(2, -1, 4)
+        scores, labels = scores.reshape(2, len(test), -1), truth.reshape(2, len(test), -1)
         draws = [rng.integers(len(test), size=len(test)) for _ in range(500)]
         drawn = [roc_auc_score(labels[:, d].ravel(), scores[:, d].ravel()) for d in draws]
         low, high = np.quantile(drawn, [0.025, 0.975])
@@ -162,8 +164,8 @@ def sides(model, images, holes, train, args) -> dict[str, torch.Tensor]:
     paste = {"copy of the nearest training image": near, "copy of another training image": other,
              "mean colour": mean.expand_as(images)}  # fmt: skip
     results |= {k: torch.where(holes > 0, v, images) for k, v in paste.items()}
-    results["copy of the nearest, blended"] = torch.where(
-        holes > 0, near + harmonic_fill(torch.where(holes > 0, 0.0, images - near), holes), images)
+    rest = harmonic_fill(torch.where(holes > 0, 0.0, images - near), holes)
+    results["copy of the nearest, blended"] = torch.where(holes > 0, near + rest, images).clamp(-1, 1)
     results["smooth"] = smooth
     results["true content, autoencoder, blended"] = blend(images, back, holes)
     return results
@@ -197,8 +199,8 @@ if __name__ == "__main__":
     print(f"{len(images)} images, holes of {holes.mean():.1%}; pixels outside equal bit for bit:",
           all(torch.equal(x[outside], images[outside]) for x in results.values()))  # fmt: skip
     if not args.quick:
-        judge = load_embedder("efficientnet_lite2")
-        real = embed_images(judge, to_uint8(regions(
+        encoder = load_embedder("efficientnet_lite2")
+        real = embed_images(encoder, to_uint8(regions(
             to_float(held_out[others]["image"]), boxes(len(others), size, 1), 8)))  # fmt: skip
     print("| holes hold | SSIM | better than the copy | border, CNN | border, statistics | kernel |"
           "\n| --- | --- | --- | --- | --- | --- |")  # fmt: skip
@@ -208,7 +210,7 @@ if __name__ == "__main__":
         if title != "real":
             auc = border_auc(crops, border_crops(filled, found), 60 if args.quick else 300)
         if not args.quick:
-            fake = embed_images(judge, to_uint8(regions(filled, found, 8)), cache=False)
+            fake = embed_images(encoder, to_uint8(regions(filled, found, 8)), cache=False)
             k = confidence_interval(kernel_distance, real, fake)
             kernel = f"{1e3 * k['value']:.0f} ({1e3 * k['low']:.0f}–{1e3 * k['high']:.0f})"
         print(f"| {title} | {mean_interval(own)} | {mean_interval(own - copied)} | {auc} | "

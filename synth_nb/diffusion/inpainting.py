@@ -128,7 +128,7 @@ def latent_holes(
     "Latents that pixels of a hole may have a part in: theirs, and the neighbours of theirs."
     return F.max_pool2d(F.max_pool2d((holes != 0).float(), downsampling), 3, 1, 1) > 0
 
-# %% ../../nbs/library/diffusion/inpainting.ipynb #478ce90d
+# %% ../../nbs/library/diffusion/inpainting.ipynb #83445440
 def blend(
     images: Tensor,  # (N, C, H, W) in [-1, 1]
     samples: Tensor,  # (N, C, H, W), from latents that agree with `images` outside the holes
@@ -142,7 +142,7 @@ def blend(
     residual = torch.where(wide, 0.0, images - samples)
     own = generators(seed, 10**6 + first, len(images))
     texture = _like_residual(residual, ~wide, own)
-    missing = _roughness(images, ~wide) - _roughness(samples, ~wide)
+    missing = _roughness(images, ~wide) - _roughness(samples, holes != 0)
     share = missing / _roughness(texture, torch.ones_like(wide)).clamp_min(1e-12)
     samples = samples + share.clamp(0, 1).sqrt() * texture
     rest = harmonic_fill(torch.where(holes != 0, 0.0, images - samples), holes)
