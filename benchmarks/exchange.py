@@ -2,7 +2,8 @@
 
 A study has two learning curves: of real labels alone, and of a synthetic set beside them that is
 worth a known number of labels at each count. Subsets of a seed are nested, so the deviations of its
-scores are alike; both curves share subsets and test units. Run: python benchmarks/exchange.py
+scores are alike; both curves share subsets and test units, which may profit differently from the
+synthetic set. Run: python benchmarks/exchange.py
 """
 
 import argparse
@@ -22,7 +23,9 @@ WORTHS = {"20 labels": lambda n: 20 + 0 * n, "40, fading": lambda n: 40 * np.exp
           "none": lambda n: 0 * n}
 
 
-def study(score, worth, seeds: int, units: int, rng, noise: float = 0.01) -> list[np.ndarray]:
+def study(score, worth, seeds: int, units: int, rng, profit: float = 0,
+          noise: float = 0.01) -> list[np.ndarray]:
+    # profit: deviation of a unit's profit, in deviations of the noise
     "Scores (K, S, U) of both curves."
     k = len(COUNTS)
     nested = rng.normal(0, noise, (k, seeds))[::-1].cumsum(0)[::-1]  # a subset and those in it
@@ -32,16 +35,18 @@ def study(score, worth, seeds: int, units: int, rng, noise: float = 0.01) -> lis
     for counts in (COUNTS, COUNTS + worth(COUNTS)):
         runs = score(counts)[:, None] + 0.7 * nested + 0.7 * rng.normal(0, noise, (k, seeds))
         rest = rng.normal(0, 2 * noise, (k, seeds, units)) * (units > 1)
-        arms.append(runs[:, :, None] + of_unit + rest)
+        own = rng.normal(0, profit * noise, units) * (units > 1)
+        arms.append(runs[:, :, None] + of_unit + own + rest)
     return arms
 
 
-def covered(score, worth, seeds: int, units: int, studies: int, draws: int) -> np.ndarray:
+def covered(score, worth, seeds: int, units: int, profit: float, numbers) -> np.ndarray:
+    # numbers: of the studies, for their noise
     "Whether the interval of each study covers the truth at each count (studies, K)."
     found, truth = [], worth(COUNTS)
-    for number in range(studies):
+    for number in numbers:
         rng = np.random.default_rng([number, seeds, units])
-        table = exchange_rate(COUNTS, *study(score, worth, seeds, units, rng), draws, number)
+        table = exchange_rate(COUNTS, *study(score, worth, seeds, units, rng, profit))
         found.append((table.low <= truth + 1e-9) & (truth <= table.high + 1e-9))
     return np.array(found)
 
@@ -49,21 +54,23 @@ def covered(score, worth, seeds: int, units: int, studies: int, draws: int) -> n
 def main(words: list[str] | None = None) -> pd.DataFrame:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--studies", default=200, type=int, help="of each kind")
-    parser.add_argument("--draws", default=400, type=int, help="of each bootstrap")
     parser.add_argument("--quick", action="store_true", help="fewer kinds and studies, for tests")
     args = parser.parse_args(words)
-    sizes = [(5, 1), (5, 8)] if args.quick else [*product((3, 5, 10), (1, 8))]
+    sizes = [(5, 1, 0), (5, 8, 0)] if args.quick else [
+        (seeds, *units) for units in ((1, 0), (8, 0), (30, 0), (8, 2), (30, 2))
+        for seeds in (3, 5, 10)]
     curves = dict([*CURVES.items()][:1]) if args.quick else CURVES
     studies, rows = 60 if args.quick else args.studies, []
-    for (curve, score), (name, worth) in product(curves.items(), WORTHS.items()):
-        for seeds, units in sizes:
-            inside = covered(score, worth, seeds, units, studies, args.draws).mean(0)
-            rows.append(dict(curve=curve, worth=name, seeds=seeds, units=units,
+    for i, ((curve, score), (name, worth)) in enumerate(product(curves.items(), WORTHS.items())):
+        for seeds, units, profit in sizes:
+            numbers = range(i * studies, (i + 1) * studies)  # of other noise in every kind
+            inside = covered(score, worth, seeds, units, profit, numbers).mean(0)
+            rows.append(dict(curve=curve, worth=name, seeds=seeds, units=units, profit=profit,
                              coverage=inside.mean(), lowest=inside.min(), highest=inside.max()))
     table = pd.DataFrame(rows)
     print(markdown(table.set_index("curve")))
-    print(markdown(table.groupby(["seeds", "units"]).coverage.agg(["min", "mean", "max"])
-                   .reset_index().set_index("seeds")))
+    print(markdown(table.groupby(["units", "profit", "seeds"]).coverage.agg(["min", "mean", "max"])
+                   .reset_index().set_index("units")))
     return table
 
 

@@ -200,6 +200,91 @@ def test_masks_of_several_channels_and_images_as_fractions(tmp_path, folders):
         assert what in ds.explain()
 
 
+# --- masks from polygons
+
+
+SQUARE = [[4, 4], [20, 4], [20, 20], [4, 20], [4, 4]]
+HOLE = [[8, 8], [12, 8], [12, 12], [8, 12], [8, 8]]
+BOW = [[4, 4], [20, 20], [20, 4], [4, 20], [4, 4]]
+
+
+def annotation(name, *rings, kind="Polygon"):
+    label = dict(name=name, color=[200, 0, 0]) if name else None
+    rings = [list(rings)] if kind == "MultiPolygon" else list(rings)
+    return dict(type="Feature", geometry=dict(type=kind, coordinates=rings),
+                properties=dict(objectType="annotation", classification=label))
+
+
+def geojson(*features):
+    return json.dumps(dict(type="FeatureCollection", features=features)).encode()
+
+
+@FORMS
+@pytest.mark.parametrize("name", ["img/{i}.geojson", "annotations/{i}.geojson", "{i}.png.geojson"])
+def test_polygons_of_qupath_are_masks(tmp_path, form, name):
+    square = np.zeros((24, 24), int)
+    square[4:20, 4:20] = 2
+    square[8:12, 8:12] = 1
+    drawn = geojson(annotation("Stroma", HOLE), annotation("Tumour", SQUARE, kind="MultiPolygon"))
+    files = {f"img/{i}.png": photo(i) for i in range(8)}
+    files |= {name.format(i=i): drawn for i in range(8)}
+    ds, messages = opened(write(tmp_path, files, form))
+    assert ds.mask_classes == ["background", "Stroma", "Tumour"] and not messages
+    assert (ds.masks == square).all() and "masks of 8 images from polygons" in ds.explain()
+
+
+def test_an_outline_that_crosses_itself_is_refused_by_name(tmp_path):
+    files = {f"{i}.png": photo(i) for i in range(8)}
+    files |= {f"{i}.geojson": geojson(annotation("", BOW if i == 3 else SQUARE)) for i in range(8)}
+    ds, [message] = opened(write(tmp_path, files))
+    assert len(ds) == 7 and ds.mask_classes == ["background", "foreground"]
+    assert "3.png (annotation 1 of 3.geojson crosses itself at x 12, y 12: correct" in message
+
+
+def test_an_image_without_polygons_among_others(tmp_path):
+    files = {f"{i}.png": photo(i) for i in range(8)}
+    files |= {f"{i}.geojson": geojson(annotation("a", SQUARE)) for i in (*range(6), 99)}
+    ds, messages = opened(write(tmp_path, files))
+    assert (len(ds), ds.masked, len(messages)) == (8, False, 2)
+    assert "2 of 8 images have no mask, 6.png first" in messages[0] and "99.geojson" in messages[1]
+
+
+def coco(n, first=0, **change):
+    images = [dict(id=i, file_name=f"{first + i}.png", width=24, height=24) for i in range(n)]
+    outline = [x for point in SQUARE[:4] for x in point]
+    areas = [dict(id=i, image_id=i, category_id=1 + i % 2, segmentation=[outline], iscrowd=0)
+             for i in range(n // 2)]
+    categories = [dict(id=1, name="cell"), dict(id=2, name="fat")]
+    return json.dumps(dict(images=images, annotations=areas, categories=categories) | change)
+
+
+@FORMS
+def test_polygons_of_coco_are_masks(tmp_path, form):
+    files = {f"train/{i}.png": photo(i) for i in range(8)}
+    files |= {f"val/{i}.png": photo(i) for i in range(8, 16)}
+    files["annotations/instances_train.json"] = coco(8).encode()
+    files["annotations/instances_val.json"] = coco(8, 8).encode()
+    ds, messages = opened(write(tmp_path, files, form))
+    assert (len(ds), ds.mask_classes) == (16, ["background", "cell", "fat"]) and not messages
+    at = [int(key.rpartition("/")[2][:-4]) % 8 for key in ds.keys]
+    assert [int(m.max()) for m in ds.masks] == [1 + i % 2 if i < 4 else 0 for i in at]
+    assert (ds.masks[0, 0, 4:20, 4:20] == ds.masks[0].max()).all()
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    (dict(annotations=[dict(id=7, image_id=0, category_id=1, segmentation=[[1, 2, 3]])]),
+     "annotation 7 (cell) of a.json has 1 points"),
+    (dict(annotations=[dict(id=7, image_id=0, category_id=1,
+                            segmentation=[[90, 90, 99, 90, 99, 99]])]),
+     "annotation 7 (cell) of a.json lies beside the image of 24x24 pixels"),
+    (dict(annotations=[dict(id=7, image_id=99, category_id=1, segmentation=[[1, 2, 3]])]),
+     "no polygons are taken from a.json: a.json is no COCO: KeyError(99)"),
+])  # fmt: skip
+def test_coco_that_does_not_fit(tmp_path, change, why):
+    files = {f"{i}.png": photo(i) for i in range(8)} | {"a.json": coco(8, **change).encode()}
+    assert why in " ".join(opened(write(tmp_path, files))[1])
+
+
 def field_of_view(side=24):
     return ((np.hypot(*np.mgrid[:side, :side] - side / 2) < side * 0.45) * 255).astype(np.uint8)
 

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from synth_nb.evaluation.power import (
     threshold,
 )
 from synth_nb.evaluation.scores import score_sets
-from synth_nb.evaluation.sentences import library_table, power_sentences
+from synth_nb.evaluation.sentences import library_table, own_power, power_sentences
 from synth_nb.evaluation.sets import ImageSet
 from synth_nb.evaluation.worlds import FAULTS, make_world
 
@@ -114,7 +115,7 @@ def test_every_report_begins_with_the_sentences(embedder, tmp_path):
     write_report(tmp_path, rows, real, [fake], [embedder])
     stored = json.loads((tmp_path / "evaluation.json").read_text())["power"]
     kinds = {FAULTS[one["fault"]].kind for one in stored["faults"]}
-    assert len(stored["sentences"]) in (2, 3) and kinds == {"rows", "pixels", "labels"}
+    assert len(stored["sentences"]) in (2, 3, 4) and kinds == {"rows", "pixels", "labels"}
 
 
 def test_the_library_has_a_table_with_its_origin():
@@ -126,6 +127,35 @@ def test_the_library_has_a_table_with_its_origin():
         assert part.power.is_monotonic_increasing and part.metric.nunique() == 1
     sentences = power_sentences(64, rows.embedder[0])["sentences"]
     assert sentences[0].startswith("With 64 images this evaluation notices ")
+
+
+def test_a_table_says_no_more_than_all_its_worlds_do():
+    "Noticed where every world does, missed where none does and as many images were tried."
+    low, high = zip((0.3, 0.5), (0.3, 0.9), (0.85, 0.9), strict=True)
+    rows = pd.DataFrame(dict(embedder="e", fault="blur", severity=FAULTS["blur"].severities, n=64,
+                             metric="kernel", power=high, low=low, high=high))
+    table = rows, dict(worlds=["a", "b"], run="r", date="2026-11-30")
+    found = power_sentences(64, "e", table=table)
+    assert [one["verdict"] for one in found["faults"]] == ["missed", "unsure", "noticed"]
+    assert "depends on the images whether it notices a blur of one pixel (0.3 to 0.9)" in str(found)
+    beyond = power_sentences(999, "e", table=table)["faults"]
+    assert [one["verdict"] for one in beyond] == ["unsure", "unsure", "noticed"]
+
+
+def test_own_images_give_what_larger_samples_of_the_same_kind_give(embedder, pools):
+    "Blur, stated by a hundred images, against what another pool of the same world shows."
+    world = make_world("letters", 100, 32, first=500)
+    rows, about = own_power(world, None, embedder, 24, draws=40)
+    assert about["own"] == 100 and set(rows.n) == {20, 24}
+    assert (rows.power == rows.low).all() and not rows.fault.str.contains("copies").any()
+    stated = rows[(rows.fault == "blur") & (rows.n == 24)].set_index("severity").power
+    null = take_draws(Grams(pools, pools.pool), chooser(pools.pool, "", 0, 0), 24, {"frechet"}, 99,
+                      [1])["frechet"]
+    for severity, power in stated.items():
+        pool, behind = fault_pool(pools, "blur", severity)
+        found = take_draws(Grams(pools, pool), chooser(pool, "blur", severity, behind), 24,
+                           {"frechet"}, 60, [2])["frechet"]
+        assert abs(np.mean(found > threshold(null)) - power) < 0.45  # four standard errors
 
 
 def test_a_number_between_two_of_the_table_lies_between_their_powers():

@@ -320,7 +320,8 @@ def explanation(
         f"read as: {guessed}"]
     doubts = about.get("doubts", [])
     lines += [f"look: {doubt}" for doubt in doubts[:2]]
-    more = [f"{len(doubts) - 2} more doubts in describe()"] if len(doubts) > 2 else []
+    left = len(doubts) - 2
+    more = [f"{left} more doubt{'s' * (left > 1)} in describe()"] if left > 0 else []
     more += [skipped_line(ds, 1)] if ds.skipped else []
     return "\n".join([*lines, "; ".join(more)] if more else lines)
 

@@ -76,9 +76,11 @@ def _pool(pools: Pools, images: ImageSet, pixels: np.ndarray | None = None) -> P
     return Pool(features, images.labels.numpy(), near, gap > nearest_neighbour(train)[0][row])
 
 
-def make_pools(world: ImageSet, embedder: Embedder, seed: int = 0) -> Pools:
+def make_pools(world: ImageSet, embedder: Embedder, seed: int = 0,
+               train: ImageSet | None = None) -> Pools:
+    # train: the training images, None: a tenth of the world
     "Embed a world once."
-    train, images = cut_world(as_world(world), seed)
+    train, images = (train, world) if train else cut_world(as_world(world), seed)
     views = SymmetricViews(train.images)
     seen = dict(features=embed_images(embedder, views).double(), pixels=thumbnails(views).double())
     pools = Pools(world.title, embedder, train, images, None, seen, ())
@@ -265,7 +267,8 @@ def wanted_scores(fault: str) -> set[str]:
 
 # %% ../../nbs/library/evaluation/power.ipynb #625d025e
 LEVEL = 0.05  # of false alarms
-SLOW, ALONE = {"accuracy"}, ["vendi", "authenticity"]  # these take long; are of one side alone
+SLOW = {"accuracy", "likelihood", "frechet_infinity"}  # these take long: fewer draws
+ALONE = ["vendi", "authenticity"]  # are of one side alone
 # images up to which a score that takes long is measured
 MOST = dict(accuracy=32, likelihood=128, frechet_infinity=128, vendi=256)
 
@@ -334,7 +337,7 @@ def false_alarms(grams: Grams, n: int, seed: int) -> dict[str, list[bool]]:
 def without_fault(grams: Grams, n: int, draws: int, seed: int) -> dict[str, np.ndarray]:
     # → score → draws, high is bad
     "What real images score against real ones."
-    many = 20 * max(round(3 * n_draws(n, draws) / 20), 2) - 1
+    many = 20 * max(round(2 * n_draws(n, draws) / 20), 2) - 1
     choose = chooser(grams.fake, "", 0, 0)
     return all_draws(grams, choose, n, set(DIRECTION), many, 19, [seed, n, 1])
 
@@ -345,18 +348,25 @@ def _row(pools: Pools, fault: str, severity: float, n: int, metric: str, power: 
                 n=n, metric=metric, power=float(power), draws=draws, rho=rho)
 
 # %% ../../nbs/library/evaluation/power.ipynb #46d0cb85
+FAR = 0.3  # a score that is so far behind the best has no part in more than 256 images
+
+
 def with_fault(pools: Pools, real: Tensor, fault: str, nulls: dict[int, dict], draws: int,
-               seed: int) -> list[dict]:
-    # real: products of the pool; nulls: number of images → score → draws without a fault → rows
-    "Power of every score at every severity and number of images, and rank correlation."
-    values, rows = {}, []
-    for severity in FAULTS[fault].severities:
-        pool, behind = fault_pool(pools, fault, severity)
-        choose = chooser(pool, fault, severity, behind)
-        grams, sure = Grams(pools, pool, real), set()
+               seed: int, severities: tuple = (), scores: set[str] | None = None) -> list[dict]:
+    # real: products of the pool; nulls: number of images → score → draws without a fault;
+    # severities: (): all of them; scores: None: all that could notice the fault → rows
+    "Power of scores at severities and numbers of images, and rank correlation."
+    values, rows, grams = {}, [], None
+    for severity in severities or FAULTS[fault].severities:
+        if grams is None or FAULTS[fault].kind == "pixels":  # others differ in what is drawn
+            pool, behind = fault_pool(pools, fault, severity)
+            grams = Grams(pools, pool, real)
+        choose, powers, sure = chooser(pool, fault, severity, behind), {}, set()
         for n, null in nulls.items():
-            found = all_draws(grams, choose, n, wanted_scores(fault) - sure, n_draws(n, draws), 12,
-                              [seed, n, 3])
+            best = max((power for power, _ in powers.values()), default=0)
+            wanted = (scores or wanted_scores(fault)) - sure - {
+                name for name, (power, _) in powers.items() if n > 256 and power < best - FAR}
+            found = all_draws(grams, choose, n, wanted, n_draws(n, draws), 12, [seed, n, 3])
             values[severity, n] = found
             powers = dict.fromkeys(sure, (1.0, 0)) | {
                 name: (np.mean(x > threshold(null[name])), len(x)) for name, x in found.items()}
@@ -382,9 +392,9 @@ def _with_rho(rows: list[dict], values: dict, nulls: dict) -> list[dict]:
     return [row | dict(rho=found.get((row["n"], row["metric"]), float("nan"))) for row in rows]
 
 # %% ../../nbs/library/evaluation/power.ipynb #6065fb95
-def _stored(key: tuple, make: Callable[[], list[dict]]) -> list[dict]:
+def stored_rows(key: tuple, make: Callable[[], list[dict]]) -> list[dict]:
     "Rows of the table, read or made."
-    code = library_hash(["import synth_nb.evaluation.power"], without=("core.progress",))
+    code = library_hash(["import synth_nb.evaluation.power"], without=("core", "data"))
     path = cache_root() / "power" / f"{digest(code, *key)}.json"
     if not path.is_file():
         rows = make()
@@ -410,7 +420,7 @@ def power_table(
     worlds: list[ImageSet],  # of `make_world`, or real images; 3 × the least of `counts` or more
     embedder: Embedder,
     counts: list[int] = (32, 64, 128, 256, 512, 1024),  # images of either side
-    draws: int = 60,  # of each number of images up to 256; fewer of more
+    draws: int = 128,  # of each number of images up to 256; fewer of more
     seed: int = 0,
     faults: list[str] = ("none", *FAULTS),
 ) -> pd.DataFrame:  # world, embedder, fault, severity, n, metric, power, draws, rho; the power
@@ -439,5 +449,5 @@ def power_table(
             return with_fault(pools, grams.real, fault, nulls, draws, seed)
 
         for fault in with_progress(list(faults), len(faults), f"power in {world.title}"):
-            rows += _stored((*key, fault), lambda fault=fault, study=study: study(fault))
+            rows += stored_rows((*key, fault), lambda fault=fault, study=study: study(fault))
     return pd.DataFrame(rows)

@@ -224,11 +224,13 @@ def write_report(
     use: list[str] = (),  # about usefulness
     figures: list[str] = (),  # file names in the same folder
     answers: list[str] = (),  # sentences that come first: what to do with these images
+    power: dict | None = None,  # of `power_sentences`; None: by the library's table
     **context,  # what else belongs into the JSON, plain values
 ) -> str:  # the report
     "Write `evaluation.csv`, `.tex`, `.json` and `report.md`."
     labelled = len(real.classes) > 1 and any(len(one.classes) > 1 for one in fakes)
-    power = power_sentences(rows, copies=bool(audits), labels=labelled) if len(rows) else {}
+    power = power or (power_sentences(rows, copies=bool(audits), labels=labelled)
+                      if len(rows) else {})
     parts = report_sections(rows, real, fakes, messages, audits, use, figures,
                             power.get("sentences", []))
     if answers:

@@ -26,10 +26,12 @@ from .labels import (
 from .layout import read_folders, some_names, split_word, words_of
 from .classes import (
     MOST_CLASSES, MaskClasses, are_classes, label_values, read_class_names)
-from .masks import MaskPairs, find_masks, read_folder
+from .masks import (
+    MaskPairs, find_masks, pairs_of_masks, read_folder)
+from .polygons import find_polygons
 from .sources import (
     ADVICE, EXTENSIONS, DataError, ImageError, Source, complete_groups, extension_of, mask_values,
-    open_image, open_mask, reason, to_mode)
+    open_image, open_lazily, open_mask, reason, to_mode)
 from .stacks import (
     channel_masks, npy_stack, npz_stack, tiff_stack, vector_length)
 from .volumes import Slices, h5_stack, nifti_stack
@@ -184,6 +186,36 @@ def _below(top, name):
         raise DataError(f"{name!r:.60} leads out of it")
     return path
 
+# %% ../../../nbs/library/data/readers/listing.ipynb #8c3acb8a
+def nnunet_masks(images: list[str], others: list[str], read: Callable) -> MaskPairs | None:
+    # others: the files that are no images → None where there is no such layout
+    "nnU-Net's raw layout: labels of `imagesTr/case_0000.png` in `labelsTr/case.png`."
+    tables = [file for file in others if file.rpartition("/")[2] == "dataset.json"]
+    try:
+        about = parse_json(tables[0], read(tables[0])) if len(tables) == 1 else {}
+        numbers = {int(k): str(name) for name, k in about["labels"].items()}
+        end = about["file_ending"]
+    except (DataError, OSError, AttributeError, KeyError, TypeError, ValueError):
+        return None
+    if sorted(numbers) != list(range(len(numbers))) or not 2 <= len(numbers) <= MOST_CLASSES:
+        return None
+    found, known = {}, {*images}
+    for image in images:
+        home, _, name = image.rpartition("/")
+        top, _, folder = home.rpartition("/")
+        if folder in ("imagesTr", "imagesTs") and name.endswith(f"_0000{end}"):
+            label = f"{top}/".lstrip("/") + folder.replace("images", "labels") + "/"
+            label += name.removesuffix(f"_0000{end}") + end
+            found |= {image: [label]} if label in known else {}
+    if not found:
+        return None
+    names = [numbers[k] for k in range(len(numbers))]
+    used = {*found, *(label for [label] in found.values())}
+    pairs = MaskPairs(sorted(found), found, left_out=sorted(known - used),
+                      notes=[f"{len(found)} masks by nnU-Net's dataset.json"])
+    pairs.classes = MaskClasses(names, {k: k for k in numbers} if len(names) > 2 else {})
+    return pairs
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #fc0cf7b7
 def looks_like_mask(content: bytes | np.ndarray) -> bool:
     "Whether a picture has two values, or a few as numbered areas have, but for soft borders."
@@ -332,10 +364,43 @@ def _annotations(listing):
     return pairs
 
 
+# %% ../../../nbs/library/data/readers/listing.ipynb #7e41aa31
+def _drawn(listing, names=None):
+    # names: by number, of `mask_classes.json`
+    "Masks by polygons; None where there are none."
+    found = find_polygons(listing.images, listing.others, listing.text)
+    if found is None:
+        return None
+    if names and {*found.names[1:]} <= {*names[1:]}:
+        found.names = names
+    if not found.files:
+        return MaskPairs(listing.images, doubts=found.doubts)
+    pairs = pairs_of_masks(listing.images, {image: [file] for image, file in found.files.items()})
+    pairs.doubts += found.doubts
+    listing.others = [file for file in listing.others if extension_of(file) != ".geojson"]
+    if not pairs.masks:
+        return pairs
+    files = sorted({*found.files.values()})
+    pairs.notes = [f"masks of {len(pairs.masks)} images from polygons in {some_names(files, 2)}"]
+    pairs.classes = MaskClasses(found.names, {}) if found.names else None
+    pairs.drawn = found
+    return pairs
+
+
+def image_size(content: bytes | np.ndarray) -> tuple[int, int]:  # width, height, upright
+    "The size of an image, from its header."
+    if isinstance(content, np.ndarray):
+        return content.shape[1::-1]
+    image = open_lazily(content)
+    return image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
+
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #33170447
 def masks_in(listing: Listing) -> MaskPairs:
     "Images and their masks, by a table or by names that pixels agree with."
     tabulated = tabulated_masks(listing)
+    if found := nnunet_masks(listing.images, listing.others, listing.text):
+        return found
     names = [f for f in listing.others if f.rpartition("/")[2] == "mask_classes.json"]
     names = read_class_names(listing.text(min(names, key=len))) if names else None
     if tabulated:
@@ -348,7 +413,7 @@ def masks_in(listing: Listing) -> MaskPairs:
     pairs = _annotations(listing)
     guessed = pairs.masks or pairs.some
     if not guessed:
-        return pairs if pairs.left_out else _twin_masks(listing) or pairs
+        return pairs if pairs.left_out else _drawn(listing, names) or _twin_masks(listing) or pairs
     if pairs.masks and (known := with_classes(listing, pairs, names)).classes:
         return known
     reader, files = MaskReader(listing, guessed), sorted(guessed)
@@ -665,6 +730,9 @@ def listed_source(
     pairs, notes = masks_in(listing), []
     images, bad = listing.pages(pairs.images, intensity, notes)
     reading = read_listing(listing, pairs, images)
+    used = {*pairs.drawn.files.values()} if pairs.drawn else ()
+    reading.doubts = [doubt for doubt in reading.doubts  # COCO's classes are of areas, not images
+                      if doubt.partition(" is not used for classes")[0] not in used]
     left = sorted(file for file in reading.left)
     skipped = [*listing.skipped, *bad, *((file, reading.left[file]) for file in left)]
     pages = _page_numbers(images)
@@ -704,6 +772,8 @@ def _readers(listing, pairs, images, pages, same_size, notes):
         content = SameSizeReader(content, [image.key for image in images], listing.name)
     if not pairs.masks:
         return content, None
+    if pairs.drawn:
+        return content, lambda i: pairs.drawn(images[i].file, image_size(content(i)))
     reader = MaskReader(listing, pairs.masks, pairs.numbered)
     notes += reader.notes
     reader.classes = pairs.classes if pairs.classes and pairs.classes.values else None

@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from .layout import IMAGE_WORDS, some_names, split_word, words_of
 from .classes import MOST_CLASSES, MaskClasses
@@ -130,6 +131,7 @@ class MaskPairs:
     numbered: bool = False  # masks number areas
     files: dict[str, str] = field(default_factory=dict)  # mask → its class, where each has one
     classes: MaskClasses | None = None  # of masks that hold several
+    drawn: Any = None  # `DrawnMasks`, where polygons are the masks
     notes: list[str] = field(default_factory=list)  # what was taken for what
     doubts: list[str] = field(default_factory=list)  # what may be wrong
 
@@ -393,14 +395,14 @@ def find_masks(
     inner = {file: file[shared:] for file in files}
     text = "\n".join(inner.values()).lower()
     if not any(word in text for word in HINTS):
-        return _finished(files, pairs_by_extension(files), [], "", _unsure)
+        return pairs_of_masks(files, pairs_by_extension(files), unsure=_unsure)
     forms = {file: form_of(name) for file, name in inner.items()}
     kinds, orphans = pairs_by_name(forms)
     if not kinds:
         found = pairs_by_sibling({name: form_of(name) for name in inner.values()})
         outer = {name: file for file, name in inner.items()}
         found = {outer[a]: [outer[b] for b in two] for a, two in found.items()}
-        return _finished(files, found or pairs_by_extension(files), [], "", _unsure)
+        return pairs_of_masks(files, found or pairs_by_extension(files), unsure=_unsure)
     kinds, orphans, by_kind = _join_classes(kinds, orphans)
     shown = [kind for kind in kinds if _rank(kind)[0] < 9 and kind not in fields]
     if not shown:
@@ -410,7 +412,7 @@ def find_masks(
     lone = [file for kind in kinds for file in orphans[kind]]
     rest = {kind: pairs for kind, pairs in kinds.items() if kind != best}
     lone += [mask for pairs in rest.values() for masks in pairs.values() for mask in masks]
-    done = _finished(files, kinds[best], lone, best, "")
+    done = pairs_of_masks(files, kinds[best], lone)
     done.kind, done.others = best, [kind for kind in shown if kind != best]
     done.files = {mask: by_kind[mask] for several in done.masks.values() for mask in several
                   if mask in by_kind} or folder_classes(done.masks)
@@ -456,7 +458,8 @@ def _common(files):
     return first[:same]
 
 
-def _finished(files, found, left_out, kind, unsure):
+def pairs_of_masks(files: list[str], found: dict, left_out=(), unsure: str = "") -> MaskPairs:
+    # found: image → its masks; left_out: other masks; unsure: what to add where it is a guess
     "Pairs with what is to be said of them."
     masks = {mask for masks in found.values() for mask in masks} | {*left_out}
     images = [file for file in files if file not in masks]
