@@ -128,7 +128,7 @@ def latent_holes(
     "Latents that pixels of a hole may have a part in: theirs, and the neighbours of theirs."
     return F.max_pool2d(F.max_pool2d((holes != 0).float(), downsampling), 3, 1, 1) > 0
 
-# %% ../../nbs/library/diffusion/inpainting.ipynb #83445440
+# %% ../../nbs/library/diffusion/inpainting.ipynb #fc77b9db
 def blend(
     images: Tensor,  # (N, C, H, W) in [-1, 1]
     samples: Tensor,  # (N, C, H, W), from latents that agree with `images` outside the holes
@@ -145,8 +145,11 @@ def blend(
     missing = _roughness(images, ~wide) - _roughness(samples, holes != 0)
     share = missing / _roughness(texture, torch.ones_like(wide)).clamp_min(1e-12)
     samples = samples + share.clamp(0, 1).sqrt() * texture
-    rest = harmonic_fill(torch.where(holes != 0, 0.0, images - samples), holes)
-    return torch.where(holes != 0, (samples + rest).clamp(-1, 1), images)
+    both = harmonic_fill(torch.cat([images - samples, images], 1), holes)
+    rest, smooth = both.chunk(2, 1)
+    border = F.avg_pool2d((holes == 0).to(images), 3, 1, 1)  # a third beside a straight border
+    filled = torch.lerp((samples + rest).clamp(-1, 1), smooth, border.expand_as(images))
+    return torch.where(holes != 0, filled, images)
 
 # %% ../../nbs/library/diffusion/inpainting.ipynb #93a02a64
 def _like_residual(residual: Tensor, known: Tensor, own: list[torch.Generator]) -> Tensor:
