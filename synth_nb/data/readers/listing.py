@@ -416,9 +416,10 @@ def masks_in(listing: Listing) -> MaskPairs:
         return pairs if pairs.left_out else _drawn(listing, names) or _twin_masks(listing) or pairs
     if pairs.masks and (known := with_classes(listing, pairs, names)).classes:
         return known
-    reader, files = MaskReader(listing, guessed), sorted(guessed)
-    found = {file: _check_first(listing, reader, file)
-             for file in dict.fromkeys(files[len(files) * k // 4] for k in range(4))}
+    files = sorted(guessed)
+    some = dict.fromkeys(files[len(files) * k // 4] for k in range(4))
+    reader = MaskReader(listing, {file: guessed[file] for file in some})
+    found = {file: _check_first(listing, reader, file) for file in some}
     if "numbers" in found.values():
         first = guessed[min(file for file, why in found.items() if why == "numbers")][0]
         return replace(pairs, numbered=True, doubts=[*pairs.doubts, (
@@ -437,14 +438,16 @@ def with_classes(listing: Listing, pairs: MaskPairs, names: list[str] | None) ->
     if pairs.files or several or (names and len(names) == 2):
         two = MaskClasses(names, {}) if names and not pairs.files else None
         return replace(pairs, classes=two)
-    reader, files = MaskReader(listing, pairs.masks), sorted(pairs.masks)
+    files = sorted(pairs.masks)
+    sample = files[:: -(-len(files) // 16)]
+    reader = MaskReader(listing, {file: pairs.masks[file] for file in sample})
     try:
-        some = [label_values(reader.parts(f)[0]) for f in files[:: -(-len(files) // 16)]]
+        some = [label_values(reader.parts(file)[0]) for file in sample]
     except Exception:  # read again, and said, with its image
         return pairs
     if not names and not are_classes(some):
         return pairs
-    values = {0}
+    values, reader = {0}, MaskReader(listing, pairs.masks)
     for file in files if not names else ():
         for page in range(len(reader.pages[pairs.masks[file][0]])):
             try:
@@ -773,7 +776,7 @@ def _readers(listing, pairs, images, pages, same_size, notes):
     if not pairs.masks:
         return content, None
     if pairs.drawn:
-        return content, lambda i: pairs.drawn(images[i].file, image_size(content(i)))
+        return content, guarded(lambda i: pairs.drawn(images[i].file, image_size(content(i))))
     reader = MaskReader(listing, pairs.masks, pairs.numbered)
     notes += reader.notes
     reader.classes = pairs.classes if pairs.classes and pairs.classes.values else None
