@@ -249,6 +249,15 @@ def test_areas_without_a_class_beside_some_with_one(tmp_path):
     assert np.bincount(ds.masks[0].ravel()).tolist() == [24 * 24 - 256, 256 - 16, 16]
 
 
+@pytest.mark.parametrize(("outer", "names"), [("a", ["background", "a"]),
+                                              ("", ["background", "foreground"])])
+def test_areas_of_the_background_are_holes(tmp_path, outer, names):
+    files = {f"{i}.png": photo(i) for i in range(8)}
+    both = geojson(annotation(outer, SQUARE), annotation("Background", HOLE))
+    ds, _ = opened(write(tmp_path, files | {f"{i}.geojson": both for i in range(8)}))
+    assert ds.mask_classes == names and ds.masks[0].sum() == 256 - 16
+
+
 HOSTILE = {  # coordinates of one annotation → why it is refused
     "empty": ([], "has no points"), "none": (None, "has no points"),
     "text": ([["ab", "cd", "ef"]], "is no list of points"),
