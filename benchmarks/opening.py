@@ -3,7 +3,8 @@
 Every layout holds as many files of 16 px, so that names and tables weigh as much as they can beside
 reading. The cache is warm: a layout is listed, read and hashed, and nothing is decoded. Times are
 of the CPU. `--old` names a package that holds an older version of the library, to open the plain
-folder with it too. Run: python benchmarks/opening.py [--files 100000] [--rounds 3] [--old PACKAGE]
+folder with it too. Run: python benchmarks/opening.py [--files 100000] [--rounds 3]
+[--only mask] [--old PACKAGE]
 """
 
 import argparse
@@ -78,13 +79,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="a word of the layouts to open")
     parser.add_argument("--old", default="", help="package of an older version of the library")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
         os.environ["SYNTH_NB_CACHE"] = str(Path(base) / "cache")
         paths = {name: write(Path(base) / str(i), files)
-                 for i, (name, files) in enumerate(layouts(chosen.files).items())}  # fmt: skip
-        paths["class folders in a zip"] = packed(paths["class folders"])
+                 for i, (name, files) in enumerate(layouts(chosen.files).items())
+                 if chosen.only in name or not i}  # fmt: skip
+        if chosen.only in "a zip":
+            paths["class folders in a zip"] = packed(paths["class folders"])
         openers = {name: (open_dataset, path) for name, path in paths.items()}
         if chosen.old:
             old = importlib.import_module(f"{chosen.old}.data").open_dataset

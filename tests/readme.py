@@ -28,7 +28,7 @@ HEADS = {
 }  # fmt: skip
 ORDER = [  # in which the stories are read
     "07_emnist", "01_data_prep", "02_dcgan", "03_embedding_gan", "04_stylegan2", "05_e2i",
-    "05_i2i", "05_t2i", "05_comparison", "06_em_segmentation", "06_em_ddpm",
+    "05_i2i", "05_t2i", "05_comparison", "05_fields", "06_em_segmentation", "06_em_ddpm",
     "06_em_protocol", "08_power"]  # fmt: skip
 TURKISH = {  # notebook → title and summary
     "01_data_prep": (
@@ -58,6 +58,11 @@ TURKISH = {  # notebook → title and summary
         "Metin, görüntü ya da doku gömmesi?",
         "Tek bir difüzyon modelinin koşulu olarak metin, görüntü ve doku gömmesi: biten "
         "çalıştırmalardan, tohumlar üzerinden aralıklarıyla puanlar."),
+    "05_fields": (
+        "Yamadan büyük alanlar",
+        "Yama modelinden her boyda slayt (örtüşen gürültü giderme, MultiDiffusion, Bar-Tal ve ark. "
+        "2023), koşulu bir gömme ızgarası: dikişler, süre ve kesitlerinin yamalar kadar iyi olup "
+        "olmadığı."),
     "06_em_ddpm": (
         "Maskeleriyle elektron mikrografları, gürültüden",
         "Elektron mikrograflarını bölütleme maskeleriyle birlikte üreten gizil difüzyon."),

@@ -38,14 +38,15 @@ MEANS_SOMETHING = {  # value → parameters; `NN:` of stories alone, `-NN:` of o
         max_minutes min_object_size threshold epoch cnn_steps -06:val_fraction tiles_per_slide
         ada_kimg 04:batch_size 04:batch 04:accumulate 04:channel_base 04:channel_max 04:lr
         04:z_dim 04:mirror 04:cond 05:vae_steps 06_em_s:window 08_e:image_size 08_s:n_samples
-        alpha""",
+        alpha overlap overlap_steps""",
     0.5: """alpha mpp mpp_of_slide val_fraction test_fraction beta1 beta2 ema lr_decay_fraction
         gamma lr vae_lr kimg ada_target ada_kimg truncation trunc path_weight snr_gamma logit_mean
-        dropout p_uncond condition_noise guidance_scale beta fractions threshold max_minutes""",
+        dropout p_uncond condition_noise guidance_scale beta fractions threshold max_minutes
+        overlap""",
     -1: "logit_mean truncation trunc 04:gamma 06:ema",
     True: "upright 04:mirror 04:cond",
-    "": """05:lora augment model tracker baseline_input 06:sampler threshold resume_from run cfg
-        batch gpus mirror snap 04:network 04:seeds trunc cond aug augpipe freezed""",
+    "": """05:lora augment model tracker baseline_input 06:sampler threshold resume_from run slide
+        cfg batch gpus mirror snap 04:network 04:seeds trunc cond aug augpipe freezed""",
     "../..": "model 04:network resume_from run",  # is there, and refused when it is opened
     (): "tile n_real_per_class labels_per_class 05:runs 07:eval_embedders",
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import warnings
 import zipfile
 from dataclasses import replace
 
@@ -367,3 +368,85 @@ def test_a_folder_of_synthetic_images_can_say_so(tmp_path):
     assert first.startswith("# Synthetic images") and "licence: not stated" in first
     array = export(images(), tmp_path / "b", synthetic=False)
     assert (array / "README.md").read_text().startswith("# Real images\n")
+
+
+def squares(n, size=24):
+    "Class maps of three classes with areas, holes and corners that touch."
+    maps = np.kron(np.random.default_rng(1).integers(0, 3, (n, 1, size // 4, size // 4)),
+                   np.ones((4, 4), int)).astype(np.uint8)  # fmt: skip
+    maps[:, :, 5:11, 5:11], maps[:, :, 7:9, 7:9] = 1, 0
+    return maps
+
+
+OTHER_FORMS = [(form, channels) for form in ("nnunet", "coco", "geojson", "nifti", "dicom")
+               for channels in (1, 3) if (form, channels) != ("nifti", 3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("form, channels", OTHER_FORMS)
+def test_other_programs_forms_open_again(tmp_path, form, channels, classes):
+    pytest.importorskip({"nifti": "nibabel", "dicom": "pydicom"}.get(form, "numpy"))
+    images = np.random.default_rng(0).integers(0, 256, (6, channels, 24, 24), dtype=np.uint8)
+    masks = squares(6).clip(0, classes - 1)
+    if form == "coco":
+        masks[2] = 0  # an image without any area
+    names = ["background", "stroma", "gland"][:classes]
+    export(images, tmp_path / "set", form, masks=masks, mask_classes=names)
+    with warnings.catch_warnings(record=True) as messages:
+        warnings.simplefilter("always")
+        ds = open_dataset(tmp_path / "set", 24, channels)
+    assert np.array_equal(ds.images, images) and np.array_equal(ds.masks, masks)
+    assert ds.mask_classes == names and not ds.skipped
+    assert not [m for m in messages if "mask" in str(m.message)]
+    card = (tmp_path / "set" / "README.md").read_text()
+    assert f"Numbers in masks: 0 {names[0]}, 1 {names[1]}" in card and "Synthetic" in card
+    export(images, tmp_path / "set", form, masks=masks, mask_classes=names)  # it may be replaced
+
+
+def test_what_is_synthetic_says_so_in_its_header(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    images = np.zeros((2, 1, 16, 16), np.uint8)
+    for synthetic in (True, False):
+        folder = export(images, tmp_path / f"{synthetic}", "dicom", synthetic=synthetic)
+        header = pydicom.dcmread(folder / "images" / "00000001.dcm")
+        words = f"{header.PatientName} {header.SeriesDescription} {header.ImageComments}".lower()
+        assert ("synthetic" in words) == synthetic and header.InstanceNumber == 2
+        assert header.SOPClassUID.name == "Secondary Capture Image Storage"
+    assert len(open_dataset(folder, 16, 1)) == 2
+
+
+def test_nnunet_reads_what_it_wants(tmp_path):
+    ds = open_dataset("em_phantom", 32, 1, n=8)
+    folder = export(ds, tmp_path / "Dataset001_x", "nnunet")
+    table = json.loads((folder / "dataset.json").read_text())
+    assert table["labels"] == {"background": 0, "foreground": 1} and table["numTraining"] == 8
+    assert table["file_ending"] == ".png" and table["channel_names"] == {"0": "grey"}
+    names = sorted(p.name for p in (folder / "imagesTr").iterdir())
+    assert names == [f"case_{i:08}_0000.png" for i in range(8)]
+    label = np.asarray(Image.open(folder / "labelsTr" / "case_00000003.png"))
+    assert np.array_equal(label, ds.masks[3, 0])
+
+
+def test_forms_refuse_what_they_cannot_hold(tmp_path):
+    images, masks = np.zeros((3, 3, 16, 16), np.uint8), np.full((3, 16, 16), 4, np.uint8)
+    for form, options, message in (
+        ("coco", {}, "this form is for images with masks"),
+        ("geojson", dict(masks=masks, mask_classes=["a", "b"]), "of the 2 `mask_classes`, got"),
+        ("nifti", dict(masks=masks > 0), "holds grey images"),
+        ("dicom", dict(also=dict(age=[1, 2, 3])), "leave `also` out"),
+        ("voc", {}, "parameter `form` must be one of"),
+    ):
+        with pytest.raises(ParameterError, match=message):
+            export(images, tmp_path / "set", form, **options)
+        assert not (tmp_path / "set").exists()
+
+
+def test_classes_in_an_image_folder(tmp_path):
+    masks, images = squares(5), np.random.default_rng(0).integers(0, 256, (5, 3, 24, 24), np.uint8)
+    names = ["ground", "stroma", "gland"]
+    export(images, tmp_path / "set", masks=masks, mask_classes=names)
+    ds = open_dataset(tmp_path / "set", 24)
+    assert ds.mask_classes == names and np.array_equal(ds.masks, masks)
+    export(ds, tmp_path / "again")  # the data set's own masks and names
+    again = open_dataset(tmp_path / "again", 24)
+    assert again.mask_classes == names and np.array_equal(again.masks, masks)

@@ -205,8 +205,10 @@ def _export(model, paths: list[Path], numbers: Sequence[int], path: Path, about:
         also["conditions"] = rest["conditions"]
     classes = getattr(model, "classes", None)
     named = dict(labels=rest.get("labels"), classes=classes if "labels" in rest else None)
-    masks = rest["masks"].astype(bool) if "masks" in rest else None
-    export(images, path, **named, masks=masks, about=about, also=also)
+    masks, several = rest.get("masks"), getattr(model, "mask_classes", ())
+    several = list(several) if masks is not None and len(several) > 2 else None
+    masks = masks if masks is None or several else masks.astype(bool)
+    export(images, path, **named, masks=masks, about=about, also=also, mask_classes=several)
 
 # %% ../../nbs/library/diffusion/sets.ipynb #5b7e90d1
 def _export_release(

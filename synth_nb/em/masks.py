@@ -9,13 +9,11 @@ __all__ = ['without_specks', 'coverage', 'warped_masks', 'pair_statistics', 'com
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, label
 from torch import Tensor
 
 # %% ../../nbs/library/em/masks.ipynb #cfca2eaa
 from ..core.parameters import ParameterError
-from ..data.affine import warp
 from ..core.seeding import fork_rng
 from ..segmentation.fit import random_warps, warp_pair
 
@@ -79,11 +77,7 @@ def warped_masks(
     with fork_rng(seed):
         picked = torch.from_numpy(masks[rows.ravel()]).float()
         maps = random_warps(len(picked), picked.shape[2:])
-        if (classes := int(masks.max()) + 1) > 2:  # each class is bent by itself, the largest wins
-            planes = F.one_hot(picked[:, 0].long(), classes).permute(0, 3, 1, 2).float()
-            warped = warp(planes, maps).argmax(1, keepdim=True)
-        else:
-            warped = warp_pair(torch.zeros_like(picked), picked, maps)[1]
+        warped = warp_pair(torch.zeros_like(picked), picked, maps, int(masks.max()) + 1)[1]
         found = without_specks(warped, min_object_size)
     found = found.reshape(n, tries, *masks.shape[1:])
     if coverages is None:
@@ -111,10 +105,16 @@ def object_statistics(
 
 # %% ../../nbs/library/em/masks.ipynb #cc3509e0
 def pair_statistics(
-    images: np.ndarray,  # (N, 1, H, W) uint8
-    masks: np.ndarray,  # (N, 1, H, W), 0 or 1
+    images: np.ndarray,  # (N, C, H, W) uint8
+    masks: np.ndarray,  # (N, 1, H, W): numbers of classes
+    classes: list[str] | None = None,  # names by number; more than two: each by itself
 ) -> dict[str, np.ndarray]:  # name → values, one per image or object
     "Statistics of a set of pairs."
+    images = images if images.shape[1] == 1 else images.mean(1, keepdims=True)
+    if classes and len(classes) > 2:
+        found = {f"{name} (%)": 100 * coverage(masks == k) for k, name in enumerate(classes) if k}
+        return found | {f"{name}: areas": np.array([label(mask == k)[1] for mask in masks[:, 0]])
+                        for k, name in enumerate(classes) if k}
     objects = object_statistics(images, masks)
     count = np.bincount(objects["image"].astype(int), minlength=len(masks))
     return {"coverage (%)": 100 * coverage(masks), "objects per image": count,

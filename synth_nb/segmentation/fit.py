@@ -25,8 +25,9 @@ from ..core.files import read_json
 from ..core.parameters import ParameterError
 from ..core.seeding import fork_rng, thread_generator
 from ..core.weights import fitted
-from .networks import ResidualUNet, total_loss
-from .predict import choose_threshold, counts_by_threshold, predict_sections
+from .networks import ResidualUNet, class_loss, total_loss
+from .predict import (
+    choose_threshold, class_dice, counts_by_threshold, predict_sections)
 from ..training.loop import Phase, Trainer, TrainingConfig
 from ..training.memory import new_optimizer
 from ..training.schedules import warmup
@@ -60,17 +61,22 @@ def random_warps(
 
 # %% ../../nbs/library/segmentation/fit.ipynb #ef779b9e
 def warp_pair(
-    images: Tensor,  # (B, 1, H, W) in [-1, 1]
-    masks: Tensor,  # (B, 1, H, W), 0 or 1
+    images: Tensor,  # (B, C, H, W) in [-1, 1]
+    masks: Tensor,  # (B, 1, H, W): numbers of classes
     maps: Tensor,  # from `random_warps`
+    classes: int = 2,  # with the background; each is bent by itself, and the largest share wins
 ) -> tuple[Tensor, Tensor]:  # what lies outside is mirrored in
     "Warp images and masks by the same maps."
-    bent = warp(torch.cat([images, masks.float()], 1), maps)
-    return bent[:, :1], (bent[:, 1:] >= 0.5).float()
+    channels, planes = images.shape[1], masks.float()
+    if classes > 2:
+        planes = F.one_hot(masks[:, 0].long(), classes).movedim(-1, 1).float()
+    bent = warp(torch.cat([images, planes], 1), maps)
+    images, planes = bent[:, :channels], bent[:, channels:]
+    return images, planes.argmax(1, True).float() if classes > 2 else (planes >= 0.5).float()
 
 # %% ../../nbs/library/segmentation/fit.ipynb #4ce2bfa2
 def augment_photometric(
-    images: Tensor,  # (B, 1, H, W) in [-1, 1]
+    images: Tensor,  # (B, C, H, W) in [-1, 1]
     strength: float = 0.25,
 ) -> Tensor:  # the same range
     "Random gamma, contrast, brightness and noise."
@@ -91,17 +97,18 @@ class Pairs:
 
     def __init__(
         self,
-        images: np.ndarray,  # (N, 1, H, W) uint8
-        masks: np.ndarray,  # (N, 1, H, W), 0 or 1
+        images: np.ndarray,  # (N, 1 or 3, H, W) uint8
+        masks: np.ndarray,  # (N, 1, H, W): numbers of classes
         crop: int = 0,  # pixels of a random square, cut where a side is shorter; 0: all of it
         symmetry: str = "none",  # none, flip, or dihedral: turned too
         classical_augmentation: bool = False,  # elastic and photometric
         weights: np.ndarray | None = None,  # (N,) chances; None: each once per pass
         empty: bool = False,  # whether no mask at all may show an object
         keys: list[str] | None = None,
+        classes: int = 2,  # of the masks, with the background
     ):
-        check_pairs(images, masks, empty)
-        self.images, self.masks = images, masks
+        check_pairs(images, masks, empty, classes)
+        self.images, self.masks, self.classes = images, masks, classes
         self.crop, self.views = crop, SYMMETRIES[symmetry]
         self.classical_augmentation = classical_augmentation
         if self.views > 2 and len(set(self.size)) > 1:
@@ -122,11 +129,11 @@ class Pairs:
     def __getitem__(self, indices: list[int]) -> dict:
         draws = torch.rand(len(indices), 3, generator=thread_generator())  # a row each
         both = [self._one(i, *draw) for i, draw in zip(indices, draws.tolist(), strict=True)]
-        images = torch.stack([x[:1] for x in both]).float() / 127.5 - 1
-        masks = torch.stack([x[1:] for x in both]).float()
+        images = torch.stack([x[:-1] for x in both]).float() / 127.5 - 1
+        masks = torch.stack([x[-1:] for x in both]).float()
         if self.classical_augmentation:
             maps = random_warps(len(images), images.shape[2:])
-            images, masks = warp_pair(images, masks, maps)
+            images, masks = warp_pair(images, masks, maps, self.classes)
             images = augment_photometric(images)
         return dict(image=images, mask=masks, key=[self.keys[i] for i in indices])
 
@@ -154,17 +161,18 @@ def crop_for(
     return fits
 
 # %% ../../nbs/library/segmentation/fit.ipynb #33c0576a
-def check_pairs(images: np.ndarray, masks: np.ndarray, empty: bool = False):
+def check_pairs(images: np.ndarray, masks: np.ndarray, empty: bool = False, classes: int = 2):
     "Refuse images and masks that do not belong together. Raises `ParameterError`."
-    if images.ndim != 4 or images.shape[1] != 1 or images.dtype != np.uint8:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
         got = f"{images.shape} {images.dtype}"
-        raise ParameterError(f"images must be (N, 1, H, W) uint8, got {got}")
-    if masks.shape != images.shape:
+        raise ParameterError(f"images must be (N, 1 or 3, H, W) uint8, got {got}")
+    if masks.shape != (len(images), 1, *images.shape[2:]):
         raise ParameterError(f"masks are {masks.shape}, their images {images.shape}: "
                              "each image needs a mask of its size")
     values = np.unique(masks)
-    if masks.dtype.kind not in "uib" or not set(values.tolist()) <= {0, 1}:
-        raise ParameterError(f"masks must hold 0 and 1, got {masks.dtype} from {masks.min()} to "
+    if masks.dtype.kind not in "uib" or not set(values.tolist()) <= {*range(classes)}:
+        allowed = "0 and 1" if classes == 2 else f"classes 0 … {classes - 1}"
+        raise ParameterError(f"masks must hold {allowed}, got {masks.dtype} from {masks.min()} to "
                              f"{masks.max()}")
     if not masks.any() and not empty:
         raise ParameterError("the masks are empty: there is nothing to learn")
@@ -177,7 +185,8 @@ class SegmentationLoss:
         self.loss = total_loss(words)
 
     def __call__(self, nets: dict, batch: dict) -> Tensor:
-        return self.loss(nets["unet"](batch["image"]).float(), batch["mask"])
+        logits = nets["unet"](batch["image"]).float()
+        return (self.loss if logits.shape[1] == 1 else class_loss)(logits, batch["mask"])
 
 # %% ../../nbs/library/segmentation/fit.ipynb #0d55a2ce
 def new_training(
@@ -213,11 +222,13 @@ class Segmenter:
     tile: int = 1024  # pixels
 
     def probabilities(self, images: np.ndarray | Tensor) -> Tensor:
-        "Images (N, 1, H, W) uint8 to probabilities of the same shape."
+        "Images (N, C, H, W) uint8 to probabilities (N, 1, H, W), or of K classes (N, K, H, W)."
         return predict_sections(self.net, images, self.tile)
 
-    def segment(self, images: np.ndarray | Tensor) -> np.ndarray:  # (N, 1, H, W) uint8, 0 or 1
+    def segment(self, images: np.ndarray | Tensor) -> np.ndarray:  # (N, 1, H, W) uint8: classes
         "Masks of images."
+        if self.net.config.get("classes"):
+            return self.probabilities(images).argmax(1, True).numpy().astype(np.uint8)
         return (self.probabilities(images) >= self.threshold).numpy().astype(np.uint8)
 
     def sample(self, n: int, seed: int = 0):
@@ -238,7 +249,8 @@ def load(
 ) -> Segmenter:
     "A saved segmenter."
     about = read_json(Path(folder) / "segmenter.json")
-    net = fitted(lambda: ResidualUNet(about["channels"], tuple(about["widths"])),
+    config = (about["channels"], tuple(about["widths"]), about.get("classes", 2))
+    net = fitted(lambda: ResidualUNet(*config),
                  load_file(Path(folder) / "unet.safetensors"), folder)
     net.to(device).eval().requires_grad_(False)
     return Segmenter(net, about["threshold"], about["tile"])
@@ -258,9 +270,12 @@ def fit_segmenter(
     start: Callable | None = None,  # () → the network to start from; None: a new residual U-Net
     **options,  # of `new_training`
 ) -> Segmenter:
-    "Train a segmenter, and choose its threshold on validation."
+    "Train a segmenter, and choose its threshold on validation; several classes have none."
     def evaluate(epoch):
         probabilities = predict_sections(trainer.model("unet"), val[0])
+        if data.classes > 2:
+            found = class_dice(probabilities.argmax(1, True).numpy(), val[1], data.classes)
+            return dict(loss_val=1 - float(np.nanmean(found)))
         return dict(loss_val=1 - float(counts_by_threshold(probabilities, val[1])["dice"].max()))
 
     with fork_rng(seed):
@@ -269,8 +284,10 @@ def fit_segmenter(
             device=device, precision="fp32", best="loss_val", patience=evaluations + 1,
             **(training or {}),
         )
-        net = start() if start else ResidualUNet(data.images.shape[1], widths)
+        net = start() if start else ResidualUNet(data.images.shape[1], widths, data.classes)
         trainer = new_training(folder, data, net, plan, evaluate=evaluate, **options)
         trainer.fit()
         net = trainer.model("unet").eval()
+        if data.classes > 2:
+            return Segmenter(net)
         return Segmenter(net, choose_threshold(predict_sections(net, val[0]), val[1]))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['window_starts', 'predict_blended', 'predict_tiled', 'predict_sections', 'counts_by_threshold', 'average_precision',
-           'choose_threshold', 'check_threshold', 'overlap_scores', 'objects_table', 'score_sections']
+           'choose_threshold', 'check_threshold', 'overlap_scores', 'class_dice', 'objects_table', 'score_sections']
 
 # %% ../../nbs/library/segmentation/predict.ipynb #c1b24d3a
 from collections.abc import Callable
@@ -94,9 +94,9 @@ def _spans(side: int, tile: int, reach: int) -> list[tuple[int, int, int, int]]:
 @torch.inference_mode()
 def predict_tiled(
     net,  # with `reach` and `multiple`
-    section: Tensor,  # (1, H, W) uint8; any size
+    section: Tensor,  # (C, H, W) uint8; any size
     tile: int = 0,  # pixels of a side that are kept of one tile; 0: the whole section at once
-) -> Tensor:  # (1, H, W) probabilities
+) -> Tensor:  # (1, H, W) probabilities; of K classes (K, H, W)
     "Tiles with margins: what the whole section at once would give. Raises `ParameterError`."
     height, width = section.shape[1:]
     if tile % net.multiple or tile < 0:
@@ -104,23 +104,25 @@ def predict_tiled(
     down, right = (-side % net.multiple for side in (height, width))
     device = next(net.parameters()).device
     x = F.pad(_as_input(section.to(device))[None], (0, right, 0, down), "replicate")
-    out = torch.empty(height + down, width + right)
+    classes = net.config.get("classes", 1) if hasattr(net, "config") else 1
+    out = torch.empty(classes, height + down, width + right)
     for a, b, top, bottom in _spans(height + down, tile or height + down, net.reach):
         for c, d, left, end in _spans(width + right, tile or width + right, net.reach):
-            found = net(x[..., top:bottom, left:end]).float().sigmoid()[0, 0].cpu()
-            out[a:b, c:d] = found[a - top : b - top, c - left : d - left]
-    return out[None, :height, :width]
+            logits = net(x[..., top:bottom, left:end]).float()
+            found = (logits.softmax(1) if classes > 1 else logits.sigmoid())[0].cpu()
+            out[:, a:b, c:d] = found[:, a - top : b - top, c - left : d - left]
+    return out[:, :height, :width]
 
 # %% ../../nbs/library/segmentation/predict.ipynb #1509e6c3
 def predict_sections(
     net,  # with `reach` and `multiple`
-    images: np.ndarray | Tensor,  # (N, 1, H, W) uint8
+    images: np.ndarray | Tensor,  # (N, 1 or 3, H, W) uint8
     tile: int = 1024,  # pixels; 0: whole sections
-) -> Tensor:  # (N, 1, H, W) float32 probabilities
+) -> Tensor:  # (N, 1, H, W) float32 probabilities; of K classes (N, K, H, W)
     "Probability maps of whole sections. Raises `ParameterError`, also for other images."
     images = torch.as_tensor(np.asarray(images))
-    if images.ndim != 4 or images.shape[1] != 1 or images.dtype != torch.uint8:
-        raise ParameterError("sections must be (N, 1, H, W) uint8, "
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
+        raise ParameterError("sections must be (N, 1 or 3, H, W) uint8, "
                              f"got {tuple(images.shape)} {images.dtype}")
     return torch.stack([predict_tiled(net, one, tile) for one in images])
 
@@ -182,6 +184,16 @@ def overlap_scores(
     if not either:
         return dict(iou=np.nan, dice=np.nan)
     return dict(iou=both / either, dice=2 * both / (both + either))
+
+# %% ../../nbs/library/segmentation/predict.ipynb #218b75c6
+def class_dice(
+    found: np.ndarray,  # numbers of classes, any shape
+    masks: np.ndarray,  # the same shape
+    classes: int,  # with the background
+) -> np.ndarray:  # (classes - 1,), without the background; nan where a class is in neither
+    "Dice of each class over all pixels."
+    pairs = [(np.asarray(found) == k, np.asarray(masks) == k) for k in range(1, classes)]
+    return np.array([overlap_scores(*pair)["dice"] for pair in pairs])
 
 # %% ../../nbs/library/segmentation/predict.ipynb #c5b6f3ae
 def block_scores(found: np.ndarray, masks: np.ndarray, blocks: np.ndarray) -> pd.DataFrame:

@@ -28,11 +28,12 @@ from ..core.parameters import ParameterError
 class Sections:
     "Sections of one or several volumes, in order, with their masks."
     source: str  # as messages show it
-    images: np.ndarray  # (N, 1, H, W) uint8
-    masks: np.ndarray | None  # (N, 1, H, W) uint8, 0 or 1; None: opened without
+    images: np.ndarray  # (N, 1 or 3, H, W) uint8
+    masks: np.ndarray | None  # (N, 1, H, W) uint8: numbers of classes; None: opened without
     volumes: list[str]  # N names
     numbers: list[int]  # N places in the volume: neighbours differ by 1
     about: dict = field(default_factory=dict)  # what the source says of itself
+    mask_classes: list[str] = field(default_factory=list)  # by number; empty: two without names
 
     def __len__(self):
         return len(self.images)
@@ -139,12 +140,14 @@ def check_sizes(sizes: list[tuple[int, int]], name: str):
 # %% ../../nbs/library/segmentation/sections.ipynb #71f5bd1d
 def open_sections(
     dataset: str = "demo",  # "demo", "em:<sections>", or what `open_dataset` takes, with masks
-    masks: str = "",  # where the masks of `em:` are
+    masks: str = "",  # where the masks of `em:` are; of others: stains, tissues
     downsample: int = 1,  # sections of `em:` become as many times smaller
     image_size: int | str = 128,  # pixels, of other sources
     n: int = 96,  # sections of the phantom, 16 to a volume
     seed: int = 0,  # of the phantom
     masked: bool = True,  # False: sections alone, whether or not there are masks
+    channels: int = 1,  # 3: colours, of other sources
+    classes: bool = False,  # keep several classes of masks; False: all but background is foreground
     **options,  # of `data_options`; `val_fraction` and `chunk` are not those of the story
 ) -> Sections:
     "Open sections. Raises what `em_sections` and `open_dataset` raise."
@@ -152,6 +155,9 @@ def open_sections(
         raise ParameterError(f"parameter `downsample` must be 1 or more, got {downsample!r}")
     options = {k: v for k, v in options.items() if k not in ("val_fraction", "chunk")}
     if dataset.startswith("em:"):
+        if channels != 1:
+            raise ParameterError("parameter `channels` must be 1 for sections of `em:`: electron "
+                                 "micrographs have no colours")
         if options.pop("crop", "centre") != "centre":
             raise ParameterError("parameter `crop` is of other data: sections of `em:` are whole")
         if wrong := [name for name in options if name not in ("intensity", "group_by")]:
@@ -159,10 +165,11 @@ def open_sections(
         found = em_sections(dataset.removeprefix("em:"), masks if masked else None, downsample,
                             **options)
     else:
-        phantom = dataset in ("demo", "em_phantom")
+        phantom = dataset in ("demo", "em_phantom") and masks != "stains"  # those are of `demo`
         word, own = ("em_phantom", dict(n=n)) if phantom else (dataset, {})
-        found = serial_images(
-            open_dataset(word, image_size, 1, seed, val_fraction=0, **own, **options), masked)
+        own |= dict(masks=masks) if masks else {}
+        found = serial_images(open_dataset(word, image_size, channels, seed, val_fraction=0, **own,
+                                           **options), masked, classes)
     if masked and not found.masks.any():
         raise DataError(f"the masks of {found.source} are empty: there is nothing to learn")
     return found
@@ -176,7 +183,8 @@ def serial_names(keys: list[str]) -> list[str] | None:
     return series if len(set(series)) < len(series) else None
 
 # %% ../../nbs/library/segmentation/sections.ipynb #f09e6143
-def serial_images(ds, masked: bool = True) -> Sections:  # of an `ImageDataset`
+def serial_images(ds, masked: bool = True, classes: bool = False) -> Sections:
+    # ds: an `ImageDataset`; classes: whether several are kept
     """The images of a data set, with masks. Raises `DataError` where there are none.
 
     Where nothing says which images belong together, those whose names differ by their last
@@ -193,8 +201,11 @@ def serial_images(ds, masked: bool = True) -> Sections:  # of an `ImageDataset`
     )
     volumes = [volumes[i] for i in order]
     numbers = [i - volumes.index(name) for i, name in enumerate(volumes)]
+    names = ds.mask_classes if masked and classes and len(ds.mask_classes) > 2 else []
     masks = ds.masks[order] if masked else None
-    return Sections(ds.source, ds.images[order], masks, volumes, numbers, ds.about)
+    if masked and not names and len(ds.mask_classes) > 2:
+        masks = (masks > 0).astype(np.uint8)
+    return Sections(ds.source, ds.images[order], masks, volumes, numbers, ds.about, names)
 
 # %% ../../nbs/library/segmentation/sections.ipynb #ba081c51
 def _end(n: int, parts: dict[str, int], gap: int, name: str) -> list[str]:

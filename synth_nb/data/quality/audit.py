@@ -30,7 +30,7 @@ from .copies import (
 from ..dataset import ImageDataset, SPLIT_ORDER
 from ..tables import about_lines, count_table, csv_text, markdown_table, plain_text
 from ..readers.sources import (
-    DataError, ImageError, Source, open_image, open_lazily, reason, to_mode)
+    GAP, DataError, ImageError, Source, open_image, open_lazily, reason, to_mode)
 from ..readers.intensity import limits_of
 from ...core.files import digest, resolve, write_texts
 from ...core.parameters import ParameterError
@@ -197,7 +197,7 @@ def _find_facts(source: Source, table: pd.DataFrame, total: np.ndarray) -> dict:
         mask_classes=list(source.mask_classes),
         two_valued=good["key"][good["two_valued"].eq(True)].tolist(),
         doubts=list(source.about.get("doubts", ())),
-        groups_across_splits=_groups_in_two_splits(good),
+        groups_across_splits=_groups_in_two_splits(table),
         **_class_facts(source, good), **_find_numbers(good, total))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #18bc599a
@@ -205,9 +205,11 @@ _grey_modes = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
 
 
 def _groups_in_two_splits(table: pd.DataFrame) -> list[str]:
-    "Groups, patients for instance, that have images in more than one split."
-    named = table[table["group"] != ""]
-    return sorted(named.groupby("group")["split"].nunique().loc[lambda n: n > 1].index)
+    "Groups, patients for instance, in more than one split; not those whose end is held out."
+    gaps = tuple(table["key"][table["problem"] == GAP])
+    named = table[(table["group"] != "") & (table["problem"] == "")]
+    found = named.groupby("group")["split"].nunique().loc[lambda n: n > 1].index
+    return sorted(group for group in found if not any(key.startswith(group) for key in gaps))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #cd788bac
 def _plural(n: int, one: str, many: str = "") -> str:  # "1 image", "3 images"
@@ -266,7 +268,10 @@ def _mask_findings(found: dict) -> list[str]:
 # %% ../../../nbs/library/data/quality/audit.ipynb #7f65d301
 def _image_findings(found: dict) -> list[str]:
     "The findings about single images and the set."
-    lines, bad = [], [f"{key} ({why})" for key, why in found["problems"]]
+    lines, gap = [], [key for key, why in found["problems"] if why == GAP]
+    bad = [f"{key} ({why})" for key, why in found["problems"] if why != GAP]
+    if gap:
+        lines.append(f"{_plural(len(gap), 'image')} in neither split: the {GAP} ({_some(gap)}).")
     if bad:
         total = _plural(found["images"], "image")
         lines.append(f"{len(bad)} of {total} cannot be used: {_some(bad)}.")

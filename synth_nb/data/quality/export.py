@@ -13,17 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.numpy import save
 from torch import Tensor
 
 from ..dataset import ImageDataset, to_uint8
 from ..readers.layout import SPLIT_NAMES
+from .forms import WRITERS, names_json, palette_png, png
 from ..tables import about_lines, count_table, plain_text
 from ...core.files import resolve, display_path, atomic_write, atomic_folder
 from ...core.parameters import ParameterError
@@ -40,6 +39,8 @@ class _ExportData:
     masks: np.ndarray | Tensor | None = None  # (N, H, W) or (N, 1, H, W): bool, or 0 and 255
     about: dict = field(default_factory=dict)  # plain values for the card
     also: dict[str, np.ndarray] = field(default_factory=dict)  # name → (N, …)
+    mask_classes: list[str] | None = None  # of masks of numbers; None: bool, or 0 and 255
+    synthetic: bool = True
 
     def __len__(self):
         return len(self.keys)
@@ -94,12 +95,18 @@ def _check_labels(
         raise ParameterError(f"parameter `labels` must be 0 … {last}, indices into `classes`")
 
 # %% ../../../nbs/library/data/quality/export.ipynb #3e986db5
-def _check_masks(masks: np.ndarray | Tensor, n: int, size: tuple[int, int]):
+def _check_masks(masks: np.ndarray | Tensor, n: int, size: tuple[int, int], names=None):
     # what should be (N, H, W) or (N, 1, H, W); images; height and width of an image, pixels
     "Raise `ParameterError` for masks of another shape, or that would come out black."
     shape, kind = tuple(masks.shape), str(masks.dtype).removeprefix("torch.")
     if shape not in ((n, *size), (n, 1, *size)):
         raise ParameterError(f"parameter `masks` must be {(n, *size)} like the images, got {shape}")
+    if names is not None:
+        if kind != "uint8" or max(int(masks[i].max()) for i in range(n)) >= len(names):
+            raise ParameterError(f"parameter `masks` must be uint8 with numbers of the "
+                                 f"{len(names)} `mask_classes`, got {kind} up to "
+                                 f"{max(int(masks[i].max()) for i in range(n))}")
+        return
     if kind not in ("bool", "uint8"):
         raise ParameterError(f"parameter `masks` must be bool, or uint8 with 0 and 255, got {kind}")
     if kind == "uint8" and max(int(masks[i].max()) for i in range(n)) == 1:
@@ -138,6 +145,7 @@ def _export_data(
     images: ImageDataset | np.ndarray | Tensor, labels: Sequence[int] | None = None,
     classes: Sequence[str] | None = None, keys: Sequence[str] | None = None,
     masks: np.ndarray | Tensor | None = None, about: dict | None = None, also: dict | None = None,
+    mask_classes: Sequence[str] | None = None, synthetic: bool = True,
 ) -> _ExportData:
     "Put together what is exported. Raises `ParameterError` where the parts do not fit."
     split = None
@@ -153,9 +161,9 @@ def _export_data(
     keys = [f"{i:08}" for i in range(n)] if keys is None else [str(key) for key in keys]
     _check_labels(labels, classes, keys, n)
     if masks is not None:
-        _check_masks(masks, n, tuple(size))
+        _check_masks(masks, n, tuple(size), mask_classes)
     return _ExportData(images, labels, classes, keys, split, masks, dict(about or {}),
-                       _check_also(also or {}, n))
+                       _check_also(also or {}, n), mask_classes and list(mask_classes), synthetic)
 
 # %% ../../../nbs/library/data/quality/export.ipynb #aa01919f
 def _audit_lines(findings: dict) -> list[str]:  # of an `Audit`
@@ -183,6 +191,9 @@ def _card(data: _ExportData, form: str, files: int, synthetic: bool) -> str:
     warning = ["", "These are no patients. Do not mix them with real images unmarked, and do "
                "not test on them."]
     notes = _form_notes(form, first.shape[:2], data.masks is not None) + _also_notes(data, form)
+    if data.mask_classes:
+        listed = ", ".join(f"{k} {plain_text(name)}" for k, name in enumerate(data.mask_classes))
+        notes += f" Numbers in masks: {listed}."
     title = f"{kind}: {plain_text(name)}" if name else kind
     lines = [f"# {title}", *(warning if synthetic else []), "",
              f"- images: {len(data)}, {size}, 8 bits", *about_lines(about), "", "## Images", "",
@@ -211,7 +222,7 @@ def _form_notes(form: str, size: tuple[int, int], masks: bool) -> str:
     if form == "stylegan" and size[0] & (size[0] - 1):
         notes += (" Their networks want a side that is a power of two, which "
                  f"{size[0]} is not: scale the images first.")
-    return notes + _mask_text[form] * masks
+    return notes + _mask_text.get(form, "") * masks
 
 # %% ../../../nbs/library/data/quality/export.ipynb #d8bc4ec1
 def _also_notes(data: _ExportData, form: str) -> str:
@@ -233,7 +244,13 @@ _form_text = dict(
              "StyleGAN2-ADA and StyleGAN3 read it (`--data`).",
     imagefolder="PNG files in folders of splits and classes, as far as there are any. Every "
                 "`metadata.jsonl` lists its images with label, class and key; "
-                '`datasets.load_dataset("imagefolder", data_dir=…)` reads it.')
+                '`datasets.load_dataset("imagefolder", data_dir=…)` reads it.',
+    nnunet="nnU-Net's raw layout: `imagesTr`, `labelsTr` (numbers of classes) and `dataset.json`.",
+    coco="COCO: `images/`, and polygons of the masks in `annotations.json`.",
+    geojson="Images, each with a GeoJSON of its masks beside it, as QuPath imports it.",
+    nifti="NIfTI volumes of images and of masks (numbers of classes), the slices in order; voxels "
+          "have no known size.",
+    dicom="DICOM secondary captures; masks as PNG of numbers of classes under the same names.")
 _mask_text = dict(
     npz=" `masks` (N, H, W) are 0 or 255.", stylegan="",
     imagefolder=" Images lie in `images/`, masks (0 or 255) under the same names in `masks/`.")
@@ -282,7 +299,7 @@ def check_target(
     form: str,  # "imagefolder", "stylegan" or "npz"
 ):
     "Raise `ParameterError` for a wrong extension, `FileExistsError` for a path that is taken."
-    wanted = dict(stylegan=[".zip"], npz=[".npz"], imagefolder=["", ".zip"])[form]
+    wanted = dict(stylegan=[".zip"], npz=[".npz"], nifti=[""], dicom=[""]).get(form, ["", ".zip"])
     is_file = target.suffix.lower() in (".zip", ".npz")
     if (target.suffix.lower() if is_file else "") not in wanted:
         targets = " or ".join(f"a file that ends in {e}" if e else "a folder" for e in wanted)
@@ -307,13 +324,6 @@ def folder_names(classes: Sequence[str]) -> list[str]:  # all different, safe on
                       if (safe + s).lower() not in taken)
         names.append(safe + suffix)
     return names
-
-# %% ../../../nbs/library/data/quality/export.ipynb #9fc66db7
-def _png(pixels: np.ndarray) -> bytes:  # uint8 (H, W) or (H, W, 3)
-    "An image as the content of a PNG file."
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 # %% ../../../nbs/library/data/quality/export.ipynb #0b9bc1e5
 def _mask_pixels(mask: np.ndarray | Tensor) -> np.ndarray:
@@ -344,16 +354,20 @@ def _write_imagefolder(data: _ExportData, put: Callable[[str, bytes], None]) -> 
     for i, pixels in _each(data):
         row = _table_row(data, i, folders)
         top = "" if data.split is None else f"{data.split[i]}/"
-        put(top + row["file_name"], _png(pixels))
+        put(top + row["file_name"], png(pixels))
         if data.masks is not None:
-            put(top + row["mask_file_name"], _png(_mask_pixels(data.masks[i])))
+            mask = _mask_pixels(data.masks[i])
+            put(top + row["mask_file_name"], palette_png(mask) if data.mask_classes else png(mask))
         tables.setdefault(top, []).append(json.dumps(row, ensure_ascii=False) + "\n")
     for top, lines in tables.items():
         put(f"{top}metadata.jsonl", "".join(lines).encode())
     arrays = {name: values for name, values in data.also.items() if values.ndim > 1}
     for name, values in arrays.items():
         put(f"{name}.safetensors", save({name: np.ascontiguousarray(values)}))
-    return len(data) * (1 if data.masks is None else 2) + len(tables) + len(arrays)
+    named = bool(data.mask_classes)
+    if named:
+        put("mask_classes.json", names_json(data))
+    return len(data) * (1 if data.masks is None else 2) + len(tables) + len(arrays) + named
 
 # %% ../../../nbs/library/data/quality/export.ipynb #c718e899
 def _check_square(data: _ExportData):
@@ -372,7 +386,7 @@ def _write_stylegan(data: _ExportData, put: Callable[[str, bytes], None]) -> int
     "PNG files under running numbers, and `dataset.json`."
     names = [f"{i // 1000:05}/img{i:08}.png" for i in range(len(data))]
     for i, pixels in _each(data):
-        put(names[i], _png(pixels))
+        put(names[i], png(pixels))
     labels = None
     if data.labels is not None:
         labels = [[name, k] for name, k in zip(names, data.labels, strict=True)]
@@ -406,6 +420,8 @@ def _write_npz(data: _ExportData, archive: zipfile.ZipFile) -> int:  # how many 
     if data.split is not None:
         known["split"] = np.array(data.split)
     known |= data.also
+    if data.mask_classes:
+        known["mask_classes"] = np.array(data.mask_classes)
     for name, values in known.items():
         _put_array(archive, name, values.dtype, values.shape, iter([values]))
     if data.masks is not None:
@@ -417,14 +433,15 @@ def _write_npz(data: _ExportData, archive: zipfile.ZipFile) -> int:  # how many 
 def export(
     images: ImageDataset | np.ndarray | Tensor,  # or (N, 1 or 3, H, W): uint8, float in [-1, 1]
     target: str | Path,  # folder, .zip or .npz file; absolute, or from the project root
-    form: str = "imagefolder",  # or "stylegan", "npz"
+    form: str = "imagefolder",  # stylegan, npz, nnunet, coco, geojson, nifti or dicom
     labels: Sequence[int] | None = None,  # N; None: the data set's
     classes: Sequence[str] | None = None,  # names, in the order of the labels
     keys: Sequence[str] | None = None,  # N, all different; None: the data set's, or numbers
-    masks: np.ndarray | Tensor | None = None,  # (N, H, W): bool, or uint8 with 0 and 255
+    masks: np.ndarray | Tensor | None = None,  # (N, H, W): bool, uint8 with 0 and 255, or classes
     about: dict | None = None,  # name, model, run, seed, licence, audit (an audit's findings), …
     synthetic: bool | None = None,  # None: a data set is real, an array is synthetic
     also: dict | None = None,  # what else is known of each image: name → N values, or (N, …)
+    mask_classes: Sequence[str] | None = None,  # names, the background first, of masks of numbers
 ) -> Path:  # what was written, absolute
     """Write images in a form that others read, with their card inside, atomically.
 
@@ -435,9 +452,14 @@ def export(
     target = resolve(target)
     check_target(target, form)
     has_masks = isinstance(images, ImageDataset) and images.masked and form != "stylegan"
-    masks = images.masks.astype(bool) if masks is None and has_masks else masks
-    data = _export_data(images, labels, classes, keys, masks, about, also)
+    if masks is None and has_masks:
+        several = len(images.mask_classes) > 2
+        masks = images.masks if several else images.masks.astype(bool)
+        mask_classes = images.mask_classes if several else None
     synthetic = not isinstance(images, ImageDataset) if synthetic is None else synthetic
+    data = _export_data(images, labels, classes, keys, masks, about, also, mask_classes, synthetic)
+    if form in WRITERS and data.also:
+        raise ParameterError(f"form {form!r} holds images and masks alone: leave `also` out")
     if form == "stylegan":
         _check_square(data)
     _write(data, target, form, synthetic)
@@ -453,8 +475,18 @@ def _write(data: _ExportData, target: Path, form: str, synthetic: bool):
         return
     write = _write_stylegan if form == "stylegan" else _write_imagefolder
     with _writing(target) as put:
-        n = write(data, put)
+        n = WRITERS[form](data, _with_classes(data), put) if form in WRITERS else write(data, put)
         put("README.md", _card(data, form, n, synthetic).encode())
 
 # %% ../../../nbs/library/data/quality/export.ipynb #95a3a2a4
-_forms = ("imagefolder", "stylegan", "npz")
+_forms = ("imagefolder", "stylegan", "npz", *WRITERS)
+
+
+def _with_classes(data: _ExportData) -> Iterator[tuple]:  # index, pixels, (H, W) uint8 or None
+    "The images with the classes of their masks."
+    for i, pixels in _each(data):
+        if data.masks is None:
+            yield i, pixels, None
+            continue
+        values = _mask_pixels(data.masks[i])
+        yield i, pixels, values if data.mask_classes else (values > 127).astype(np.uint8)

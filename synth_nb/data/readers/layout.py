@@ -299,7 +299,10 @@ def folder_role(names: set[str], carried: bool = False) -> str:
         return "parts"
     if not all("#" in p for p in patterns) or all(re.fullmatch(r"n\d{8}", n) for n in names):
         return "classes"
-    if any(w & CLASS_FOLDERS for w in words) or (len(patterns) == 1 and not words[0]):
+    if len(patterns) == 1 and not words[0]:  # classes are counted, patients have a number
+        sparse = max(int(re.sub(r"\D", "", name) or 0) for name in names) > 2 * len(names) + 9
+        return "numbers" if sparse else "classes"
+    if any(w & CLASS_FOLDERS for w in words):
         return "classes"
     if all(w & GROUP_FOLDERS for w in words):
         return "groups"

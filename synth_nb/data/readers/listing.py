@@ -186,6 +186,36 @@ def _below(top, name):
         raise DataError(f"{name!r:.60} leads out of it")
     return path
 
+# %% ../../../nbs/library/data/readers/listing.ipynb #8c3acb8a
+def nnunet_masks(images: list[str], others: list[str], read: Callable) -> MaskPairs | None:
+    # others: the files that are no images → None where there is no such layout
+    "nnU-Net's raw layout: labels of `imagesTr/case_0000.png` in `labelsTr/case.png`."
+    tables = [file for file in others if file.rpartition("/")[2] == "dataset.json"]
+    try:
+        about = parse_json(tables[0], read(tables[0])) if len(tables) == 1 else {}
+        numbers = {int(k): str(name) for name, k in about["labels"].items()}
+        end = about["file_ending"]
+    except (DataError, OSError, AttributeError, KeyError, TypeError, ValueError):
+        return None
+    if sorted(numbers) != list(range(len(numbers))) or not 2 <= len(numbers) <= MOST_CLASSES:
+        return None
+    found, known = {}, {*images}
+    for image in images:
+        home, _, name = image.rpartition("/")
+        top, _, folder = home.rpartition("/")
+        if folder in ("imagesTr", "imagesTs") and name.endswith(f"_0000{end}"):
+            label = f"{top}/".lstrip("/") + folder.replace("images", "labels") + "/"
+            label += name.removesuffix(f"_0000{end}") + end
+            found |= {image: [label]} if label in known else {}
+    if not found:
+        return None
+    names = [numbers[k] for k in range(len(numbers))]
+    used = {*found, *(label for [label] in found.values())}
+    pairs = MaskPairs(sorted(found), found, left_out=sorted(known - used),
+                      notes=[f"{len(found)} masks by nnU-Net's dataset.json"])
+    pairs.classes = MaskClasses(names, {k: k for k in numbers} if len(names) > 2 else {})
+    return pairs
+
 # %% ../../../nbs/library/data/readers/listing.ipynb #fc0cf7b7
 def looks_like_mask(content: bytes | np.ndarray) -> bool:
     "Whether a picture has two values, or a few as numbered areas have, but for soft borders."
@@ -335,11 +365,14 @@ def _annotations(listing):
 
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #7e41aa31
-def _drawn(listing):
+def _drawn(listing, names=None):
+    # names: by number, of `mask_classes.json`
     "Masks by polygons; None where there are none."
     found = find_polygons(listing.images, listing.others, listing.text)
     if found is None:
         return None
+    if names and {*found.names[1:]} <= {*names[1:]}:
+        found.names = names
     if not found.files:
         return MaskPairs(listing.images, doubts=found.doubts)
     pairs = pairs_of_masks(listing.images, {image: [file] for image, file in found.files.items()})
@@ -366,6 +399,8 @@ def image_size(content: bytes | np.ndarray) -> tuple[int, int]:  # width, height
 def masks_in(listing: Listing) -> MaskPairs:
     "Images and their masks, by a table or by names that pixels agree with."
     tabulated = tabulated_masks(listing)
+    if found := nnunet_masks(listing.images, listing.others, listing.text):
+        return found
     names = [f for f in listing.others if f.rpartition("/")[2] == "mask_classes.json"]
     names = read_class_names(listing.text(min(names, key=len))) if names else None
     if tabulated:
@@ -378,12 +413,13 @@ def masks_in(listing: Listing) -> MaskPairs:
     pairs = _annotations(listing)
     guessed = pairs.masks or pairs.some
     if not guessed:
-        return pairs if pairs.left_out else _drawn(listing) or _twin_masks(listing) or pairs
+        return pairs if pairs.left_out else _drawn(listing, names) or _twin_masks(listing) or pairs
     if pairs.masks and (known := with_classes(listing, pairs, names)).classes:
         return known
-    reader, files = MaskReader(listing, guessed), sorted(guessed)
-    found = {file: _check_first(listing, reader, file)
-             for file in dict.fromkeys(files[len(files) * k // 4] for k in range(4))}
+    files = sorted(guessed)
+    some = dict.fromkeys(files[len(files) * k // 4] for k in range(4))
+    reader = MaskReader(listing, {file: guessed[file] for file in some})
+    found = {file: _check_first(listing, reader, file) for file in some}
     if "numbers" in found.values():
         first = guessed[min(file for file, why in found.items() if why == "numbers")][0]
         return replace(pairs, numbered=True, doubts=[*pairs.doubts, (
@@ -402,14 +438,16 @@ def with_classes(listing: Listing, pairs: MaskPairs, names: list[str] | None) ->
     if pairs.files or several or (names and len(names) == 2):
         two = MaskClasses(names, {}) if names and not pairs.files else None
         return replace(pairs, classes=two)
-    reader, files = MaskReader(listing, pairs.masks), sorted(pairs.masks)
+    files = sorted(pairs.masks)
+    sample = files[:: -(-len(files) // 16)]
+    reader = MaskReader(listing, {file: pairs.masks[file] for file in sample})
     try:
-        some = [label_values(reader.parts(f)[0]) for f in files[:: -(-len(files) // 16)]]
+        some = [label_values(reader.parts(file)[0]) for file in sample]
     except Exception:  # read again, and said, with its image
         return pairs
     if not names and not are_classes(some):
         return pairs
-    values = {0}
+    values, reader = {0}, MaskReader(listing, pairs.masks)
     for file in files if not names else ():
         for page in range(len(reader.pages[pairs.masks[file][0]])):
             try:
@@ -738,7 +776,7 @@ def _readers(listing, pairs, images, pages, same_size, notes):
     if not pairs.masks:
         return content, None
     if pairs.drawn:
-        return content, lambda i: pairs.drawn(images[i].file, image_size(content(i)))
+        return content, guarded(lambda i: pairs.drawn(images[i].file, image_size(content(i))))
     reader = MaskReader(listing, pairs.masks, pairs.numbered)
     notes += reader.notes
     reader.classes = pairs.classes if pairs.classes and pairs.classes.values else None

@@ -429,8 +429,9 @@ def extension_of(
     stem, dot, last = base.rpartition(".")
     if not stem:
         return ""
-    double = re.search(r"\.(nii|tar|ome)\.(gz|bz2|xz)$", base)
-    return double[0] if double else dot + last
+    if last in ("gz", "bz2", "xz") and (packed := re.search(r"\.(nii|tar|ome)$", stem)):
+        return packed[0] + dot + last
+    return dot + last
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #482eafbc
 def complete_groups(

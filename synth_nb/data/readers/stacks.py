@@ -512,7 +512,8 @@ def joined(parts: dict[str | None, Stack]) -> Stack:  # split → its images
     return Stack(len(rows), lambda k: rows[k][0].page(rows[k][1]), complete, [None] * len(rows),
                  [split for *_, split in rows],
                  (lambda: (span for scan in scans for span in scan())) if scans else None,
-                 (f"splits from arrays: {some_names(parts)}",))
+                 tuple(dict.fromkeys([f"splits from arrays: {some_names(parts)}",
+                                      *(n for stack in parts.values() for n in stack.notes)])))
 
 
 def npz_stack(path: Path, intensity: Intensity | None = None) -> Stack:  # path: of an .npz file
@@ -530,6 +531,6 @@ def npz_stack(path: Path, intensity: Intensity | None = None) -> Stack:  # path:
             if stack.groups is None and stack.labels is not None:
                 stack.groups = [None] * stack.pages
             if label not in (None, "labels"):
-                stack.notes = (f"classes from the array {label}",)
+                stack.notes = (f"classes from {label}",)
             parts[split] = stack
     return joined(parts)

@@ -92,7 +92,8 @@ def stylegan_labels(
         except ImageError as e:
             raise DataError(f"dataset.json in {name} cannot be read: {e}") from None
         found = parse_json(f"dataset.json in {name}", text)
-        if numbered or (isinstance(found, dict) and "labels" in found):
+        labels = found.get("labels", False) if isinstance(found, dict) else False
+        if numbered or labels is None or isinstance(labels, list):
             inside = [image.removeprefix(home) for image in images]
             labels = read_labels(text, inside, name)
             return dict(zip(images, labels, strict=True)) if labels else {}, True

@@ -63,7 +63,7 @@ def h5_labels(
     shapes: dict[str, tuple[int, ...]],
     split: str | None,
     n: int,  # images
-) -> list[str] | None:  # class names
+) -> tuple[list[str], str] | None:  # class names; where they stand
     "Labels in the file itself, or in the one beside it that ends with `y` in place of `x`."
     beside = path.with_name(re.sub(r"(?i)x(?=\.[^.]+$)", "y", path.name))
     name = label_array(shapes, split, n)
@@ -77,8 +77,9 @@ def h5_labels(
         values = np.asarray(file[name]).reshape(-1)
     if values.size != n or values.dtype.kind not in "iuSUObf":
         raise ImageError(f"{values.size} labels for {n} images")
-    return [value.decode() if isinstance(value, bytes) else str(int(value) if values.dtype.kind
-            in "iubf" else value) for value in values]
+    names = [value.decode() if isinstance(value, bytes) else str(int(value) if values.dtype.kind
+             in "iubf" else value) for value in values]
+    return names, f"`{name}` in {path.name}"
 
 
 def h5_stack(path: Path, intensity: Intensity | None = None) -> Stack:
@@ -111,8 +112,8 @@ def _h5_part(path, name, shapes, split, intensity):
     labels = h5_labels(path, shapes, split, n)
     first = rows(slice(0, 1))
     deep = first.dtype.kind in "iu" and first.dtype.itemsize > 1
-    groups = [None] * n if labels is not None else None
-    return Stack(n, page, labels, groups, scan=scan if deep else None)
+    groups, notes = ([None] * n, (f"classes from {labels[1]}",)) if labels else (None, ())
+    return Stack(n, page, labels and labels[0], groups, scan=scan if deep else None, notes=notes)
 
 
 def _check_stored(array, path: Path):  # array: an `h5py.Dataset`
