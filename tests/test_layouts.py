@@ -241,6 +241,44 @@ def test_an_outline_that_crosses_itself_is_refused_by_name(tmp_path):
     assert "3.png (annotation 1 of 3.geojson crosses itself at x 12, y 12: correct" in message
 
 
+def test_areas_without_a_class_beside_some_with_one(tmp_path):
+    files = {f"{i}.png": photo(i) for i in range(8)}
+    both = geojson(annotation("", SQUARE), annotation("cell", HOLE))
+    ds, messages = opened(write(tmp_path, files | {f"{i}.geojson": both for i in range(8)}))
+    assert ds.mask_classes == ["background", "Unclassified", "cell"] and not messages
+    assert np.bincount(ds.masks[0].ravel()).tolist() == [24 * 24 - 256, 256 - 16, 16]
+
+
+@pytest.mark.parametrize(("outer", "names"), [("a", ["background", "a"]),
+                                              ("", ["background", "foreground"])])
+def test_areas_of_the_background_are_holes(tmp_path, outer, names):
+    files = {f"{i}.png": photo(i) for i in range(8)}
+    both = geojson(annotation(outer, SQUARE), annotation("Background", HOLE))
+    ds, _ = opened(write(tmp_path, files | {f"{i}.geojson": both for i in range(8)}))
+    assert ds.mask_classes == names and ds.masks[0].sum() == 256 - 16
+
+
+HOSTILE = {  # coordinates of one annotation → why it is refused
+    "empty": ([], "has no points"), "none": (None, "has no points"),
+    "text": ([["ab", "cd", "ef"]], "is no list of points"),
+    "two": ([[[1, 2], [3, 4]]], "has 2 points"),
+    "huge": ([[[10**400, 1], [3, 4], [5, 6]]], "is no list of points"),
+    "infinite": ([[[1e308 * 10, 1], [3, 4], [5, 6]]], "beyond any image"),
+    "long": ([[[i % 99 / 9, i / 999] for i in range(20_000)]], "20,000 points, more than 16,384"),
+    "beside": ([[[90, 90], [99, 90], [99, 99]]], "lies beside the image of 24x24 pixels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_polygons_that_are_none(tmp_path, name):
+    points, why = HOSTILE[name]
+    odd = geojson(dict(type="Feature", geometry=dict(type="Polygon", coordinates=points)))
+    files = {f"{i}.png": photo(i) for i in range(8)}
+    files |= {f"{i}.geojson": geojson(annotation("a", SQUARE)) for i in range(7)}
+    ds, messages = opened(write(tmp_path, files | {"7.geojson": odd}))
+    assert len(ds) == 7 and any("7.png (annotation 1 of 7" in m and why in m for m in messages)
+
+
 def test_an_image_without_polygons_among_others(tmp_path):
     files = {f"{i}.png": photo(i) for i in range(8)}
     files |= {f"{i}.geojson": geojson(annotation("a", SQUARE)) for i in (*range(6), 99)}

@@ -106,7 +106,7 @@ CHOICES = {  # name → what it may be
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "compile": ("auto", "on", "off"),
 }
-PATHS = ("model", "resume_from", "run", "slide")  # name what is there already; empty: nothing
+PATHS = ("model", "resume_from", "run")  # name what is there already; empty: nothing
 
 # %% ../../nbs/library/core/parameters.ipynb #5b00b515
 def check_value(

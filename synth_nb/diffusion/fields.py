@@ -55,6 +55,10 @@ class Axis:
         ends = {*self.starts.tolist(), *(self.starts + self.side).tolist()} - {0, self.length}
         return sorted(ends)
 
+    def touching(self, low: int, high: int) -> range:  # numbers of windows that reach a part
+        found = np.flatnonzero((self.starts < high) & (self.starts + self.side > low))
+        return range(found[0], found[-1] + 1)
+
     def scaled(self, factor: int) -> "Axis":  # from latents to pixels
         return Axis(*(factor * v for v in (self.starts, self.side, self.overlap, self.length)))
 
@@ -69,21 +73,25 @@ def new_axis(length: int, side: int, overlap: int = 0, shift: int = 0) -> Axis:
 def blended(
     rows: Axis,
     columns: Axis,
-    evaluate: Callable,  # row of windows → (number of the first, values (n, C, side, side)), …
+    evaluate: Callable,  # row and range of windows → (first one, values (n, C, side, side)), …
     low: int,  # first row of the field that is wanted
     high: int,
-) -> Iterator[tuple[int, Tensor]]:  # first row and values (C, n, width) of complete rows
+    left: int = 0,  # first column
+    right: int = 0,  # 0: to the end
+) -> Iterator[tuple[int, Tensor]]:  # first row and values (C, n, right - left) of complete rows
     "Weighted sums of windows, a few rows of the field at a time."
-    total, down, across = None, rows.weights()[:, :, None], columns.weights()
-    used = [k for k, y in enumerate(rows.starts) if y < high and y + rows.side > low]
+    total, right = None, right or columns.length
+    down, across = rows.weights()[:, :, None], columns.weights()
+    used, those = rows.touching(low, high), columns.touching(left, right)
     for k in used:
         top = int(rows.starts[k])
-        for first, values in evaluate(k):
+        for first, values in evaluate(k, those):
             if total is None:
-                total = values.new_zeros(values.shape[1], rows.side, columns.length)
+                total = values.new_zeros(values.shape[1], rows.side, right - left)
             for j, value in enumerate(values, first):
-                x = columns.starts[j]
-                total[:, :, x : x + columns.side] += value * (down[k] * across[j])
+                x = int(columns.starts[j]) - left
+                a, b = max(-x, 0), min(columns.side, right - left - x)
+                total[:, :, x + a : x + b] += (value * (down[k] * across[j]))[:, :, a:b]
         done = rows.side if k == used[-1] else int(rows.starts[k + 1]) - top
         a, b = max(low - top, 0), min(done, high - top)
         if a < b:
@@ -171,10 +179,14 @@ class RowFile:
         found = np.fromfile(self.path, self.dtype, (high - low) * self.size, offset=at)
         return found.reshape(-1, *self.row)
 
-    def write(self, low: int, values: np.ndarray):  # (n, *row)
+    def write(self, low: int, values: np.ndarray, left: int = 0):
+        # values: (n, *row), or a part of each row from its item `left` on
+        every = [values] if values.shape[1:] == self.row else values[:, None]
+        item = self.size // self.row[0] * self.dtype.itemsize
         with open(self.path, "r+b") as file:
-            file.seek(low * self.size * self.dtype.itemsize)
-            file.write(np.ascontiguousarray(values, self.dtype).data)
+            for i, part in enumerate(every):
+                file.seek((low + i) * self.size * self.dtype.itemsize + left * item)
+                file.write(np.ascontiguousarray(part, self.dtype).data)
             file.flush()
             os.fsync(file.fileno())
 
@@ -284,15 +296,15 @@ def window_predictions(field: Field, step: int, rows: Axis, columns: Axis) -> Ca
     t, config, device = field.times[step], field.config, next(field.unet.parameters()).device
     centres = torch.from_numpy(columns.starts + columns.side / 2).float() / columns.length
 
-    def evaluate(k):
+    def evaluate(k, those):
         top, size = int(rows.starts[k]), config.batch_size
         noisy = read_rows(field, step, top, top + rows.side)[0]
         noisy = sampler_at(field, step, None).scale_model_input(noisy, t)
         tokens = tokens_at(field.grid, (top + rows.side / 2) / rows.length, centres)
-        for first in range(0, len(centres), size):
-            lefts = columns.starts[first : first + size]
+        for first in those[::size]:
+            lefts = columns.starts[first : min(first + size, those.stop)]
             x = torch.stack([noisy[:, :, s : s + columns.side] for s in lefts]).to(device)
-            own = tokens[first : first + size].to(device)
+            own = tokens[first : first + len(lefts)].to(device)
             negative = field.negative.to(own).expand_as(own)
             with autocast(device, config.precision):
                 found = guided(field.unet, x, t.to(device), own, negative, config.scale_at(t))
@@ -329,16 +341,18 @@ def decode_band(field: Field, vae: AutoencoderKL, pixels: RowFile, low: int, hig
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     rows, columns = decoder_axes(field.shape, field.window)
 
-    def evaluate(k):
+    def evaluate(k, those):
         top = int(rows.starts[k])
         z = read_rows(field, len(field.times), top, top + rows.side)[0]
-        for j, left in enumerate(columns.starts):
+        for j in those:
+            left = columns.starts[j]
             part = z[None, :, :, left : left + columns.side].to(vae.device)
             yield j, vae.decode(part / vae.config.scaling_factor).sample.float().cpu()
 
-    for top, image in blended(*(axis.scaled(factor) for axis in (rows, columns)), evaluate,
-                              low * factor, high * factor):
-        pixels.write(top, to_uint8(image).permute(1, 2, 0).numpy())
+    axes = [axis.scaled(factor) for axis in (rows, columns)]
+    for left, right in bands_of(axes[1]):  # a part of the width at a time
+        for top, image in blended(*axes, evaluate, low * factor, high * factor, left, right):
+            pixels.write(top, to_uint8(image).permute(1, 2, 0).numpy(), left)
 
 
 def decoder_axes(shape: tuple, window: tuple) -> list[Axis]:

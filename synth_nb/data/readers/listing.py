@@ -776,7 +776,7 @@ def _readers(listing, pairs, images, pages, same_size, notes):
     if not pairs.masks:
         return content, None
     if pairs.drawn:
-        return content, lambda i: pairs.drawn(images[i].file, image_size(content(i)))
+        return content, guarded(lambda i: pairs.drawn(images[i].file, image_size(content(i))))
     reader = MaskReader(listing, pairs.masks, pairs.numbered)
     notes += reader.notes
     reader.classes = pairs.classes if pairs.classes and pairs.classes.values else None
