@@ -30,8 +30,9 @@ LONG = """epochs images_per_epoch kimg snapshot_every snap max_minutes ada_kimg 
     vae_steps pair_steps pretrain_steps steps segmenter_steps classifier_steps cnn_steps patience
     gap epoch tiles_per_slide n_real_per_class seed""".split()
 MEANS_SOMETHING = {  # value → parameters; `NN:` of stories alone, `-NN:` of others
-    0: """08_e:curve_counts mpp mpp_of_slide -06:chunk 06_em_s:chunk images_per_epoch gamma beta1
-        beta2 ema lr_decay_fraction beta stride lora_rank snr_gamma logit_mean dropout
+    0: """08_e:curve_counts power_draws mpp mpp_of_slide -06:chunk 06_em_s:chunk
+        images_per_epoch gamma beta1 beta2 ema
+        lr_decay_fraction beta stride lora_rank snr_gamma logit_mean dropout
         -07:p_uncond condition_noise guidance_scale gap seed path_weight projection_steps label
         freeze_d freezed truncation trunc sample_seeds 04:seeds patience snapshot_every snap
         max_minutes min_object_size threshold epoch cnn_steps -06:val_fraction tiles_per_slide
@@ -47,7 +48,7 @@ MEANS_SOMETHING = {  # value → parameters; `NN:` of stories alone, `-NN:` of o
     "": """05:lora augment model tracker baseline_input 06:sampler threshold resume_from run slide
         cfg batch gpus mirror snap 04:network 04:seeds trunc cond aug augpipe freezed""",
     "../..": "model 04:network resume_from run",  # is there, and refused when it is opened
-    (): "tile n_real_per_class labels_per_class 05:runs 07:eval_embedders check_worlds",
+    (): "tile n_real_per_class labels_per_class 05:runs 07:eval_embedders",
 }
 
 
