@@ -46,7 +46,8 @@ MEANS_SOMETHING = {  # value → parameters; `NN:` of stories alone, `-NN:` of o
     -1: "logit_mean truncation trunc 04:gamma 06:ema",
     True: "upright 04:mirror 04:cond",
     "": """05:lora augment model tracker baseline_input 06:sampler 06:embedder threshold
-        resume_from run slide cfg batch gpus mirror snap 04:network 04:seeds trunc cond aug augpipe freezed""",
+        resume_from run slide cfg batch gpus mirror snap 04:network 04:seeds trunc cond aug
+        augpipe freezed""",
     "../..": "model 04:network resume_from run",  # is there, and refused when it is opened
     (): "tile n_real_per_class labels_per_class 05:runs 07:eval_embedders",
 }
