@@ -4,16 +4,21 @@ A study has two learning curves: of real labels alone, and of a synthetic set be
 worth a known number of labels at each count. Subsets of a seed are nested, so the deviations of its
 scores are alike; both curves share subsets and test units, which may profit differently from the
 synthetic set. Run: python benchmarks/exchange.py
+
+`--letters N` measures one study from images to sentence, by a probe and a small network: N unseen
+letters of each class, drawn as the real ones are, stand for a perfect synthetic set.
 """
 
 import argparse
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pandas as pd
 
-from synth_nb.evaluation.exchange import exchange_rate
+from synth_nb.embedders import load_embedder
+from synth_nb.evaluation.exchange import exchange_rate, exchange_summary, learning_curves
 from synth_nb.evaluation.report import markdown
+from synth_nb.evaluation.worlds import make_world
 
 COUNTS = np.array([5, 10, 20, 40, 80, 160])
 CURVES = {"0.95 − 0.9/√n": lambda n: 0.95 - 0.9 / np.sqrt(n),
@@ -51,11 +56,26 @@ def covered(score, worth, seeds: int, units: int, profit: float, numbers) -> np.
     return np.array(found)
 
 
-def main(words: list[str] | None = None) -> pd.DataFrame:
+def letters(beside: int, seeds: int = 5):
+    "Learning curves with letters, alone and beside as many unseen ones of each class."
+    ends = 6 * np.cumsum([0, 81, beside, 60])  # six letters, one of each in six images
+    world = make_world("letters", ends[-1], 32)
+    train, fake, test = (world.select(range(a, b)) for a, b in pairwise(ends))
+    embedder = load_embedder("efficientnet_lite0@32")
+    for name, curves in learning_curves(train, test, fake, embedder, 4, seeds).items():
+        table = exchange_rate(*curves)
+        print(f"{name}: {exchange_summary(table, f'{beside} unseen letters of each class')}")
+        print(markdown(table.set_index("count")), flush=True)
+
+
+def main(words: list[str] | None = None) -> pd.DataFrame | None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--studies", default=200, type=int, help="of each kind")
     parser.add_argument("--quick", action="store_true", help="fewer kinds and studies, for tests")
+    parser.add_argument("--letters", type=int, help="unseen letters of each class")
     args = parser.parse_args(words)
+    if args.letters:
+        return letters(args.letters)
     sizes = [(5, 1, 0), (5, 8, 0)] if args.quick else [
         (seeds, *units) for units in ((1, 0), (8, 0), (30, 0), (8, 2), (30, 2))
         for seeds in (3, 5, 10)]

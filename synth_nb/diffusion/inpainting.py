@@ -128,7 +128,7 @@ def latent_holes(
     "Latents that pixels of a hole may have a part in: theirs, and the neighbours of theirs."
     return F.max_pool2d(F.max_pool2d((holes != 0).float(), downsampling), 3, 1, 1) > 0
 
-# %% ../../nbs/library/diffusion/inpainting.ipynb #0cc6c1b9
+# %% ../../nbs/library/diffusion/inpainting.ipynb #fc77b9db
 def blend(
     images: Tensor,  # (N, C, H, W) in [-1, 1]
     samples: Tensor,  # (N, C, H, W), from latents that agree with `images` outside the holes
@@ -141,11 +141,17 @@ def blend(
     wide = F.max_pool2d((holes != 0).float(), 2 * margin + 1, 1, margin) > 0
     residual = torch.where(wide, 0.0, images - samples)
     own = generators(seed, 10**6 + first, len(images))
-    samples = samples + _like_residual(residual, ~wide, own)
-    rest = harmonic_fill(torch.where(holes != 0, 0.0, images - samples), holes)
-    return torch.where(holes != 0, (samples + rest).clamp(-1, 1), images)
+    texture = _like_residual(residual, ~wide, own)
+    missing = _roughness(images, ~wide) - _roughness(samples, holes != 0)
+    share = missing / _roughness(texture, torch.ones_like(wide)).clamp_min(1e-12)
+    samples = samples + share.clamp(0, 1).sqrt() * texture
+    both = harmonic_fill(torch.cat([images - samples, images], 1), holes)
+    rest, smooth = both.chunk(2, 1)
+    border = F.avg_pool2d((holes == 0).to(images), 3, 1, 1)  # a third beside a straight border
+    filled = torch.lerp((samples + rest).clamp(-1, 1), smooth, border.expand_as(images))
+    return torch.where(holes != 0, filled, images)
 
-# %% ../../nbs/library/diffusion/inpainting.ipynb #53450264
+# %% ../../nbs/library/diffusion/inpainting.ipynb #93a02a64
 def _like_residual(residual: Tensor, known: Tensor, own: list[torch.Generator]) -> Tensor:
     # residual (N, C, H, W), 0 where not known; known (N, 1, H, W) bool
     "Noise with the covariance of the residual, between pixels and between channels."
@@ -155,6 +161,13 @@ def _like_residual(residual: Tensor, known: Tensor, own: list[torch.Generator]) 
     white = noise_from(own, (1, *residual.shape[2:]))
     spectrum = torch.fft.rfft2(centred) * torch.fft.rfft2(white.to(residual))
     return torch.fft.irfft2(spectrum, s=residual.shape[2:]) / count.sqrt()
+
+
+def _roughness(images: Tensor, known: Tensor) -> Tensor:  # both (N, …, H, W) → (N, 1, 1, 1)
+    "Squared mean distance of known pixels from the mean of their neighbours."
+    near = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+    count = (known.sum((1, 2, 3), keepdim=True) * images.shape[1]).clamp_min(1)
+    return (((images - near).abs() * known).sum((1, 2, 3), keepdim=True) / count).square()
 
 # %% ../../nbs/library/diffusion/inpainting.ipynb #f117c26f
 def check_holes(

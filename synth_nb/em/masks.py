@@ -78,6 +78,8 @@ def warped_masks(
         picked = torch.from_numpy(masks[rows.ravel()]).float()
         maps = random_warps(len(picked), picked.shape[2:])
         warped = warp_pair(torch.zeros_like(picked), picked, maps, int(masks.max()) + 1)[1]
+        if not (masks[..., [0, -1], :].any() or masks[..., [0, -1]].any()):
+            warped[(maps.abs() > 1).any(-1)[:, None]] = 0  # around a head is nothing to mirror in
         found = without_specks(warped, min_object_size)
     found = found.reshape(n, tries, *masks.shape[1:])
     if coverages is None:

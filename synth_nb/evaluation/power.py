@@ -24,7 +24,7 @@ from ..embedders import Embedder, embed_images, image_keys
 from .copies import (
     SymmetricViews, flag_in_spaces, relative_distance, thumbnails)
 from .scores import NEIGHBOURS
-from .sets import ImageSet
+from .sets import ImageSet, shared_images
 from .worlds import FAULTS, as_world, changed, keep_rows, swap_labels
 from ..metrics import classifier_two_sample_test, nearest_neighbour
 from ..metrics.distances import _subset_sizes
@@ -81,6 +81,7 @@ def make_pools(world: ImageSet, embedder: Embedder, seed: int = 0,
     # train: the training images, None: a tenth of the world
     "Embed a world once."
     train, images = (train, world) if train else cut_world(as_world(world), seed)
+    images = images.select(np.setdiff1d(np.arange(len(images)), shared_images(images, train)))
     views = SymmetricViews(train.images)
     seen = dict(features=embed_images(embedder, views).double(), pixels=thumbnails(views).double())
     pools = Pools(world.title, embedder, train, images, None, seen, ())

@@ -157,8 +157,8 @@ def power_sentences(
     out = {"copies": not copies, "labels": not labels}
     found = _noticed(rows, n, [f for f, fault in FAULTS.items() if not out.get(fault.kind)])
     seen, missed, unsure = (_pick(found, x) for x in ("noticed", "missed", "unsure"))
-    lines = [_seen_sentence(n, rows, seen), _missed_sentence(missed), _unsure_sentence(unsure),
-             _source_sentence(about, known, embedder)]
+    lines = [_seen_sentence(n, rows, seen), _missed_sentence(missed),
+             _unsure_sentence(unsure, "own" in about), _source_sentence(about, known, embedder)]
     return dict(n=n, embedder=known, sentences=[x for x in lines if x], faults=found, table=about)
 
 # %% ../../nbs/library/evaluation/sentences.ipynb #171531c4
@@ -182,9 +182,10 @@ def _missed_sentence(missed: list[dict]) -> str:
     return f"It would often miss {_joined(texts)}; in brackets the power that it has at most."
 
 
-def _unsure_sentence(unsure: list[dict]) -> str:
+def _unsure_sentence(unsure: list[dict], own: bool) -> str:
     texts = [f"{x['what']} ({_tenths(x['low'])} to {_tenths(x['high'])})" for x in unsure]
-    return f"It depends on the images whether it notices {_joined(texts)}." if texts else ""
+    why = "These are too few images to measure" if own else "It depends on the images"
+    return f"{why} whether it notices {_joined(texts)}." if texts else ""
 
 
 def _source_sentence(about: dict, known: str, embedder: str) -> str:

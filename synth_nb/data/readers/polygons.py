@@ -213,10 +213,12 @@ class DrawnMasks:
         # size: width, height → (height, width) uint8: numbers of classes; of one class 0 and 255
         "The mask of one image. Raises `ImageError` for polygons that cannot be used."
         areas = self.areas[image]()
-        several = len(self.names) > 2
-        numbers = {area.name: self.names.index(area.name or UNCLASSIFIED) if several else 255
-                   for area in areas}
-        return painted(areas, numbers, size)
+        return painted(areas, {area.name: self._number(area.name) for area in areas}, size)
+
+    def _number(self, name: str) -> int:  # of a class
+        if name.lower() == "background":
+            return 0
+        return self.names.index(name or UNCLASSIFIED) if len(self.names) > 2 else 255
 
 # %% ../../../nbs/library/data/readers/polygons.ipynb #7c9fcd86
 def find_polygons(
@@ -231,7 +233,7 @@ def find_polygons(
         _of_coco(images, jsons, read) if len(jsons) <= 32 else None)
     if found is None or not found.areas:
         return found if found and found.doubts else None
-    names = found.classes
+    names = {name for name in found.classes if name.lower() != "background"}
     if 1 < len(names) < MOST_CLASSES or (len(names) == 1 and "" not in names):
         found.names = ["background", *sorted(name or UNCLASSIFIED for name in names)]
     elif len(names) >= MOST_CLASSES:
