@@ -45,8 +45,9 @@ MEANS_SOMETHING = {  # value → parameters; `NN:` of stories alone, `-NN:` of o
         overlap""",
     -1: "logit_mean truncation trunc 04:gamma 06:ema",
     True: "upright 04:mirror 04:cond",
-    "": """05:lora augment model tracker baseline_input 06:sampler threshold resume_from run slide
-        cfg batch gpus mirror snap 04:network 04:seeds trunc cond aug augpipe freezed""",
+    "": """05:lora augment model tracker baseline_input 06:sampler 06:embedder threshold
+        resume_from run slide cfg batch gpus mirror snap 04:network 04:seeds trunc cond aug
+        augpipe freezed""",
     "../..": "model 04:network resume_from run",  # is there, and refused when it is opened
     (): "tile n_real_per_class labels_per_class 05:runs 07:eval_embedders",
 }
@@ -75,7 +76,7 @@ def allowed(story: str, name: str, kind, value) -> bool:
         return True
     if name not in FREE or kind is not str:
         return False
-    if name == "masks" and story.startswith("06"):  # only beside `em:`
+    if name in ("masks", "captions") and story.startswith("06"):  # of `em:`, or one word
         return value == ""
     if name == "run_name":
         return value in (0, 0.5, 1e9, True, "", "nothing")
@@ -177,6 +178,9 @@ TOGETHER = [
     ("06_em_ddpm", dict(masks="data/masks"), "masks"),
     ("06_em_ddpm", dict(levels=6), "levels"),
     ("06_em_ddpm", dict(latent_channels=99), "latent_channels"),
+    ("06_em_ddpm", dict(embedder="efficientnet_lite0"), "embedder"),
+    ("06_em_ddpm", dict(mode="mask_conditioned", caption_guidance_scale=2.0), "captions"),
+    ("06_em_ddpm", dict(channels=3), "channels"),
     ("06_em_protocol", dict(arms="R,Z"), "arms"),
     ("06_em_protocol", dict(fractions=[0.0, 1.0]), "fractions"),
     ("06_em_protocol", dict(pair_width=20), "pair_width"),

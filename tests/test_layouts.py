@@ -258,6 +258,21 @@ def test_areas_of_the_background_are_holes(tmp_path, outer, names):
     assert ds.mask_classes == names and ds.masks[0].sum() == 256 - 16
 
 
+@FORMS
+def test_several_folders_that_look_like_masks_are_said_to(tmp_path, form):
+    files = {f"raw/{i}.png": photo(i) for i in range(8)}
+    for k, name in enumerate(("cells", "walls")):
+        files |= {f"{name}/{i}.png": mask(8 * k + i) for i in range(8)}
+    ds, messages = opened(write(tmp_path, files, form))
+    assert len(ds.classes) == 3
+    assert any("cells, walls hold files of two values" in message for message in messages), messages
+    files = {f if "raw" in f else f"masks/{f}": content for f, content in files.items()}
+    (tmp_path / "b").mkdir()  # what the message says helps
+    ds, messages = opened(write(tmp_path / "b", files, form))
+    assert ds.mask_classes == ["background", "cells", "walls"]
+    assert not any("of two values" in message for message in messages)
+
+
 HOSTILE = {  # coordinates of one annotation → why it is refused
     "empty": ([], "has no points"), "none": (None, "has no points"),
     "text": ([["ab", "cd", "ef"]], "is no list of points"),

@@ -413,7 +413,8 @@ def masks_in(listing: Listing) -> MaskPairs:
     pairs = _annotations(listing)
     guessed = pairs.masks or pairs.some
     if not guessed:
-        return pairs if pairs.left_out else _drawn(listing, names) or _twin_masks(listing) or pairs
+        return pairs if pairs.left_out else (
+            _drawn(listing, names) or _twin_masks(listing) or _like_masks(listing, pairs))
     if pairs.masks and (known := with_classes(listing, pairs, names)).classes:
         return known
     files = sorted(guessed)
@@ -528,6 +529,32 @@ def _twin_masks(listing):
                              doubts=[f"{pairs[image]} is taken for the mask of {image}, as it has "
                                      "the same name and two values"])
     return None
+
+
+def _like_masks(listing, pairs):
+    "All files as images; say which folders may hold masks of those in one beside them."
+    names = defaultdict(list)
+    for file in listing.images:
+        names[file.rpartition("/")[0]].append(file.rpartition("/")[2].rpartition(".")[0])
+    alike = defaultdict(list)
+    for folder, inner in names.items() if len(names) <= 64 else ():
+        alike[folder.rpartition("/")[0], tuple(sorted(inner))].append(folder)
+    for (_, inner), folders in alike.items():
+        if len(folders) < 3 or len(inner) < 4:
+            continue
+        some = {folder: [file for file in listing.images if file.rpartition("/")[0] == folder][::3]
+                for folder in folders}
+        try:
+            masks = [folder for folder, files in some.items() if all(
+                looks_like_mask(listing.read(file)) for file in files[:4])]
+        except Exception:  # damaged, or an array: whoever decodes it says so
+            continue
+        if len(masks) == len(folders) - 1:
+            [other] = {*folders} - {*masks}
+            return replace(pairs, doubts=[*pairs.doubts, (
+                f"{some_names(masks)} hold files of two values called like those in {other}: if "
+                "they are its masks, put these folders into one that is called masks")])
+    return pairs
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #3cd7e0ff
 DOCUMENTS = {
