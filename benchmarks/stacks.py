@@ -1,6 +1,6 @@
 """Stacks of electron micrographs: do neighbouring sections agree, and how deep are their objects?
 
-    OMP_NUM_THREADS=1 python benchmarks/stacks.py [FOLDER]
+    OMP_NUM_THREADS=1 python benchmarks/stacks.py [FOLDER [STEPS]]
 
 Learns volumes of the phantom (64 pixels, 16 sections 5 pixels apart), four sections at a time, and
 makes stacks of 16 sections in three ways. The truth is other volumes of the phantom.
@@ -27,7 +27,7 @@ from synth_nb.training.loop import Phase, Trainer, TrainingConfig
 from synth_nb.training.schedules import warmup
 
 SIDE, SECTIONS, DEPTH, TRAINING, TRUTH = 64, 16, 4, 16, 8
-VAE_STEPS, STEPS, BATCH = 300, 500, 16
+VAE_STEPS, STEPS, BATCH = 300, int(sys.argv[2]) if len(sys.argv) > 2 else 10_000, 16
 
 
 def volume(seed: int) -> tuple[np.ndarray, np.ndarray]:

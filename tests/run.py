@@ -68,7 +68,7 @@ class Forecast:
         finished = sum(self.cost.values())
         over = finished - sum(rest.values())
         # how much slower this time is than that one; at the start nobody knows
-        early = self.measured and over < 0.1 * finished
+        early = over < (0.1 if self.measured else 0.01) * finished
         pace = 1.0 if early else gone * self.workers / max(over, 1e-9)
         return pace * max(sum(rest.values()) / self.workers, *rest.values())
 

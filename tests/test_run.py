@@ -84,6 +84,8 @@ def test_the_forecast_is_what_files_took(monkeypatch, tmp_path):
     assert forecast.left(80, {}) == 100  # half as fast as then
     forecast.workers = 1
     assert forecast.left(80, {}) == 80
+    new = run.Forecast(Counter({"tests/test_run.py": 6, "tests/new.py": 10}), 2)
+    assert not new.measured and 60 <= new.left(100, {}) <= 1000  # before anything is done
 
 
 def test_a_setting_is_its_variables_and_a_row(monkeypatch):

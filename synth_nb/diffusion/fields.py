@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -429,7 +429,7 @@ def write_field(
 
     Raises `ParameterError` for what cannot be, and `OSError` where the disk is too small.
     """
-    path, names = Path(path), ("sampler", "sampling_steps", "guidance_scale", "guidance_interval")
+    path, names = Path(path), [one.name for one in fields(FieldConfig)]
     own = {name: model.settings[name] for name in names if name in model.settings}
     config, folder = FieldConfig(**own | options), path.with_name(path.name + ".work")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['authenticity', 'copy_scores', 'membership_auc', 'train_test_gap', 'frechet_distance', 'frechet_infinity',
            'kernel_distance', 'kernel_distance_subsets', 'cmmd', 'feature_likelihood_divergence', 'ms_ssim',
-           'pairwise_ssim', 'perceptual_distance', 'ssim', 'nearest_neighbour', 'prdc', 'pair_scores',
+           'pairwise_ssim', 'perceptual_distance', 'ssim', 'seam_auc', 'nearest_neighbour', 'prdc', 'pair_scores',
            'retrieval_accuracy', 'retrieval_hits', 'classifier_two_sample_test', 'inception_score',
            'mean_pairwise_distance', 'vendi_score', 'confidence_interval', 'real_baseline', 'FrechetDistance',
            'KernelDistance', 'CMMD', 'PRDC', 'CopyScores', 'FeatureLikelihoodDivergence']
@@ -16,6 +16,7 @@ from .distances import (
     frechet_distance, frechet_infinity, kernel_distance, kernel_distance_subsets)
 from .divergences import cmmd, feature_likelihood_divergence
 from .images import ms_ssim, pairwise_ssim, perceptual_distance, ssim
+from .seams import seam_auc
 from .neighbours import nearest_neighbour, prdc
 from .pairs import pair_scores
 from .retrieval import retrieval_accuracy, retrieval_hits
@@ -27,7 +28,7 @@ from .uncertainty import confidence_interval, real_baseline
 _all_ = [authenticity, copy_scores, membership_auc, train_test_gap, frechet_distance,
          frechet_infinity, kernel_distance, kernel_distance_subsets, cmmd,
          feature_likelihood_divergence, ms_ssim, pairwise_ssim, perceptual_distance, ssim,
-         nearest_neighbour, prdc, pair_scores, retrieval_accuracy, retrieval_hits,
+         seam_auc, nearest_neighbour, prdc, pair_scores, retrieval_accuracy, retrieval_hits,
          classifier_two_sample_test, inception_score, mean_pairwise_distance, vendi_score,
          confidence_interval, real_baseline, "FrechetDistance", "KernelDistance", "CMMD", "PRDC",
          "CopyScores", "FeatureLikelihoodDivergence"]
