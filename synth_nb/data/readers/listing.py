@@ -25,7 +25,7 @@ from .labels import (
     TABLE_EXTENSIONS, TableLabels, parse_json, read_labels, read_sidecars, synset_names)
 from .layout import read_folders, some_names, split_word, words_of
 from .classes import (
-    MOST_CLASSES, MaskClasses, are_classes, label_values, read_class_names)
+    MOST_CLASSES, MaskClasses, are_classes, label_values)
 from .masks import (
     MaskPairs, find_masks, pairs_of_masks, read_folder)
 from .polygons import find_polygons
@@ -402,7 +402,7 @@ def masks_in(listing: Listing) -> MaskPairs:
     if found := nnunet_masks(listing.images, listing.others, listing.text):
         return found
     names = [f for f in listing.others if f.rpartition("/")[2] == "mask_classes.json"]
-    names = read_class_names(listing.text(min(names, key=len))) if names else None
+    names = MaskClasses.read_names(listing.text(min(names, key=len))) if names else None
     if tabulated:
         masks = {mask for several in tabulated.values() for mask in several}
         images = [file for file in listing.images if file not in masks]
