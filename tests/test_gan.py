@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from synth_nb.core.latents import class_labels
 from synth_nb.core.parameters import ParameterError
 from synth_nb.core.runs import load_model
 from synth_nb.core.seeding import seed_everything
@@ -191,8 +192,10 @@ def test_minutes_of_earlier_starts_are_not_taken_from_the_second_gan(tmp_path):
 def test_samples_of_a_pretrained_model_are_new_when_it_learnt_on(notebook, marks):
     net = torch.nn.Linear(2, 1)
     net.c_dim = 0  # as StyleGAN2's
+    net.n_classes = 0  # as DCGAN's
     model, names = SimpleNamespace(generator=net, unet=net), []
     space = dict(pretrained=model, saved_model=model, trained=model, generator=model,
+                 class_labels=class_labels, n_samples=4, data=SimpleNamespace(classes=[]),
                  trainer=None, weights_tag=weights_tag, label=0,
                  run=SimpleNamespace(cached=lambda name, make: names.append(name)))
 

@@ -98,7 +98,8 @@ def test_latents_are_scaled_back_before_they_are_decoded(monkeypatch):
         unet=SimpleNamespace(config=SimpleNamespace(in_channels=4)), vae=vae, vae_scale_factor=8,
         scheduler=new_scheduler(), device=torch.device("cpu"),
         image_processor=SimpleNamespace(postprocess=lambda images, output_type: images))
-    monkeypatch.setattr(sampling, "denoise", lambda unet, scheduler, z, *rest: torch.ones_like(z))
+    monkeypatch.setattr(sampling, "denoise",
+                        lambda unet, scheduler, z, *rest, **options: torch.ones_like(z))
     tokens = torch.zeros(1, 1, 2)
     sampling._batch(pipeline, sampling.LatentSampling(image_size=(16, 16)), 0, 0, tokens, tokens,
                     None)
