@@ -197,8 +197,8 @@ def test_no_patient_is_on_both_sides(embedder):
         a, left = split_pool(within, 30, groups, rng)
         assert len(a) == 30 and set(a) | set(left) <= set(within)
         assert not {groups[i] for i in a} & {groups[i] for i in left}
-    whole = ImageSet("p", world.images, world.labels, world.classes, groups)
-    rows, about = own_power(whole, None, embedder, 30, draws=20)
+    many = ImageSet("p", world.images, world.labels, world.classes, groups)
+    rows, about = own_power(many, None, embedder, 30, draws=20)
     assert about["groups"] == 15 and len(rows)
     big = ImageSet("p", world.images, world.labels, world.classes, ["a"] * 80 + groups[80:])
     found = own_power(big, None, embedder, 30, draws=20)
