@@ -68,10 +68,10 @@ class Axis:
         return Axis(*(factor * v for v in (self.starts, self.ends, self.overlap, self.length)))
 
 
-def new_axis(length: int, side: int, overlap: int = 0, shift: int = 0, whole: bool = False) -> Axis:
-    "Windows that cover a length, one of which begins at `shift`; all of one side if `whole`."
+def new_axis(length: int, side: int, overlap: int = 0, shift: int = 0, full: bool = False) -> Axis:
+    "Windows that cover a length, one of which begins at `shift`; all of one side if `full`."
     step = side - overlap
-    if whole:
+    if full:
         starts = np.unique(np.arange(shift - step, length, step).clip(0, length - side))
         return Axis(starts, starts + side, overlap, length)
     starts = np.arange(shift or step, length, step) if 2 * length >= 3 * side else np.array([], int)
@@ -250,14 +250,14 @@ class FieldConfig(SamplingConfig):
     batch_size: int = 64  # windows at a time
     precision: str = "fp32"  # auto, fp32, bf16 or fp16
 
-    def axes(self, shape: tuple, window: tuple[int, int], step: int, whole=False) -> list[Axis]:
+    def axes(self, shape: tuple, window: tuple[int, int], step: int, full=False) -> list[Axis]:
         "Where the windows of a step lie in a field of latents (C, H, W)."
         last = step >= self.sampling_steps - self.overlap_steps
         rng, found = np.random.default_rng(derive_seed(self.seed, step)), []
         for length, side in zip(shape[1:], window, strict=True):
             overlap = round(self.overlap * side) if last else 0
             shift = int(rng.integers(side - overlap)) if self.shifted else 0
-            found.append(new_axis(length, side, overlap, shift, whole))
+            found.append(new_axis(length, side, overlap, shift, full))
         return found
 
 # %% ../../nbs/library/diffusion/fields.ipynb #b7defc70
@@ -280,7 +280,7 @@ class Field:
     tokens: Callable[..., Tensor]  # top, bottom, left, right of a window, latents → (tokens, D)
     negative: Tensor  # (tokens or 1, D)
     config: FieldConfig
-    whole: bool = False  # whether the network takes no windows but those of a patch
+    full: bool = False  # whether the network takes no windows but those of a patch
 
     def __post_init__(self):
         self.times = self.config.scheduler(self.learnt).timesteps
@@ -290,7 +290,7 @@ class Field:
         self.files = [RowFile(self.folder / f"latents-{k}", row) for k in (0, 1)]
 
     def axes(self, step: int) -> list[Axis]:
-        return self.config.axes(self.shape, self.window, step, self.whole)
+        return self.config.axes(self.shape, self.window, step, self.full)
 
     @property
     def stages(self) -> list[list[tuple[int, int]]]:  # for `run_bands`
@@ -342,9 +342,9 @@ def window_predictions(field: Field, step: int, rows: Axis, columns: Axis) -> Ca
         top, end, found = int(rows.starts[those[0][0]]), int(rows.ends[those[-1][0]]), {}
         noisy = sampler.scale_model_input(read_rows(field, step, top, end)[0], t)
         for batch in shapes_in_batches(rows, columns, those, config.batch_size):
-            places = [sides(*window) for window in batch]
-            x = torch.stack([noisy[:, a - top : b - top, c:d] for a, b, c, d in places])
-            own = torch.stack([field.tokens(*place) for place in places]).to(device)
+            cuts = [sides(*window) for window in batch]
+            x = torch.stack([noisy[:, a - top : b - top, c:d] for a, b, c, d in cuts])
+            own = torch.stack([field.tokens(*cut) for cut in cuts]).to(device)
             negative = field.negative.to(own).expand_as(own)
             with autocast(device, config.precision):
                 values = guided(field.unet, x.to(device), t.to(device), own, negative,
@@ -426,7 +426,7 @@ def decoder_axes(shape: tuple, window: tuple) -> list[Axis]:
         overlap = min(DECODED[1], most // 2)
         count = max(-(-(length - overlap) // (most - overlap)), 1)
         equal = -(-(length + (count - 1) * overlap) // count)
-        found.append(new_axis(length, equal, overlap, whole=True))
+        found.append(new_axis(length, equal, overlap, full=True))
     return found
 
 # %% ../../nbs/library/diffusion/fields.ipynb #4427d97a
@@ -461,7 +461,7 @@ class FieldParts:
     tokens: Callable[..., Tensor]  # as `Field` has it
     negative: Tensor
     condition: dict  # JSON: what tells it from another
-    whole: bool = False
+    full: bool = False
 
 
 def embedding_parts(model: ConditionedModel, field: EmbeddingField, size: tuple) -> FieldParts:
@@ -500,7 +500,7 @@ def new_field(parts: FieldParts, folder: Path, size: tuple, config: FieldConfig)
         write_texts(folder, {note.name: json.dumps(own)})
     shape = (parts.decoder.vae.config.latent_channels, *(side // factor for side in size))
     return Field(folder, parts.unet, parts.learnt, shape, window, parts.tokens, parts.negative,
-                 config, parts.whole)
+                 config, parts.full)
 
 # %% ../../nbs/library/diffusion/fields.ipynb #ff06afd0
 def write_field(

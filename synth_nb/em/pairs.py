@@ -338,7 +338,7 @@ def field_parts(self: PairModel, mask: np.ndarray, size: tuple[int, int]) -> Fie
     decoder = Decoder(self.vae, cell, self.std, self.mean.view(-1, 1, 1),
                       texture if texture.any() else None)
     return FieldParts(self.unet, self.scheduler, decoder, tuple(patch), tokens,
-                      torch.zeros(1, (classes - 1) * cell**2), dict(mask=digest(mask)), whole=True)
+                      torch.zeros(1, (classes - 1) * cell**2), dict(mask=digest(mask)), full=True)
 
 
 PairModel.field_parts = field_parts
