@@ -35,18 +35,18 @@ def test_a_penalty_every_fourth_step_weighs_four_times():
 
 def test_labels_of_a_dcgan_are_those_of_its_images():
     torch.manual_seed(0)
-    G, asked, seen = Generator(16, 1, 4, width=4, n_classes=3), torch.tensor([2, 0, 1]), []
-    samples = NoiseToImage(G).sample(3, labels=asked)
+    G, chosen, seen = Generator(16, 1, 4, width=4, n_classes=3), torch.tensor([2, 0, 1]), []
+    samples = NoiseToImage(G).sample(3, labels=chosen)
     z = samples.conditions
-    assert torch.equal(samples.images, NoiseToImage(G).images(z, labels=asked))
-    assert not torch.allclose(samples.images, NoiseToImage(G).images(z, labels=asked.flip(0)))
+    assert torch.equal(samples.images, NoiseToImage(G).images(z, labels=chosen))
+    assert not torch.allclose(samples.images, NoiseToImage(G).images(z, labels=chosen.flip(0)))
 
     def D(images, labels):
         seen.append(labels.tolist())
         return images.mean((1, 2, 3))
 
     losses = GANLosses(lambda x: x, lambda b: b["image"], 4, conditional=True)
-    batch = dict(image=samples.images, label=asked, key=list("abc"))
+    batch = dict(image=samples.images, label=chosen, key=list("abc"))
     losses.discriminator(dict(G=G, D=D), batch)
     assert seen == [[2, 0, 1]] * 2
 

@@ -164,10 +164,10 @@ def test_own_images_give_what_larger_samples_of_the_same_kind_give(embedder, poo
 
 
 def test_own_power_looks_below_a_severity_that_is_noticed_and_above_one_that_is_not(monkeypatch):
-    power, asked = dict(blur=0.9, noise=0.3), []
+    power, used = dict(blur=0.9, noise=0.3), []
 
     def with_fault(pools, real, fault, nulls, draws, seed, severities, scores):
-        asked.extend(severities)
+        used.extend(severities)
         return [dict(fault=fault, power=power[fault])]
 
     monkeypatch.setattr(sentences, "with_fault", with_fault)
@@ -176,7 +176,7 @@ def test_own_power_looks_below_a_severity_that_is_noticed_and_above_one_that_is_
         monkeypatch.setattr(sentences, name, lambda *rest: SimpleNamespace(pool=0, real=0))
     sentences._own_rows(None, None, None, [24], 3, 0, dict.fromkeys(power, "kernel"))
     (slight, middle, _), (_, other, plainest) = (FAULTS[fault].severities for fault in power)
-    assert asked == [middle, slight, other, plainest]
+    assert used == [middle, slight, other, plainest]
 
 
 def test_a_number_between_two_of_the_table_lies_between_their_powers():
