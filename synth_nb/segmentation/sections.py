@@ -115,7 +115,7 @@ def em_sections(
                         np.stack(found) if found else None, names, numbers, about)
     return regrouped(sections, groups_in(names, group_by)) if group_by else sections
 
-
+# %% ../../nbs/library/segmentation/sections.ipynb #f13c67e2
 def regrouped(sections: Sections, names: list[str]) -> Sections:
     # names: of the new volumes, one per section
     "Volumes joined; their sections follow one another, and those of two volumes are no neighbours."
