@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from synth_nb.dcgan.losses import GANLosses
-from synth_nb.diffusion import fidelity, sampling
+from synth_nb.diffusion import fidelity, fields, sampling
 from synth_nb.diffusion import latents as latents_module
 from synth_nb.diffusion.latents import LatentSet, view_embeddings
+from synth_nb.diffusion.masks import mask_tokens
 from synth_nb.diffusion.objective import (
     DenoisingLoss,
     held_out_loss,
@@ -104,6 +105,30 @@ def test_latents_are_scaled_back_before_they_are_decoded(monkeypatch):
     sampling._batch(pipeline, sampling.LatentSampling(image_size=(16, 16)), 0, 0, tokens, tokens,
                     None)
     assert torch.equal(decoded[0], torch.full((1, 4, 2, 2), 2.0))
+
+
+def test_latents_of_a_field_are_scaled_back_before_they_are_decoded(tmp_path):
+    latents, pixels = (fields.RowFile(tmp_path / name, shape, kind) for name, shape, kind in (
+        ("latents", (3, 8), np.float32), ("pixels", (8, 3), np.uint8)))
+    latents.write(0, np.full((8, 3, 8), 0.25, np.float32))
+    config = SimpleNamespace(block_out_channels=[1], scaling_factor=0.5)
+    vae = SimpleNamespace(config=config, device="cpu", decode=lambda z: SimpleNamespace(sample=z))
+    field = SimpleNamespace(shape=(3, 8, 8), window=(8, 8), times=[0], files=[None, latents])
+    fields.decode_band(field, vae, pixels, 0, 8)
+    assert (pixels.read(0, 8) == 191).all()  # 0.5 of -1 … 1
+
+
+def test_windows_of_a_field_lie_elsewhere_at_every_step():
+    config = fields.FieldConfig(sampling_steps=8)
+    starts = [config.axes((4, 64, 96), (16, 16), step)[1].starts.tolist() for step in range(7)]
+    assert len({*map(tuple, starts)}) > 3
+
+
+def test_tokens_of_a_mask_lie_where_the_network_looks_for_them():
+    masks = torch.arange(8 * 12).view(1, 1, 8, 12) % 5 % 2
+    tokens = mask_tokens(masks, 4)
+    planes = tokens.transpose(1, 2).unflatten(2, (2, 3))  # as `PairUNet` does
+    assert torch.equal(nn.functional.pixel_shuffle(planes, 4), masks * 2.0 - 1)
 
 
 def test_every_view_has_the_embedding_of_that_view(monkeypatch, tmp_path):

@@ -17,6 +17,11 @@ import psutil
 import pytest
 import torch
 import yaml
+from torch import nn
+
+from synth_nb.training.checkpoints import read_checkpoint
+from synth_nb.training.log import read_metrics
+from synth_nb.training.loop import Phase, Trainer, TrainingConfig
 
 ROOT = Path(__file__).parent.parent
 STEP = 2  # seconds
@@ -137,3 +142,81 @@ def test_a_parameter_s_name_is_never_run(tmp_path):
     errors = process.communicate(timeout=180)[1]
     assert process.returncode and ran.exists() and not (tmp_path / "stops").exists()
     assert "what was given as a parameter is code, and ran: open(" in errors
+
+
+class Rows:
+    "Numbers, as a data set of batches."
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, rows):
+        return dict(x=torch.tensor(rows)[:, None] / 24, key=list(map(str, rows)))
+
+
+def small_training(folder: Path, stops=(), **options) -> Trainer:
+    "A training that gets a signal in the middle of the evaluations after these epochs."
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    phase = Phase(lambda nets, batch: (nets["net"](batch["x"]) - 1).square().mean(),
+                  torch.optim.Adam(net.parameters(), 0.01))
+    stops = list(stops)
+
+    def evaluate(epoch):
+        torch.rand(epoch)
+        if epoch in stops:
+            stops.remove(epoch)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return dict(score=float(torch.rand(())))
+
+    config = TrainingConfig(**dict(epochs=3, batch_size=8, device="cpu", best="score") | options)
+    return Trainer(folder, Rows(), dict(net=net), [phase], config, dict(net=0.9), evaluate,
+                   lambda at: torch.save(net.state_dict(), at / "net.pt"))
+
+
+def stop_in_evaluation(folder: Path, epoch: int, **options):
+    began, trainer = time.monotonic(), small_training(folder, [epoch], **options)
+    with pytest.raises(KeyboardInterrupt, match=f"stopped at step {3 * epoch} of "):
+        trainer.fit()
+    assert time.monotonic() - began < 40 and trainer.modules["net"].training
+    assert read_checkpoint(folder / "checkpoints/newest.pt")["position"]["due"]
+    assert len(read_metrics(folder)) == epoch - 1
+
+
+def assert_same_end(one: Trainer, other: Trainer):
+    for name, value in one.state()["averages"]["net"].items():
+        assert torch.equal(value, other.state()["averages"]["net"][name]), name
+    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(t.folder)]
+            for t in (one, other)]
+    assert rows[0] == rows[1] and one.position.best == other.position.best
+
+
+@pytest.mark.parametrize("options", [dict(), dict(patience=2, epochs=9)], ids=["plain", "patience"])
+def test_an_evaluation_is_broken_off_and_made_by_the_next_start(tmp_path, options):
+    alone = small_training(tmp_path / "alone", **options)
+    assert alone.fit() == "complete"
+    stopped = tmp_path / "stopped"
+    for epoch in range(1, alone.position.step // 3 + 1):
+        stop_in_evaluation(stopped, epoch, **options)
+    ended = small_training(stopped, **options)
+    assert not ended.finished and ended.fit() == "complete"
+    assert_same_end(alone, ended)
+    again = small_training(stopped, **options)  # a complete one is left alone
+    assert again.finished and again.fit() == "complete"
+
+
+def test_an_evaluation_that_was_due_is_logged_once(tmp_path):
+    "The process dies after the row was written, and before the checkpoint."
+    alone = small_training(tmp_path / "alone", snapshot_every=1)
+    alone.fit()
+    stop_in_evaluation(tmp_path / "stopped", 2, snapshot_every=1)
+    dying = small_training(tmp_path / "stopped", snapshot_every=1)
+    dying.save_snapshot = lambda epoch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        dying.fit()
+    assert len(read_metrics(tmp_path / "stopped")) == 2
+    ended = small_training(tmp_path / "stopped", snapshot_every=1)
+    assert ended.fit() == "complete"
+    assert_same_end(alone, ended)
+    assert len(list((tmp_path / "stopped/checkpoints").glob("epoch_*/net.pt"))) == 3

@@ -30,6 +30,7 @@ class Position:
     totals: dict = field(default_factory=dict)  # column → [sum, count] since the last evaluation
     best: float = math.inf
     waited: int = 0  # evaluations since the best one
+    due: bool = False  # an epoch ended, and its evaluation is not done
 
     def add_loss(self, column: str, loss: float):
         total, count = self.totals.get(column, (0.0, 0))

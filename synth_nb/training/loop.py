@@ -51,6 +51,7 @@ from synth_nb.training.memory import (
 )
 from synth_nb.training.processes import (
     accelerator_for,
+    Signals,
     deferred_signals,
     launch,
     seed_step,
@@ -235,7 +236,7 @@ class Trainer:
         self.steps_per_epoch = config.steps_per_epoch(len(data))
         self.total = config.epochs * self.steps_per_epoch
         self.position, self.progress, self.latest = Position(), None, {}
-        self.losses, self.learning = DeviceLosses(), None
+        self.losses, self.learning, self.signals = DeviceLosses(), None, Signals()
         weights = getattr(data, "weights", None)
         self.order = BatchOrder(len(data), config.batch_size, config.seed, weights)
         self.device, self.accelerator = torch.device("cpu"), None
@@ -246,7 +247,8 @@ class Trainer:
     def fit(self) -> str:  # "complete", or "stopped" when `max_minutes` were over
         """Train to the end, or as far as `max_minutes` reach; with `patience`, return to the best.
 
-        A stop from outside (SIGINT, SIGTERM) writes a checkpoint and raises `KeyboardInterrupt`.
+        A stop from outside (SIGINT, SIGTERM) writes a checkpoint and raises `KeyboardInterrupt`;
+        an evaluation that it breaks off is made by the next start.
         With several processes the training runs in them, and this one loads what they reached.
         """
         if self.config.processes == 1:
@@ -266,21 +268,24 @@ class Trainer:
         self.started = self.saved = time.monotonic()
         earlier = position.seconds
         with deferred_signals() as signals, self.open_progress(), closing(self.batches):
+            self.signals = signals
             while not self.finished:
-                with self.enough_memory():
-                    self.training_step()
-                position.seconds = earlier + time.monotonic() - self.started
-                self.show_progress()
-                if position.step % self.steps_per_epoch == 0:
+                if not position.due:
+                    with self.enough_memory():
+                        self.training_step()
+                    position.seconds = earlier + time.monotonic() - self.started
+                    self.show_progress()
+                if position.due:
                     with self.progress.pause() if self.is_writer else nullcontext():
                         self.end_epoch()
                 elif time.monotonic() - self.saved > 60 * config.checkpoint_minutes:
                     self.save_checkpoint()
-                if self.is_stop_step() and self.any_rank(bool(signals) or self.time_is_up()):
+                if position.due or (
+                        self.is_stop_step() and self.any_rank(bool(signals) or self.time_is_up())):
                     break
             if not self.finished:
                 self.save_checkpoint()
-        if self.any_rank(bool(signals)):
+        if position.due or self.any_rank(bool(signals)):
             raise KeyboardInterrupt(self.stop_message())
 
     def training_step(self):
@@ -300,17 +305,21 @@ class Trainer:
         for name, average in self.averages.items():
             average.update_parameters(self.modules[name])
         position.step += 1
-        if self.losses.due(position.step) or position.step % self.steps_per_epoch == 0:
+        position.due = position.step % self.steps_per_epoch == 0
+        if self.losses.due(position.step) or position.due:
             self.read_losses()
 
     def end_epoch(self):
-        "Evaluate, log a row, save a snapshot and a checkpoint."
+        "Evaluate, log a row, save a snapshot and a checkpoint; nothing where a stop came first."
         self.read_losses()
         position, config = self.position, self.config
         epoch = position.step // self.steps_per_epoch
+        if (scores := self.scores(epoch)) is None:
+            return
+        position.due = False
         row = dict(step=position.step, epoch=epoch, images=position.step * config.batch_size)
         row |= dict(seconds=round(position.seconds, 1)) | position.mean_losses
-        row |= dict(lr=self.phases[-1].optimizer.param_groups[0]["lr"]) | self.scores(epoch)
+        row |= dict(lr=self.phases[-1].optimizer.param_groups[0]["lr"]) | scores
         if config.best and config.best not in row:
             self.save_checkpoint()
             raise ParameterError(f"`best` is {config.best!r}, which is not among {sorted(row)}")
@@ -401,7 +410,7 @@ class Trainer:
         else:
             seed_everything(self.config.seed)
         if self.is_writer:
-            self.log.cut(self.position.step)
+            self.log.cut(self.position.step - self.position.due)
 
     def new_trackers(self) -> Trackers | None:
         "The services that the run reports to, with its parameters; one process does."
@@ -498,12 +507,15 @@ class Trainer:
 
     # the end of an epoch
 
-    def scores(self, epoch: int) -> dict:
+    def scores(self, epoch: int) -> dict | None:  # None: a stop came before their end
         "The scores of `evaluate`, which one process computes for all."
-        found = [{}]
+        found, networks = [{}], self.modules.values()
         if self.evaluate and self.accelerator.is_main_process:
-            with fork_rng(self.config.seed), evaluating(self.modules.values()):
-                found = [self.evaluate(epoch)]
+            try:
+                with fork_rng(self.config.seed), evaluating(networks), self.signals.may_break():
+                    found = [self.evaluate(epoch) or {}]
+            except KeyboardInterrupt:
+                found = [None]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(found)
         return found[0]
@@ -565,9 +577,10 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        "Whether all epochs are done, or patience ran out."
+        "Whether all epochs are done and evaluated, or patience ran out."
         patience, position = self.config.patience, self.position
-        return position.step >= self.total or bool(patience and position.waited >= patience)
+        ended = position.step >= self.total or bool(patience and position.waited >= patience)
+        return ended and not position.due
 
     def time_is_up(self) -> bool:
         "Whether `max_minutes` are over."
@@ -631,7 +644,7 @@ class Trainer:
 
     def print_cost(self):
         "Print what the rest of the training will cost."
-        if self.finished:
+        if self.finished or self.position.due:
             return
         reset_peak(self.device)
         with self.enough_memory():

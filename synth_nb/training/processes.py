@@ -184,11 +184,33 @@ def accelerator_for(
     return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=handlers)
 
 # %% ../../nbs/library/training/processes.ipynb #a9b34c16
+class Signals(list):
+    "Numbers of the signals that came."
+    breakable = False  # whether the next one ends what runs
+
+    def receive(self, number: int):
+        self.append(number)
+        if self.breakable:
+            self.breakable = False
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def may_break(self):
+        "What a signal ends at once, by `KeyboardInterrupt`; one that came before does so too."
+        try:
+            self.breakable = True
+            if self:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.breakable = False
+
+# %% ../../nbs/library/training/processes.ipynb #375e3250
 @contextmanager
-def deferred_signals():  # yields a list; a signal's number is in it once it came
+def deferred_signals():  # yields `Signals`
     "Collect the signals that stop a program instead of ending by them (in the main thread)."
-    caught = []
-    with on_stop(caught.append):
+    caught = Signals()
+    with on_stop(caught.receive):
         yield caught
 
 # %% ../../nbs/library/training/processes.ipynb #6c68c189
