@@ -21,6 +21,7 @@ HOME = Path(__file__).parent.parent / "synth_nb"
 LEVELS = [  # what is on no level is a model: below the tools, above all else
     {"core", "metrics"}, {"figures", "training"}, {"data", "embedders"}, {"evaluation"}]
 MODELS, TOP = len(LEVELS), {"tools": len(LEVELS) + 1}
+MOST_PUBLIC = 700  # names: each is a promise, and a line of the page of names
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -70,6 +71,20 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
     except CycleError as error:
         return error.args[1]
     return []
+
+
+def public_names(file: Path) -> list[str]:
+    "The names in a module's `__all__`."
+    lists = (node.value for node in ast.parse(file.read_text(encoding="utf-8")).body
+             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+    return next(map(ast.literal_eval, lists), [])
+
+
+def test_public_names_are_few():
+    files = [file for file in modules(HOME).values() if file.name != "__init__.py"]
+    found = sum(len(public_names(file)) for file in files)
+    assert 300 < found <= MOST_PUBLIC, (
+        f"{found} public names: give `#| exporti` to what only its own package uses")
 
 
 def package_of(name: str) -> str:

@@ -16,8 +16,7 @@ if TYPE_CHECKING:  # imported where it is used: not every program that opens dat
     import pandas as pd
 
 # %% auto #0
-__all__ = ['ORIENTATIONS', 'thumbnail', 'low_frequencies', 'perceptual_hashes', 'check_thresholds', 'find_near',
-           'identical_groups', 'all_pairs', 'leaked_images', 'copy_clusters']
+__all__ = ['perceptual_hashes', 'find_near', 'identical_groups', 'leaked_images']
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #7b4aedb2
 from ..cache import parallel_map
