@@ -216,8 +216,8 @@ def arguments(workers: int, record: Path | None, words: list[str]) -> list[str]:
     own = [f"--rootdir={ROOT}", f"--first={SECONDS}", *([f"--done={record}"] if record else [])]
     quiet = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     # else every test's folder stays until the end, and those of the two times before
-    kept = ["-o", "tmp_path_retention_policy=failed", "-o", "tmp_path_retention_count=1"]
-    return [*share, *own, *quiet, *kept, "-p", "notebooks", *words, *paths]
+    tidy = ["-o", "tmp_path_retention_policy=failed", "-o", "tmp_path_retention_count=1"]
+    return [*share, *own, *quiet, *tidy, "-p", "notebooks", *words, *paths]
 
 
 def check_room(folder: str):

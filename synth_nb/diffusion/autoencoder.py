@@ -81,8 +81,9 @@ def colour_axes(dataset: ImageDataset, limit: int = 256) -> Tensor:  # (C, C), s
     rows = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().long().tolist()
     pixels = to_float(dataset[rows]["image"]).double().transpose(0, 1).flatten(1)
     variances, axes = torch.linalg.eigh(torch.cov(pixels).view(len(pixels), -1))
-    spread = variances.clamp(min=0).sqrt()
-    lift = (spread.max() / spread.clamp(min=spread.max().clamp(min=1e-6) / 16)).clamp(min=1).sqrt()
+    stds = variances.clamp(min=0).sqrt()
+    largest = stds.max().clamp(min=1e-6)
+    lift = (largest / stds.clamp(min=largest / 16)).clamp(min=1).sqrt()
     return (axes * lift @ axes.T).float()
 
 
