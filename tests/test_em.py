@@ -128,7 +128,7 @@ def test_sides_that_a_network_cannot_halve(tmp_path):
     assert Pairs(images, masks, crop_for(100, (100, 60), 8))[[0, 1]]["image"].shape[2:] == (56, 56)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.5, True, float("nan")])
+@pytest.mark.parametrize("value", [-0.1, 1.5, True, float("nan"), None, [0.5]])
 def test_a_threshold_that_is_none(value):
     with pytest.raises(ParameterError, match="`threshold` must be 0 … 1"):
         check_threshold(value)

@@ -450,3 +450,10 @@ def test_classes_in_an_image_folder(tmp_path):
     export(ds, tmp_path / "again")  # the data set's own masks and names
     again = open_dataset(tmp_path / "again", 24)
     assert again.mask_classes == names and np.array_equal(again.masks, masks)
+
+
+def test_the_card_says_what_masks_hold(tmp_path):
+    maps = images(3, 1, seed=1)[:, 0] % 3
+    export(images(3), tmp_path / "set", masks=maps, mask_classes=["glass", "tissue", "nuclei"])
+    card = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    assert "masks (numbers of classes)" in card and "0 or 255" not in card

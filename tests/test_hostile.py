@@ -9,13 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from synth_nb.core.parameters import ParameterError
 from synth_nb.core.runs import open_run, read_manifest
 from synth_nb.data import open_dataset
 from synth_nb.data.quality.audit import audit
 from synth_nb.diffusion.captions import read_rows
-from synth_nb.tools import report
+from synth_nb.tools import grid, report
 from synth_nb.tools.grid import as_html
-from synth_nb.tools.share import card_text, model_card, read_record
+from synth_nb.tools.report import compare_originals
+from synth_nb.tools.share import card_text, export_model, model_card, read_record
 from synth_nb.training.log import read_metrics
 
 TAG, LINK = "<script>alert(1)</script>", "[look](javascript:alert(1))"
@@ -115,3 +117,41 @@ def test_other_threads_are_said_on_resume(tmp_path, monkeypatch, capsys):
     assert "goes on with threads 7: rounding differs" in message
     open_run("none", *what).finish("complete")
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_without_a_status_is_no_finished_run(tmp_path):
+    run = run_of(tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items()
+                                                   if k != "status"}))
+    with pytest.raises(ParameterError, match="it is no finished run: its status is None"):
+        read_record(run)
+
+
+def test_an_export_onto_a_file_says_what_to_do(tmp_path):
+    (run := run_of(tmp_path / "run")).joinpath("model").mkdir()
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds something else: choose another `folder`"):
+        export_model(run, tmp_path / "taken")
+
+
+def test_a_log_without_rows_has_no_number(tmp_path):
+    run = run_of(tmp_path / "06_em_ddpm" / "run", notebook="06_em_ddpm")
+    (run / "autoencoder").mkdir()
+    (run / "autoencoder" / "metrics.csv").write_text("step,loss_held_out\n")
+    table = compare_originals([run]).loc["micrographs, autoencoder"]
+    assert table["ours"] == "none"
+
+
+@pytest.mark.parametrize("words", [[], ["report"], ["report", "smoke", "two"], ["run", "x", "y"],
+                                   ["other", "smoke", "2"]])
+def test_a_wrong_call_of_the_grid_shows_its_usage(words, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["grid", *words])
+    with pytest.raises(SystemExit, match=r"usage: python -m synth_nb\.tools\.grid"):
+        grid.main()
+
+
+def test_a_notebook_that_a_profile_lacks_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["grid", "run", "00_none", "smoke", str(tmp_path / "mark")])
+    with pytest.raises(SystemExit, match="profile 'smoke' has no parameter file of '00_none'"):
+        grid.main()

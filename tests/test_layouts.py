@@ -17,6 +17,7 @@ from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError, check_trainable, held_out_of, open_dataset
 from synth_nb.data.dataset import with_split
 from synth_nb.data.quality.audit import audit
+from synth_nb.data.readers import volumes
 from synth_nb.data.readers.find import find_source
 
 
@@ -1627,3 +1628,16 @@ def test_a_table_of_another_extension(tmp_path):
     files = {f"images/{f}": photo(f) for f, _ in ROWS}
     table = "file,label\n" + "".join(f"{f[:3]}.jpg,{c}\n" for f, c in ROWS)
     assert opened(write(tmp_path, files | {"t.csv": table.encode()}))[0].classes == ["a", "b"]
+
+
+def test_volumes_leave_the_memory(tmp_path, monkeypatch):
+    nibabel = pytest.importorskip("nibabel")
+    pixels = np.random.default_rng(0).integers(0, 900, (6, 16, 16, 9), np.int16)
+    for i, values in enumerate(pixels):
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / f"{i}.nii.gz")
+    loaded = [volumes.Volume(path, volumes.Slices()) for path in sorted(tmp_path.glob("*.gz"))]
+    monkeypatch.setattr(volumes, "MOST_UNPACKED", 2 * pixels[0].nbytes)
+    for i in range(9):  # from one to the next, and back again
+        for one, values in zip(loaded, pixels, strict=True):
+            assert np.array_equal(one(i), np.rot90(values[..., i]))
+            assert sum(v.values is not None for v in loaded) <= 2

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from synth_nb.core.seeding import seed_everything
+from synth_nb.training import memory
 from synth_nb.training.memory import enable_checkpointing
 
 
@@ -244,3 +245,9 @@ def test_an_autoencoder_names_its_own_parameters(tmp_path):
         fit_vae(tmp_path, sections, 4, device="cpu", width=8)
     reason = "the memory is too small; lower `vae_width` or `chunk`"
     assert str(caught.value) == f"autoencoder, step 0: {reason}"
+
+
+def test_a_peak_that_cannot_be_reset_stops_no_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CLEAR", tmp_path)  # as where nobody may write it
+    memory.reset_peak(torch.device("cpu"))
+    assert memory.peak_bytes(torch.device("cpu")) > 0

@@ -9,14 +9,16 @@ import torch
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.embedders import load_embedder
-from synth_nb.evaluation import write_report
+from synth_nb.evaluation import evaluate_run, write_report
 from synth_nb.evaluation.power import (
     Grams,
     chooser,
     draw_scores,
+    exchange_alarms,
     fault_pool,
     make_pools,
     power_table,
+    split_pool,
     take_draws,
     threshold,
 )
@@ -165,3 +167,55 @@ def test_a_number_between_two_of_the_table_lies_between_their_powers():
              for n in (low, (low + high) // 2, high)]
     for a, b, c in zip(*found, strict=True):
         assert a["power"] - 0.01 <= b["power"] <= c["power"] + 0.01
+
+
+def test_false_alarms_are_those_of_the_level(pools):
+    "Studies decided by exchange: 5 % on average, whatever the score; counts may give fewer."
+    plain = Grams(pools, pools.pool)
+    wanted = {"frechet", "kernel", "recall", "vendi"}
+    alarms = exchange_alarms(plain, chooser(pools.pool, "", 0, 0), 20, wanted, [1], 240)
+    for name, found in alarms.items():
+        assert len(found) == 240
+        assert (0.02 if name in ("frechet", "kernel") else 0) < np.mean(found) <= 0.1, name
+
+
+def test_an_exchange_notices_what_the_table_says_it_does(pools):
+    pool, behind = fault_pool(pools, "blur", FAULTS["blur"].severities[2])
+    choose = chooser(pool, "blur", FAULTS["blur"].severities[2], behind)
+    grams = Grams(pools, pool)
+    found = exchange_alarms(grams, choose, 24, {"kernel", "frechet"}, [2], 20)
+    assert all(np.mean(x) > 0.8 for x in found.values())
+    assert exchange_alarms(grams, choose, 60, {"kernel"}, [2], 20) == {}  # 81 images are too few
+
+
+def test_no_patient_is_on_both_sides(embedder):
+    "Real images of a draw, and what is left for the generator, share no group."
+    world = make_world("letters", 100, 32)
+    groups = [f"patient {i // 7}" for i in range(100)]
+    rng, within = np.random.default_rng(0), np.arange(5, 95)
+    for _ in range(50):
+        a, left = split_pool(within, 30, groups, rng)
+        assert len(a) == 30 and set(a) | set(left) <= set(within)
+        assert not {groups[i] for i in a} & {groups[i] for i in left}
+    many = ImageSet("p", world.images, world.labels, world.classes, groups)
+    rows, about = own_power(many, None, embedder, 30, draws=20)
+    assert about["groups"] == 15 and len(rows)
+    big = ImageSet("p", world.images, world.labels, world.classes, ["a"] * 80 + groups[80:])
+    found = own_power(big, None, embedder, 30, draws=20)
+    assert found is not None and found[1]["groups"] == 0  # too few groups to draw by
+
+
+def test_a_report_measures_its_powers_on_its_own_images(embedder, tmp_path):
+    world = make_world("letters", 210, 32)
+    sets = [world.select(range(a, a + 70)) for a in (0, 70, 140)]
+    for one, title in zip(sets, ("real", "training", "synthetic"), strict=True):
+        one.title = title
+    real, train, fake = sets
+    evaluate_run(tmp_path, real, train, [fake], [embedder], power_draws=20)
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert stored["power"]["table"]["own"] == 70 and stored["power"]["n"] == 35
+    assert "measured on 70 of these real images" in (tmp_path / "report.md").read_text()
+    p = {row["metric"]: row["p_value"] for row in stored["numbers"]}
+    assert p["frechet"] > 0.025 and p["kernel"] > 0.025 and p["vendi"] is None
+    evaluate_run(tmp_path, real, train, [fake], [embedder], power_draws=0)
+    assert "own" not in json.loads((tmp_path / "evaluation.json").read_text())["power"]["table"]

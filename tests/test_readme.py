@@ -11,6 +11,9 @@ import pytest
 import readme
 import torch
 
+from synth_nb.evaluation.sentences import score_words
+from synth_nb.evaluation.worlds import FAULTS
+
 ROOT = Path(__file__).parent.parent
 TWINS = ["README.md", "README.tr.md"]
 RESULTS, STATUS = "nbs/guides/results.md", "nbs/guides/status.md"
@@ -183,6 +186,48 @@ def test_the_page_about_metrics_says_what_the_demo_says():
         f"gets {number(scores['reconstructions']['top1'], 2)}",
     ]
     assert [words for words in expected if words not in page] == []
+
+
+def lines_of_power() -> list[str]:
+    "The powers of the kept run, and how often what is stated is observed, by its own file."
+    stored, lines, cells = run_json("08_power", "power.json"), [], {}
+    for row in stored["rows"]:
+        one = dict(zip(stored["columns"], row, strict=True))
+        cells.setdefault((one["fault"], one["severity"]), []).append(one)
+    for (fault, severity), part in cells.items():
+        if severity == FAULTS[fault].severities[1]:
+            ends = [[number(one[end], 2) for end in ("low", "high")] for one in part]
+            text = " | ".join(a if a == b else f"{a} to {b}" for a, b in ends)
+            words = FAULTS[fault].sentence(severity).replace("%", " %")
+            lines.append(f"| {words} | {score_words(part[0]['metric'])} | {text} |")
+    held = {(row["how"], row[""]): row for row in table_of("08_power", "held.csv")}
+    titles = dict(letters="letters", phantoms="MR phantoms",
+                  sections="sections of an electron microscope",
+                  he_oral="photographs of oral tissue")  # fmt: skip
+    held_copies = [fault for fault, one in FAULTS.items() if one.kind == "copies"]
+    good = many = sure = 0
+    for world, title in titles.items():
+        own, table = held["own images", world], held["table", world]
+        share, of, stated, right = (float(own[name]) for name in (
+            "within 0.1", "settings", "said to be noticed", "of these with 0.7"))  # fmt: skip
+        good, many, sure = good + round(share * of), many + of, sure + stated
+        assert right == 1
+        lines.append(
+            f"| {title} | {share:.0%} of {of:.0f} | {stated:.0f}, 100% | "
+            f"{float(table['within 0.1']):.0%} of {float(table['settings']):.0f} | "
+            f"{number(table['width of the range'], 2)} | "
+            f"{float(table['said to be noticed']):.0f}, {float(table['of these with 0.7']):.0%} |")
+    lines.append(f"within 0.1 in {good / many:.0%} of {many:.0f} settings")
+    lines.append(f"of {sure:.0f} faults that it said are noticed {sure:.0f} were")
+    kinds = {round(float(held["own images", one]["within 0.1"]), 2) for one in held_copies}
+    assert len(kinds) == 1
+    lines.append(f"only {kinds.pop():.0%} of their settings hold")
+    return [line.replace("%", " %").replace("  %", " %") for line in lines]
+
+
+def test_the_page_about_metrics_says_what_the_power_study_says():
+    page = text_of("nbs/guides/reading_metrics.md")
+    assert [words for words in lines_of_power() if words not in page] == []
 
 
 def flagged(run: str) -> tuple[int, int, bool]:

@@ -97,3 +97,10 @@ def test_the_commit_of_another_project_is_not_taken_for_ours(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = synth_nb\n")
     assert len(code_version()["commit"]) == 40
+
+
+def test_a_word_that_looks_like_a_path_stays_a_word(tmp_path):
+    words = dict(outputs=str(tmp_path), word="~5 cells", prompt="a/" + "b" * 300)
+    run = open_run("none", words, dict(fingerprint="a"))
+    there = run.manifest["parameters"]
+    assert (there["word"], there["prompt"]) == (words["word"], words["prompt"])

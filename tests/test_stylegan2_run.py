@@ -434,3 +434,12 @@ def test_layers_that_were_not_loaded_cannot_be_frozen(tmp_path):
     assert exported.D.keys() == D.state_dict().keys()
     half = read_pretrained(stored(tmp_path / "half", 32, 1, average=False))
     assert all(torch.equal(half.G_ema[k], half.G[k]) for k in half.G)
+
+
+def test_random_noise_needs_a_seed_for_each_image():
+    G = Generator(8, 0, 8, 16, 1, dict(num_layers=1), dict(channel_base=64, channel_max=8))
+    model = StyleToImage(G)
+    styles = model.styles(torch.zeros(2, 8))
+    with pytest.raises(ParameterError, match="needs `seeds`, one for each of the 2 images, got 0"):
+        model.images(styles, "random")
+    assert model.images(styles, "random", [1, 2]).shape == (2, 1, 16, 16)

@@ -315,3 +315,20 @@ def test_a_training_reports_its_rows_and_sheets(tmp_path, monkeypatch):
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Images("samples")] == [2, 4]
     assert [event.step for event in events.Scalars("loss")] == [2, 4]
+
+
+def test_a_lazy_phase_counts_by_its_share(tmp_path, monkeypatch):
+    clock, net = [0.0], nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+
+    def phase(name, seconds, every):
+        def loss(nets, batch):
+            clock[0] += seconds
+            return nets["net"](batch["image"][:, 0, 0, :1].float()).mean()
+
+        return Phase(loss, optimizer, name, every)
+
+    phases = [phase("main", 1.0, 1), phase("lazy", 8.0, 16)]
+    config = TrainingConfig(1, 2, device="cpu")
+    assert Trainer(tmp_path, Faces(), dict(net=net), phases, config).step_seconds() == 1.5

@@ -63,7 +63,7 @@ def damage(
         return f"is damaged: it cannot be read ({error.strerror})"
     return "" if right else "is damaged: its bytes are not those that were written"
 
-
+# %% ../../nbs/library/core/checksums.ipynb #4cdffad8
 def _damage_in(folder: Path, listed: Path) -> str:
     try:
         sums = dict(json.loads(listed.read_bytes()))

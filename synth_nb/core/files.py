@@ -37,7 +37,7 @@ def resolve(
     path: str | Path,  # absolute, `~`, or relative to the project root
 ) -> Path:  # absolute; need not exist
     "An absolute path; relative ones start at the project root."
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # unlike pathlib's it leaves `~5 cells` as it is
     return path if path.is_absolute() else project_root() / path
 
 # %% ../../nbs/library/core/files.ipynb #42479758

@@ -54,7 +54,7 @@ def cast(
         return value if isinstance(value, bool) else _BOOLS[str(value).lower()]
     if kind in (int, float):
         return _number(value, kind)
-    if kind is str and (isinstance(value, (str, int)) or _number(value, float)):
+    if kind is str and (isinstance(value, (str, int)) or _number(value, float) is not None):
         return str(value)
     if list in (kind, origin):
         return _cast_list(value, (typing.get_args(kind) or (None,))[0])
@@ -83,7 +83,8 @@ LIMITS = {  # name → lowest and highest value, None: none; of texts and lists 
     **dict.fromkeys(["beta1", "beta2", "dropout"], (0, "below 1")),
     **dict.fromkeys(["ema", "lr_decay_fraction"], (0, 1)),
     **dict.fromkeys(["lr", "vae_lr"], ("above 0", 1)),
-    **dict.fromkeys(["gamma", "snr_gamma", "beta", "mpp", "mpp_of_slide"], (0, 1000)),
+    **dict.fromkeys(["gamma", "snr_gamma", "beta"], (0, 1000)),
+    **dict.fromkeys(["mpp", "mpp_of_slide"], (0, 100)),  # as slides are cut; 0: not given
     **dict.fromkeys(["levels", "pair_levels"], (1, 8)),
     **dict.fromkeys(["dataset", "outputs", "embedder", "eval_embedders"], (1, None)),
     **dict(n_samples=(12, 10**5), n_synthetic=(1, 10**5), seed=(0, 2**32 - 1), seeds=(1, 1000)),

@@ -238,7 +238,7 @@ def _check_machine(run: Run, machine: dict):
         print(f"{run} was computed with {before} and goes on with {now}: rounding differs, so it "
               "ends with other weights than one that was not stopped")
 
-
+# %% ../../nbs/library/core/runs.ipynb #c6d899bc
 def _started(run: Run, identity: dict, parameters: dict, data: dict, loader: str) -> Run:
     "Write the manifest of a run that begins or goes on."
     parameters, data = _relative(parameters), _relative(data)
@@ -394,7 +394,7 @@ def load_model(
     loaded.release = _release_of(loaded, home)
     return loaded
 
-
+# %% ../../nbs/library/core/runs.ipynb #894bfbab
 def _loaded(load: Callable, model: Path, device: torch.device):  # load: from the table
     "A model, or one sentence of the kinds that `load_model` promises, whatever a library raises."
     try:

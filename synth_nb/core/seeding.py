@@ -28,7 +28,7 @@ def seed_everything(
 # %% ../../nbs/library/core/seeding.ipynb #697e9546
 def derive_seed(
     seed: int,  # 0 … 2³²-1
-    number: int,  # of the part: 0, 1, …
+    number: int | str,  # of the part: 0, 1, …; or its name
 ) -> int:  # 0 … 2³²-1
     "Seed of a numbered part: unrelated for every seed and number."
     return int(digest(seed, number)[:8], 16)

@@ -97,7 +97,7 @@ def load_tensors(
         raise ValueError(f"{display_path(path)} is damaged: it holds no weights under names")
     return found
 
-
+# %% ../../nbs/library/core/weights.ipynb #c35971ea
 def _check_tensors(found, name: str = "it"):
     # found: what a file holds
     "Raise `ValueError` for a tensor that has fewer numbers than it says."

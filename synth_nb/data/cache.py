@@ -192,6 +192,8 @@ def check_bad(
     "Raise `DataError` when less than half of the images, or none, can be used."
     bad = [(key, why) for key, why in bad if why != GAP]  # left out on purpose
     n = len(source) + sum(why != GAP for _, why in source.skipped)
+    if not n:
+        raise DataError(f"{source.name} has no images")
     if 2 * len(bad) <= n and len(bad) < n:
         return
     first = f"the first is {bad[0][0]} ({bad[0][1]})"
@@ -210,7 +212,7 @@ class Decoded:
     skipped: list[tuple[str, str]]  # (key, why) of the others
     limits: tuple[float, float] | None = None  # stored values that became 0 and 255, of files
 
-
+# %% ../../nbs/library/data/cache.ipynb #d7878775
 def decode_source(
     source: Source,
     shape: tuple[int, int, int],  # (C, H, W) before cropping

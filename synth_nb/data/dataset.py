@@ -215,11 +215,22 @@ def rows_of(
     ds: ImageDataset,
 ) -> np.ndarray:  # (N, C, H, W) uint8, a mask as the last channel
     "The pixels of a data set: a view where its rows follow one another, else a copy."
-    start, n = int(ds.rows[0]), len(ds)
+    start, n = int(ds.rows[0]) if len(ds) else 0, len(ds)
     run = np.array_equal(ds.rows, np.arange(start, start + n))
     return ds.pixels[start : start + n] if run else ds.pixels[ds.rows]
 
 # %% ../../nbs/library/data/dataset.ipynb #fc6b38d0
+def positions_in(
+    ds: ImageDataset,
+    index,  # an int, or ints, a slice or a bool mask; none at all is no image
+) -> np.ndarray:  # int, () or (n,)
+    "Positions from 0 on, of whatever indexes N images. Raises `IndexError` outside of them."
+    if not isinstance(index, slice):
+        index = np.asarray(index)
+        index = index if index.size else index.astype(int)
+    return np.arange(len(ds))[index]
+
+
 def crops_of(
     ds: "ImageDataset | Source",
     chosen,  # rows
@@ -228,13 +239,13 @@ def crops_of(
     found = {name: getattr(ds, name) for name in ("positions", "sides")}
     return {name: None if value is None else value[chosen] for name, value in found.items()}
 
-
+# %% ../../nbs/library/data/dataset.ipynb #8fb549e1
 def take(
     ds: ImageDataset,
     indices,  # ints, a slice or a bool mask: whatever indexes N images
 ) -> ImageDataset:  # shares the array
     "Some of a data set's images."
-    chosen = np.arange(len(ds))[np.asarray(indices) if not isinstance(indices, slice) else indices]
+    chosen = positions_in(ds, indices)
     lists = {name: [getattr(ds, name)[i] for i in chosen]
              for name in ("keys", "groups", "split", "hashes")}
     labels = ds.labels[torch.from_numpy(chosen)]
@@ -246,7 +257,7 @@ def fetch(
     index,  # an int, or ints, a slice or a bool mask
 ) -> dict:  # image (C, H, W), mask (1, H, W), label int, key; or a batch of them, label int64
     "One image or a batch, uint8, copied out of the array. Raises `IndexError` outside of it."
-    chosen = np.arange(len(ds))[index if isinstance(index, slice) else np.asarray(index)]
+    chosen = positions_in(ds, index)
     both = torch.from_numpy(np.asarray(ds.pixels[np.atleast_1d(ds.rows[chosen])]))
     parts = dict(image=both[:, : ds.channels]) | (dict(mask=both[:, -1:]) if ds.masked else {})
     if chosen.ndim == 0:
@@ -298,7 +309,7 @@ def mask_shares(ds: ImageDataset) -> str:
     return some_names([f"{name} {share:.1%}" for name, share
                        in zip(ds.mask_classes[1:], counts[1:], strict=True)], 8)
 
-
+# %% ../../nbs/library/data/dataset.ipynb #6c984cd1
 def explanation(
     ds: ImageDataset,
 ) -> str:  # at most ten lines
@@ -338,7 +349,7 @@ def with_note(
         return about | dict(doubts=[*about.get("doubts", ()), note])
     return about | dict(read_as="; ".join(filter(None, [about.get("read_as"), note])))
 
-
+# %% ../../nbs/library/data/dataset.ipynb #9887b0a8
 def class_doubts(
     classes: list[str],
     labels: list[int],
@@ -363,7 +374,7 @@ def class_doubts(
                and max(map(len, names)) > 1]  # W and w are two letters
     return doubts
 
-
+# %% ../../nbs/library/data/dataset.ipynb #36490cb4
 def pixel_doubts(pixels: np.ndarray, keys: list[str], most: int = 64) -> list[str]:
     # pixels: (N, C, H, W) uint8; most: images to look at → sentences
     "Whether all images are nearly black, as 12 bits in 16 are, or some look like masks."
@@ -386,7 +397,7 @@ def _two_values(image):
     dark, bright = (image < 9).mean(), (image > 246).mean()
     return (min(dark, bright) > 0.02 and dark + bright > 0.9) or image.max() < 16
 
-
+# %% ../../nbs/library/data/dataset.ipynb #0cf24c54
 def without_gap(
     ds: ImageDataset,
 ) -> ImageDataset:
@@ -509,7 +520,7 @@ def held_out_of(
     raise DataError(f"{there}, and {least} are the least that can be compared: give more images, "
                     "or raise `val_fraction`")
 
-
+# %% ../../nbs/library/data/dataset.ipynb #75d50023
 def check_trainable(
     ds: ImageDataset,
 ):

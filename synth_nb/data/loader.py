@@ -9,6 +9,7 @@ __all__ = ['SYMMETRIES', 'view', 'largest_symmetry', 'Views']
 import torch
 from torch import Tensor
 
+from ..core.parameters import ParameterError, check_value
 from ..core.seeding import thread_generator
 from .dataset import ImageDataset, rows_of
 
@@ -51,6 +52,11 @@ class Views:
         symmetry: str = "dihedral",  # none, flip, or dihedral: turned too, square images only
         device: torch.device | str | None = None,  # keep a copy of all images there
     ):
+        check_value("symmetry", symmetry)
+        height, width = dataset.image_size
+        if symmetry == "dihedral" and height != width:
+            raise ParameterError("parameter `symmetry` is dihedral, which turns images by 90°: "
+                                 f"images of {height}x{width} pixels take flip or none")
         self.dataset, self.views, self.keys = dataset, SYMMETRIES[symmetry], dataset.keys
         self.copy = None if device is None else torch.tensor(rows_of(dataset), device=device)
 

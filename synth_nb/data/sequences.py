@@ -56,6 +56,9 @@ def neighbour_ratio(
     return float(np.median(near) / max(np.median(far), 1e-6))
 
 # %% ../../nbs/library/data/sequences.ipynb #475d55c1
+END_HELD_OUT = ("nothing is held out", "the end is held out")
+
+
 def split_end(
     n: int,  # images, in order
     val_fraction: float,  # of them
@@ -78,7 +81,8 @@ def split_sequence(
     "Splits of one sequence, or groups of several; None where images are few or in no order."
     n = len(keys)
     if n >= 8 and pages_of_one_file(keys) and len(set(labels)) == 1:
-        return split_end(n, val_fraction), None, "pages of one file: the end is held out"
+        split = split_end(n, val_fraction)
+        return split, None, "pages of one file: " + END_HELD_OUT["val" in split]
     found = running_numbers(keys) if n >= 16 else None
     if found is None:
         return None, None, ""
@@ -100,4 +104,4 @@ def split_sequence(
     split = [""] * n
     for end, i in zip(ends, order, strict=True):
         split[i] = end
-    return split, None, f"{alike}: the end is held out"
+    return split, None, f"{alike}: {END_HELD_OUT['val' in split]}"

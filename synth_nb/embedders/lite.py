@@ -86,11 +86,11 @@ def _lite0(input_size: int | None) -> Embedder:
 # %% ../../nbs/library/embedders/lite.ipynb #605b4e93
 @register_embedder("efficientnet_lite1")
 def _lite1(input_size: int | None) -> Embedder:
-    "Offline judge, second opinion: no loss ever uses it."
+    "Offline, for evaluation alone, as a second opinion: no loss ever uses it."
     return _lite("efficientnet_lite1", input_size)
 
 # %% ../../nbs/library/embedders/lite.ipynb #a668be2a
 @register_embedder("efficientnet_lite2")
 def _lite2(input_size: int | None) -> Embedder:
-    "Offline judge: no loss ever uses it."
+    "Offline, for evaluation alone: no loss ever uses it."
     return _lite("efficientnet_lite2", input_size)

@@ -75,7 +75,7 @@ def refuse_network(folder: Path, weights: dict[str, Tensor]):
     raise ParameterError(f"{display_path(folder)} is the state of another network: it has "
                          f"{count:.2f} million weights, and there are {sizes}")
 
-
+# %% ../../nbs/library/emnist/states.ipynb #39178258
 def network_for(folder: Path, weights: dict[str, Tensor], image_size: int = 28) -> UNet2DModel:
     # image_size: pixels
     "The network of these weights. Raises `ParameterError` for one that is none of ours."

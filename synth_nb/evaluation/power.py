@@ -8,7 +8,7 @@ __all__ = ['power_table']
 # %% ../../nbs/library/evaluation/power.ipynb #332ec29f
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from ..core.progress import with_progress
 from ..embedders import Embedder, embed_images, image_keys
 from .copies import (
     SymmetricViews, flag_in_spaces, relative_distance, thumbnails)
-from .scores import NEIGHBOURS
+from .scores import LEVEL, NEIGHBOURS, usable_groups
 from .sets import ImageSet, shared_images
 from .worlds import FAULTS, as_world, changed, keep_rows, swap_labels
 from ..metrics import classifier_two_sample_test, nearest_neighbour
@@ -82,6 +82,7 @@ def make_pools(world: ImageSet, embedder: Embedder, seed: int = 0,
     "Embed a world once."
     train, images = (train, world) if train else cut_world(as_world(world), seed)
     images = images.select(np.setdiff1d(np.arange(len(images)), shared_images(images, train)))
+    images = replace(images, groups=usable_groups(images)[0])
     views = SymmetricViews(train.images)
     seen = dict(features=embed_images(embedder, views).double(), pixels=thumbnails(views).double())
     pools = Pools(world.title, embedder, train, images, None, seen, ())
@@ -267,7 +268,6 @@ def wanted_scores(fault: str) -> set[str]:
     return {"kernel_by_class"} if kind == "labels" else OF_SETS
 
 # %% ../../nbs/library/evaluation/power.ipynb #625d025e
-LEVEL = 0.05  # of false alarms
 SLOW = {"accuracy", "likelihood", "frechet_infinity"}  # these take long: fewer draws
 ALONE = ["vendi", "authenticity"]  # are of one side alone
 # images up to which a score that takes long is measured
@@ -286,6 +286,19 @@ def threshold(values: np.ndarray, level: float = LEVEL) -> float:
     return float(np.sort(values)[-rank]) if rank else float("inf")
 
 
+def split_pool(within: np.ndarray, n: int, groups: list[str] | None, rng: np.random.Generator
+               ) -> tuple[np.ndarray, np.ndarray]:
+    # within: rows of the pool; groups: of all its rows → n rows, rows that share no group with them
+    "Real images of a draw, and what is left for the generated ones."
+    order = rng.permutation(within)
+    if groups is None:
+        return order[:n], order[n:]
+    names = np.unique(np.asarray(groups)[order], return_inverse=True)[1]
+    order = order[np.argsort(rng.permutation(names.max() + 1)[names], kind="stable")]
+    first = np.asarray(groups)[order[:n]]
+    return order[:n], order[n:][~np.isin(np.asarray(groups)[order[n:]], first)]
+
+
 def take_draws(grams: Grams, choose: Choose, n: int, wanted: set[str], repeats: int,
                seed: list, within: np.ndarray | None = None) -> dict[str, np.ndarray]:
     # within: rows of the pool, None: all → score → (R,), high is bad; {} where they are too few
@@ -293,12 +306,12 @@ def take_draws(grams: Grams, choose: Choose, n: int, wanted: set[str], repeats: 
     rng, rows = np.random.default_rng(seed), []
     within = np.arange(len(grams.a)) if within is None else within
     for _ in range(repeats if 2 * n <= len(within) else 0):
-        order = rng.permutation(within)
-        b, labels = choose(n, order[n:], rng)
+        a, left = split_pool(within, n, grams.pools.images.groups, rng)
+        b, labels = choose(n, left, rng)
         if len(b) < n:
             return {}
-        rows.append(draw_scores(grams, torch.from_numpy(order[:n]), torch.from_numpy(b), labels,
-                                wanted, rng))
+        rows.append(draw_scores(grams, torch.from_numpy(a), torch.from_numpy(b), labels, wanted,
+                                rng))
     found = {name: DIRECTION[name] * np.array([row[name] for row in rows])
              for name in (wanted if rows else ())}
     for name in found.keys() & ALONE:
@@ -316,22 +329,52 @@ def all_draws(grams: Grams, choose: Choose, n: int, wanted: set[str], repeats: i
     return found | take_draws(grams, choose, n, wanted & SLOW, slow, seed)
 
 # %% ../../nbs/library/evaluation/power.ipynb #b29e5798
-STUDIES = 24  # simulated ones, to count false alarms
+STUDIES = 40  # simulated ones, to count alarms
+
+
+class Mixed(Grams):
+    "Products of one draw, whose 2n images may be on either side."
+
+    def __init__(self, grams: Grams, a: Tensor, b: Tensor, labels: np.ndarray):
+        p = Drawn(grams, a, b).held
+        self.real = torch.cat([torch.cat([p[0, 0], p[0, 1]], 1),
+                               torch.cat([p[0, 1].T, p[1, 1]], 1)])
+        self.cross = self.own = self.real
+        one, two = grams.pools.pool, grams.fake
+        self.a = torch.cat([one.features[a], two.features[b]])
+        near = {name: torch.cat([one.near[name][a], two.near[name][b]]) for name in one.near}
+        self.fake = Pool(self.a, np.append(one.labels[a.numpy()], labels), near,
+                         torch.cat([one.authentic[a], two.authentic[b]]))
+        self.pools = replace(grams.pools, pool=self.fake)
+
+
+def exchange_alarms(grams: Grams, choose: Choose, n: int, wanted: set[str], seed: list,
+                    studies: int = STUDIES) -> dict[str, list[bool]]:
+    # → score → alarm of every study; {} where a pool is too small
+    "Alarms of simulated studies that decide by exchange, as reports do."
+    alarms, pool = {name: [] for name in wanted}, np.arange(len(grams.a))
+    for study in range(studies if 2 * n <= len(pool) else 0):
+        rng = np.random.default_rng([*seed, study])
+        a, left = split_pool(pool, n, None, rng)
+        b, labels = choose(n, left, rng)
+        if len(b) < n:
+            return {}
+        mixed = Mixed(grams, torch.from_numpy(a), torch.from_numpy(b), labels)
+        orders = [np.arange(2 * n), *(rng.permutation(2 * n) for _ in range(19))]
+        rows = [draw_scores(mixed, *torch.from_numpy(order).split(n), mixed.fake.labels[order[n:]],
+                            wanted, rng) for order in orders]
+        for name, found in alarms.items():
+            true, *others = (DIRECTION[name] * row[name] for row in rows)
+            found.append(bool(true > max(others)))
+    return {name: found for name, found in alarms.items() if found}
 
 
 def false_alarms(grams: Grams, n: int, seed: int) -> dict[str, list[bool]]:
-    # → score → alarm of every study; {} for more than 128 images, or too small a pool
+    # → score → alarm of every study; {} for more than 128 images, too small a pool, or groups
     "Alarms of simulated studies without a fault."
     wanted = PAIRED | {"frechet", "vendi"} | OF_COPIES
-    choose, pool, alarms = chooser(grams.fake, "", 0, 0), len(grams.a), {}
-    for study in range(STUDIES if 3 * n <= pool and n <= 128 else 0):
-        rng = np.random.default_rng([seed, n, 4, study])
-        rows = rng.permutation(pool)
-        null = take_draws(grams, choose, n, wanted, 19, [seed, n, 5, study], rows[: 2 * n])
-        a, b = torch.from_numpy(rows[:n]), torch.from_numpy(rows[2 * n : 3 * n])
-        found = draw_scores(grams, a, b, grams.fake.labels[b.numpy()], wanted, rng)
-        for name, value in found.items():
-            alarms.setdefault(name, []).append(DIRECTION[name] * value > null[name].max())
+    alarms = exchange_alarms(grams, chooser(grams.fake, "", 0, 0), n, wanted, [seed, n, 4]
+                             ) if n <= 128 and grams.pools.images.groups is None else {}
     return alarms | (dict(any=np.any(list(alarms.values()), axis=0).tolist()) if alarms else {})
 
 

@@ -42,19 +42,23 @@ def set_features(
 NEIGHBOURS = 5  # of precision, recall, density and coverage
 
 
-def measure_for(embedder: Embedder) -> Callable[[Tensor, Tensor], dict[str, float]]:
-    # of (real, fake) features
+def measure_for(embedder: Embedder, every: bool = True
+                ) -> Callable[[Tensor, Tensor], dict[str, float]]:
+    # of (real, fake) features; every: False for those alone that decide, which are quick
     "All numbers that an extractor allows; kernel distance is in thousandths."
     name = "fid" if getattr(embedder, "standard_fid", False) else "frechet"
     probabilities = getattr(embedder, "probabilities", None)
 
     def measure(real, fake):
-        found = {name: frechet_distance(real, fake),
-                 f"{name}_infinity": frechet_infinity(real, fake, points=8)}
+        found = {name: frechet_distance(real, fake)}
+        if every:
+            found[f"{name}_infinity"] = frechet_infinity(real, fake, points=8)
         pairs = pair_scores(real, fake, k=NEIGHBOURS)
         own, usual = pairs.pop("distance"), pairs.pop("real_distance")
-        found |= pairs | dict(kernel=1000 * pairs["kernel"], vendi=vendi_score(fake))
-        found["spread"] = own / max(usual, 1e-12)
+        found |= pairs | dict(kernel=1000 * pairs["kernel"])
+        if not every:
+            return found
+        found |= dict(vendi=vendi_score(fake), spread=own / max(usual, 1e-12))
         if probabilities:
             score = "is" if name == "fid" else "class_score"
             found[score] = inception_score(probabilities(fake))["mean"]
@@ -105,6 +109,25 @@ def scores_at_count(
     found = [measure(*pair) for pair in drawn]
     return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
+# %% ../../nbs/library/evaluation/scores.ipynb #3acb64ca
+LEVEL = 0.05  # of false alarms
+# numbers that decide; 1: high is bad, -1: low is bad
+WORSE = dict(fid=1, frechet=1, kernel=1, cmmd=1, precision=-1, recall=-1, density=-1, coverage=-1)
+
+
+def exchange_p(measure: Callable, real: Tensor, fake: Tensor, size: int, permutations: int = 39,
+               seed: int = 0) -> dict[str, float]:
+    # measure: from `measure_for`; real (N, D), fake (M, D); size: images of either side, at most N
+    # and M → number → in (0, 1]: small where it is worse than between real images
+    "Share of random exchanges between two sets that give as bad a number."
+    rng = np.random.default_rng([seed, size])
+    mixed = torch.cat([x[torch.from_numpy(rng.permutation(len(x))[:size])] for x in (real, fake)])
+    orders = [np.arange(2 * size), *(rng.permutation(2 * size) for _ in range(permutations))]
+    found = [measure(*mixed[torch.from_numpy(order)].split(size)) for order in orders]
+    bad = {name: sign * np.array([one[name] for one in found])
+           for name, sign in WORSE.items() if name in found[0]}
+    return {name: float(np.mean(x >= x[0] - 1e-9 * abs(x[0]))) for name, x in bad.items()}
+
 # %% ../../nbs/library/evaluation/scores.ipynb #fb990ce9
 def two_sample_row(
     real: Tensor, fake: Tensor, counts: dict, seed: int = 0, permutations: int = 99
@@ -138,10 +161,12 @@ def score_set(
     groups = usable_groups(real)[0]
     ends = clip_intervals(confidence_interval(measure, a, b, n_repeats, seed=seed, groups=groups))
     smaller = scores_at_count(measure, a, b, size, max(n_repeats // 2, 10), seed)
+    p = {} if groups else exchange_p(measure_for(embedder, False), a, b, size, seed=seed)
     counts = dict(set=fake.title, extractor=embedder.id, images=len(fake), real_images=len(real))
     rows = [counts | dict(metric=name, **ends[name], count=size, at_count=smaller[name],
                           floor=lowest[name]["mean"], floor_low=lowest[name]["low"],
-                          floor_high=lowest[name]["high"]) for name in ends]
+                          floor_high=lowest[name]["high"], p_value=p.get(name, np.nan))
+            for name in ends]
     return [*rows, two_sample_row(a, b, counts, seed), *kernel_subsets(a, b, counts)]
 
 # %% ../../nbs/library/evaluation/scores.ipynb #eb9d45bd

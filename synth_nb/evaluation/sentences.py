@@ -7,6 +7,7 @@ __all__ = ['power_sentences', 'own_power']
 
 # %% ../../nbs/library/evaluation/sentences.ipynb #63a5ccf2
 import json
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 
@@ -16,6 +17,7 @@ import pandas as pd
 from ..embedders import Embedder, image_keys
 from .power import (
     Grams, chooser, make_pools, stored_rows, take_draws, with_fault)
+from .scores import usable_groups
 from .sets import ImageSet, random_subset
 from .worlds import FAULTS, as_world
 
@@ -100,7 +102,7 @@ def _tenths(power: float) -> str:  # never 1.0 for less
     return f"{np.floor(10 * power + 1e-9) / 10:.1f}"
 
 
-def _count_of(rows: pd.DataFrame) -> tuple[int, str]:
+def count_of(rows: pd.DataFrame) -> tuple[int, str]:
     # of `score_sets` → the least count that a set is compared with its baseline at; extractor
     "At how many images an evaluation decides, by its first extractor."
     first = rows[rows.extractor == rows.extractor.iloc[0]]
@@ -146,7 +148,7 @@ def power_sentences(
 ) -> dict:  # `sentences`, up to four; `faults`, each with its power and verdict, …; `table`
     "What an evaluation notices and would miss, from a power table and where it comes from."
     if not isinstance(n, int):
-        n, embedder = _count_of(n)
+        n, embedder = count_of(n)
     rows, about = table or library_table()
     known = embedder if embedder in set(rows.embedder) else rows.embedder.iloc[0]
     rows = rows[rows.embedder == known]
@@ -190,15 +192,21 @@ def _unsure_sentence(unsure: list[dict], own: bool) -> str:
 
 def _source_sentence(about: dict, known: str, embedder: str) -> str:
     if "own" in about:
-        return (f"The powers were measured on {about['own']} of these real images, in which the "
-                f"faults were planted, with the features of {known} at 5 % of false alarms for "
+        of = f" of {about['groups']} patients or other groups" if about.get("groups") else ""
+        return (f"The powers were measured on {about['own']} of these real images{of}, in which "
+                f"the faults were planted, with the features of {known} at 5 % of false alarms for "
                 "each score.")
     other = "" if known == embedder else f" (there are none of {embedder})"
     origin = f"{about.get('run', 'a power study')}, {about.get('date', '')[:10]}"
     return (f"The powers are the lowest and the highest of {_joined(about['worlds'])} with the "
             f"features of {known}{other} at 5 % of false alarms for each score ({origin}); other "
-            "images can lie outside: 08_evaluation measures them on your own.")
+            "images can lie outside: 40 held-out images or more are enough to measure it.")
 
+
+# %% ../../nbs/library/evaluation/sentences.ipynb #1faab2a6
+def _pool_size(n: int) -> int:
+    "Real images in which faults are planted: each is embedded ten times, which bounds them."
+    return max(256, 2 * n, min(5 * n, 640))
 
 # %% ../../nbs/library/evaluation/sentences.ipynb #ebc94642
 def own_power(
@@ -210,7 +218,8 @@ def own_power(
     seed: int = 0,
 ) -> tuple[pd.DataFrame, dict] | None:  # as `power_sentences` takes it; None: too few images
     "Power at `n` and half of it, where there are enough images, against faults planted in them."
-    images, code = random_subset(real, max(5 * n, 256), seed), (embedder.id, embedder.revision)
+    images, code = random_subset(real, _pool_size(n), seed), (embedder.id, embedder.revision)
+    images = replace(images, groups=usable_groups(images)[0])
     seen = None if train is None else as_world(random_subset(train, 128, seed))
     counts = [m for m in sorted({max(n // 2, LEAST), n}) if 2 * m <= len(images)]
     if n < LEAST or not counts or len(set(image_keys(images.images))) < 2:
@@ -218,11 +227,14 @@ def own_power(
     out = {"copies": seen is None,
            "labels": images.labels is None or len(images.labels.unique()) < 2}
     scores = {f: score for f, score in _score_of_fault().items() if not out.get(FAULTS[f].kind)}
-    keys = image_keys(images.images), seen and image_keys(seen.images)
+    keys = image_keys(images.images), images.groups, seen and image_keys(seen.images)
     rows = stored_rows(("own", *keys, *code, counts, draws, seed, scores), lambda: _own_rows(
         as_world(images), seen, embedder, counts, draws, seed, scores))
+    if not rows:  # groups that no two sides can be made of
+        return None
     table = condense(pd.DataFrame(rows))
-    return table, dict(own=len(images), worlds=[real.title], counts=counts, draws=draws)
+    return table, dict(own=len(images), worlds=[real.title], counts=counts, draws=draws,
+                       groups=len(set(images.groups or [])))
 
 # %% ../../nbs/library/evaluation/sentences.ipynb #3440e2d3
 def _score_of_fault() -> dict[str, str]:

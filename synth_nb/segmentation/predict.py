@@ -167,7 +167,7 @@ def check_threshold(threshold: float | str) -> float:
     "A threshold as a number. Raises `ParameterError` for what is none."
     try:
         found = -1.0 if isinstance(threshold, bool) else float(threshold)
-    except ValueError:
+    except (TypeError, ValueError):
         found = -1.0
     if not 0 <= found <= 1:
         raise ParameterError(f"parameter `threshold` must be 0 … 1, got {threshold!r}")

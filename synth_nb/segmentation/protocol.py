@@ -209,7 +209,7 @@ def feature_compute(cells: Cells, chunk: torch.Tensor) -> float:
     draws = cells.protocol.steps * cells.protocol.batch_size
     return cells.generate.training_flops(cells.protocol.chunk, False) + draws * (seen + 3 * head)
 
-
+# %% ../../nbs/library/segmentation/protocol.ipynb #f67c2cee
 Cells.compute = compute
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #286d7301
@@ -261,7 +261,7 @@ def feature_network(cells: Cells, seed: int) -> FeatureSegmenter:
     return FeatureSegmenter(cells.generate.backbone(cells.images, derive_seed(
         cells.protocol.seed, 4000 + seed), folder))
 
-
+# %% ../../nbs/library/segmentation/protocol.ipynb #4a78f052
 def targeted_pairs(cells: Cells, fraction: float, seed: int, folder: Path):
     # folder: for the checkpoints of R → as `synthetic_pairs` gives them
     "As many pairs as R+S has, chosen among more where R is unsure and random pairs are far."

@@ -19,7 +19,7 @@ from synth_nb.data.readers.microscopy import (
     PageReader, check_readable, grey_pixels, list_volumes, mask_pixels, match_masks, natural_order,
     section_name, section_spans)
 from ..data.readers.intensity import Intensity
-from ..data.dataset import groups_in
+from ..data.dataset import groups_in, positions_in
 from ..core.files import digest, display_path
 from ..core.parameters import ParameterError
 
@@ -40,7 +40,7 @@ class Sections:
 
     def select(self, rows) -> "Sections":
         "Some of the sections."
-        rows = np.arange(len(self))[np.asarray(rows)]
+        rows = positions_in(self, rows)
         lists = {k: [getattr(self, k)[i] for i in rows] for k in ("volumes", "numbers")}
         masks = None if self.masks is None else self.masks[rows]
         return replace(self, images=self.images[rows], masks=masks, **lists)
@@ -115,11 +115,17 @@ def em_sections(
                         np.stack(found) if found else None, names, numbers, about)
     return regrouped(sections, groups_in(names, group_by)) if group_by else sections
 
+# %% ../../nbs/library/segmentation/sections.ipynb #5f1a9c27
+def first_places(names: list[str]) -> dict[str, int]:
+    "Where each name comes first."
+    return {name: i for i, name in reversed(list(enumerate(names)))}
 
+# %% ../../nbs/library/segmentation/sections.ipynb #f13c67e2
 def regrouped(sections: Sections, names: list[str]) -> Sections:
     # names: of the new volumes, one per section
     "Volumes joined; their sections follow one another, and those of two volumes are no neighbours."
-    order = sorted(range(len(names)), key=lambda i: (names.index(names[i]), i))
+    first = first_places(names)
+    order = sorted(range(len(names)), key=lambda i: (first[names[i]], i))
     sections, names, numbers, shift = sections.select(order), [names[i] for i in order], [], 0
     for i, own in enumerate(sections.numbers):
         if not i or names[i] != names[i - 1]:
@@ -195,12 +201,13 @@ def serial_images(ds, masked: bool = True, classes: bool = False) -> Sections:
         raise DataError(f"{ds.source} has no masks: a segmenter needs them")
     alone = list(ds.groups) == list(ds.hashes)
     volumes = (serial_names(ds.keys) if alone else None) or list(ds.groups)
-    first = {name: i for i, name in reversed(list(enumerate(volumes)))}
+    first = first_places(volumes)
     order = sorted(
         range(len(volumes)), key=lambda i: (first[volumes[i]], natural_order(ds.keys[i]))
     )
     volumes = [volumes[i] for i in order]
-    numbers = [i - volumes.index(name) for i, name in enumerate(volumes)]
+    first = first_places(volumes)
+    numbers = [i - first[name] for i, name in enumerate(volumes)]
     names = ds.mask_classes if masked and classes and len(ds.mask_classes) > 2 else []
     masks = ds.masks[order] if masked else None
     if masked and not names and len(ds.mask_classes) > 2:
@@ -249,7 +256,8 @@ def split_blocks(
         return begin + ["test"] * last
     n = [max(1, round(share * len(names))) for share in (test, val)]
     sides = ["train"] * (len(names) - sum(n)) + ["val"] * n[1] + ["test"] * n[0]
-    return [sides[names.index(volume)] for volume in sections.volumes]
+    side = dict(zip(names, sides, strict=True))
+    return [side[volume] for volume in sections.volumes]
 
 # %% ../../nbs/library/segmentation/sections.ipynb #e347502b
 @dataclass
@@ -283,7 +291,8 @@ def block_names(
     columns = np.arange(width) * across // width
     index = rows[:, None] * across + columns
     volumes = list(dict.fromkeys(sections.volumes))
-    number = np.array([volumes.index(v) for v in sections.volumes])
+    places = first_places(volumes)
+    number = np.array([places[v] for v in sections.volumes])
     return number[:, None, None] * across**2 + index
 
 # %% ../../nbs/library/segmentation/sections.ipynb #ac30a07b

@@ -235,7 +235,7 @@ def lookup_frames(
     frames = leave @ torch.linalg.inv(centre), centre, enter
     return tuple(frame.to(device) for frame in frames)
 
-
+# %% ../../nbs/library/stylegan2/augment.ipynb #2bb83eb1
 def lookup_matrices(
     inverse: Tensor,  # (B, 3, 3) from a point of the result to one of the image, in pixels
     size: tuple[int, int],  # height and width
@@ -256,7 +256,7 @@ def period_bounds(size: tuple[int, int], device: torch.device) -> tuple[Tensor, 
     first, length = 1 / samples - 1, 8 * (sides - 1) / samples
     return first.float().to(device), length.float().to(device)
 
-
+# %% ../../nbs/library/stylegan2/augment.ipynb #4092213c
 def apply_geometric(
     images: Tensor,  # (B, C, H, W)
     matrices: Tensor,  # (B, 3, 3) float64: where a point goes, in pixels from the centre
@@ -293,7 +293,7 @@ def colour_bases(device: torch.device) -> tuple[Tensor, ...]:  # (4, 4) each
     "The constant matrices, there."
     return tuple(m.to(device) for m in (IDENTITY, ONTO_GREYS, FOURTH, SHIFT, ACROSS))
 
-
+# %% ../../nbs/library/stylegan2/augment.ipynb #4a2dbd80
 def random_brightness(rng: BatchRandom) -> Tensor:  # (B, 4, 4)
     "Brighter or darker."
     identity, _, _, shift, _ = colour_bases(rng.device)

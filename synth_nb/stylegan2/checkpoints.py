@@ -131,7 +131,7 @@ class Allowance:
         if self.left < 0:
             raise CheckpointError(f"more than {self.size:,} bytes are to be made of it")
 
-
+# %% ../../nbs/library/stylegan2/checkpoints.ipynb #90107c7f
 def _storage(data: bytes):
     "Numbers of tensors, by PyTorch's own reader that runs nothing."
     pickles = io.BytesIO(data)
@@ -155,7 +155,7 @@ def _tensor(storage, offset, size, stride, *_) -> Tensor:
         raise CheckpointError(f"a tensor of {math.prod(size):,} numbers that has {len(storage):,}")
     return torch._utils._rebuild_tensor(storage, offset, tuple(size), tuple(stride)).clone()
 
-
+# %% ../../nbs/library/stylegan2/checkpoints.ipynb #abcc101c
 def _without_source(meta: dict) -> _OfficialObject:
     "An object without its source."
     return _OfficialObject(meta["class_name"][:100], dict(meta["state"]))
@@ -247,7 +247,7 @@ def _weights(obj: _OfficialObject, prefix: str = "", left: list | None = None) -
             found |= _weights(part, f"{prefix}{name}.", left)
     return found
 
-
+# %% ../../nbs/library/stylegan2/checkpoints.ipynb #388dc8f3
 def _plain(value, left: list | None = None, depth: int = 0):
     # left: how many values may still come, shared by all parts
     "Containers as plain ones, so that they can be written as JSON. Raises `CheckpointError`."
@@ -320,7 +320,7 @@ def read_official(
         what = f"{display_path(path)} is no official network file, or damaged"
         raise CheckpointError(f"{what}: {type(error).__name__}") from None
 
-
+# %% ../../nbs/library/stylegan2/checkpoints.ipynb #8fdf6dda
 def _networks_in(content, where: str) -> dict[str, StoredNetwork]:
     # content: what a pickle holds
     "The networks of an official file, by name."

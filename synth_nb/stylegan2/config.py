@@ -343,7 +343,7 @@ def parse_seeds(
         found += range(first, last + 1)
     return found
 
-
+# %% ../../nbs/library/stylegan2/config.ipynb #ba38bc40
 def z_for_seed(
     seed: int,  # 0 … 2³²-1
     z_dim: int = 512,

@@ -118,9 +118,12 @@ class StyleToImage:
         seeds: Sequence[int] = (),  # of random noise, one each
         batch_size: int = 0,  # 0: 64 at 128 pixels, fewer above
     ) -> Tensor:  # (N, C, H, W) in [-1, 1], on the CPU
-        "One image for each style."
+        "One image for each style. Raises `ParameterError` for other modes, or too few seeds."
         network, images = self.generator.eval().synthesis, []
         if noise_mode == "random":
+            if len(seeds) != len(ws):
+                raise ParameterError("`noise_mode` random needs `seeds`, one for each of the "
+                                     f"{len(ws)} images, got {len(seeds)}")
             with fork_rng():
                 for w, seed in zip(ws.split(1), seeds, strict=True):
                     torch.manual_seed(seed)

@@ -165,7 +165,7 @@ def with_classless_generator(state: dict[str, Tensor]) -> dict[str, Tensor]:
                "mapping.fc0.bias": bias}
     return {k: v for k, v in state.items() if not k.startswith("mapping.embed")} | changed
 
-
+# %% ../../nbs/library/stylegan2/transfer.ipynb #edee94e0
 def with_classless_discriminator(state: dict[str, Tensor]) -> dict[str, Tensor]:
     # of a conditional discriminator
     "Weights without classes: logits are those of the average class."
@@ -221,7 +221,7 @@ class LoadedWeights:
         text += f", rewritten {layers(self.rewritten)}" if self.rewritten else ""
         return text + (f", new {layers(self.new)}" if self.new else "")
 
-
+# %% ../../nbs/library/stylegan2/transfer.ipynb #9be74af8
 def start_enlarged(G: Generator, resolution: int):  # resolution: of the weights that it starts from
     "Let blocks of higher resolutions add nothing to the image at first."
     for side in G.synthesis.block_resolutions:

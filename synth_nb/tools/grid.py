@@ -402,11 +402,16 @@ def _with_line(command: list[str], there: list[Experiment], folder: Path) -> int
 # %% ../../nbs/library/tools/grid.ipynb #d6da819b
 def main():
     "`report PROFILE CORES [EXECUTOR]`; its parts `run NOTEBOOK PROFILE MARK`, `page PROFILE FILE`."
-    what, *rest = sys.argv[1:]
+    what, *rest = sys.argv[1:] or [""]
+    counts = dict(report=(2, 3), run=(3,), page=(2,)).get(what, ())
+    if len(rest) not in counts or (what == "report" and not rest[1].isdecimal()):
+        sys.exit(f"usage: python -m synth_nb.tools.grid {main.__doc__}")
     try:
         if what == "run":
             notebook, profile, mark = rest
-            one = {e.notebook: e for e in experiments(profile)}[notebook]
+            one = {e.notebook: e for e in experiments(profile)}.get(notebook)
+            if one is None:
+                raise ParameterError(f"profile {profile!r} has no parameter file of {notebook!r}")
             if one.lacks:
                 raise ParameterError(f"{notebook}: {one.lacks}")
             run_experiment(one, Path(mark))

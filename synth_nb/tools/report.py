@@ -198,7 +198,8 @@ def _in_file(folder: Path, source: str) -> float | None:  # "file:key"
         return None
     if path.suffix == ".json":
         return read_json(path).get(key)
-    return read_metrics(path.parent)[-1].get(key)
+    rows = read_metrics(path.parent)
+    return rows[-1].get(key) if rows else None
 
 
 def _score_text(score: pd.Series) -> str:

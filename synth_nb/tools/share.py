@@ -52,7 +52,8 @@ def read_record(
     folder = resolve(run)
     manifest = read_manifest(folder)
     if manifest.get("status") != "complete":
-        reason = f"its status is {manifest['status']!r}" if manifest else "there is no manifest"
+        status = manifest.get("status")
+        reason = f"its status is {status!r}" if manifest else "there is no manifest"
         raise ParameterError(
             f"{display_path(folder)} cannot be shared, it is no finished run: {reason}")
     if not re.fullmatch(r"[\w.]+", str(manifest.get("notebook"))):
@@ -312,7 +313,8 @@ _EXPORTED = ("manifest.json", "metrics.csv", "evaluation.csv", "evaluation.json"
 def _free_folder(folder: str | Path) -> Path:
     "A folder that is empty, missing, or an earlier export. Raises `FileExistsError`."
     path = resolve(folder)
-    if path.exists() and any(path.iterdir()) and not (path / "parameters.yaml").is_file():
+    taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if taken and not (path / "parameters.yaml").is_file():
         raise FileExistsError(f"{display_path(path)} holds something else: choose another `folder`")
     return path
 

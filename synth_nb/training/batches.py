@@ -88,7 +88,7 @@ def take(self: Batches, step: int) -> list[tuple[dict, float]]:
             self.waiting[s] = self.reader.submit(self.read_ahead, s)
     return self.waiting.pop(step).result()
 
-
+# %% ../../nbs/library/training/batches.ipynb #fa71c811
 def close(self: Batches):
     "End the reading thread; a later call starts another."
     if self.reader is not None:

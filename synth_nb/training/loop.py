@@ -140,7 +140,7 @@ READ_STEPS, READ_SECONDS = 50, 10.0  # losses are read after so many steps, or s
 STOP_STEPS = 10  # several processes ask each other for a stop after so many steps
 COMPILE_STEPS = 2000  # a training of so many steps on a GPU is longer than its compilation
 
-
+# %% ../../nbs/library/training/loop.ipynb #ce0f3ae3
 class DeviceLosses:
     "Losses and gradient norms of the last steps, on the device until they are read."
 
@@ -701,7 +701,7 @@ class Trainer:
             return seconds
 
     def step_seconds(self) -> float:
-        "Time of one training step, measured without training."
+        "Mean time of a training step, measured without training; a lazy phase counts by its share."
         buffers = [(b, b.clone()) for m in self.modules.values() for b in m.buffers()]
         times = []
         with fork_rng():
@@ -709,10 +709,13 @@ class Trainer:
                 if self.graphs:
                     torch.compiler.cudagraph_mark_step_begin()
                 start, microbatches = time.monotonic(), self.batches(self.position.step)
+                spent = time.monotonic() - start
                 for phase in self.phases:
+                    start = time.monotonic()
                     self.backward(phase, microbatches).item()
                     phase.optimizer.zero_grad(set_to_none=True)
-                times.append(time.monotonic() - start)
+                    spent += (time.monotonic() - start) / phase.every
+                times.append(spent)
         for buffer, value in buffers:
             buffer.copy_(value)
         return min(times)

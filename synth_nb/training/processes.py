@@ -52,7 +52,8 @@ def check_launch(num_processes: int, device: str = "auto"):
             "restart the kernel and run the notebook from its top"
         )
     if gpus and gpus < num_processes:
-        raise ParameterError(f"parameter `num_processes` is {num_processes}, GPUs here: {gpus}")
+        raise ParameterError(f"parameter `num_processes` is {num_processes}, GPUs here: {gpus}; "
+                             "give that number, or `device` cpu")
     if "tensorflow" in sys.modules:
         raise ParameterError(
             "TensorFlow is loaded and does not survive in several processes: embed with it first, "

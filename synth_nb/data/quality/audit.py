@@ -27,7 +27,7 @@ from ..cache import parallel_map
 from .copies import (
     ORIENTATIONS, all_pairs, check_thresholds, copy_clusters, find_near, identical_groups,
     leaked_images, low_frequencies, perceptual_hashes, thumbnail)
-from ..dataset import ImageDataset, SPLIT_ORDER
+from ..dataset import BINARY, SPLIT_ORDER, ImageDataset
 from ..tables import about_lines, count_table, csv_text, markdown_table, plain_text
 from ..readers.sources import (
     GAP, DataError, ImageError, Source, open_image, open_lazily, reason, to_mode)
@@ -103,10 +103,15 @@ def _as_source(data: Source | ImageDataset) -> Source:
         pixels = np.asarray(data.pixels[data.rows[i]])[: data.channels]  # without a mask
         return pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
-    about = dict(fingerprint=data.fingerprint) | getattr(data, "about", {})
+    def mask(i):
+        return np.asarray(data.pixels[data.rows[i]])[-1]
+
+    about = dict(fingerprint=data.fingerprint) | data.about
+    names = () if data.mask_classes == BINARY else tuple(data.mask_classes)
+    masks = dict(masks=mask, mask_classes=names) if data.masked else {}
     return Source(data.source, data.keys, data.classes, data.labels.tolist(),
                   None if data.groups == data.hashes else data.groups, content, data.split,
-                  data.positions, data.sides, tuple(data.skipped), about=about)
+                  data.positions, data.sides, tuple(data.skipped), about=about, **masks)
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #c774cb47
 def _examine_all(source: Source) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:

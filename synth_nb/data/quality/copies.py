@@ -20,6 +20,7 @@ __all__ = ['perceptual_hashes', 'find_near', 'identical_groups', 'leaked_images'
 
 # %% ../../../nbs/library/data/quality/copies.ipynb #7b4aedb2
 from ..cache import parallel_map
+from ..readers.intensity import limits_of
 from ..readers.sources import DataError, Source, decode
 from ...core.parameters import ParameterError
 from ...core.progress import with_progress
@@ -161,7 +162,11 @@ def features_of(
     batch: int = 32,
 ) -> np.ndarray:  # (N, D) float32
     "Features of images, scaled and cropped to 224 pixels. Raises `ParameterError`."
-    decoded = parallel_map(lambda i: decode(source.content(indices[i]), 224, 224, 3), len(indices))
+    def one(i):
+        content = source.content(indices[i])
+        return decode(content, 224, 224, 3, limits=limits_of(source, content))
+
+    decoded = parallel_map(one, len(indices))
     rows, parts = [], []
     for i, image in enumerate(with_progress(decoded, len(indices), "encoding images"), 1):
         if isinstance(image, Exception):

@@ -190,7 +190,9 @@ def _card(data: _ExportData, form: str, files: int, synthetic: bool) -> str:
     size = f"{first.shape[0]}x{first.shape[1]} pixels, {'grey' if first.ndim == 2 else 'RGB'}"
     warning = ["", "These are no patients. Do not mix them with real images unmarked, and do "
                "not test on them."]
-    notes = _form_notes(form, first.shape[:2], data.masks is not None) + _also_notes(data, form)
+    held = "numbers of classes" if data.mask_classes else "0 or 255"
+    notes = _form_notes(form, first.shape[:2], held if data.masks is not None else "")
+    notes += _also_notes(data, form)
     if data.mask_classes:
         listed = ", ".join(f"{k} {plain_text(name)}" for k, name in enumerate(data.mask_classes))
         notes += f" Numbers in masks: {listed}."
@@ -215,14 +217,15 @@ def _class_names(data: _ExportData) -> list[str]:  # N; "all" where there are no
     return [data.classes[k] for k in data.labels]
 
 # %% ../../../nbs/library/data/quality/export.ipynb #df9ec8e1
-def _form_notes(form: str, size: tuple[int, int], masks: bool) -> str:
-    # form: "imagefolder", "stylegan" or "npz"; size: height, width, pixels
+def _form_notes(form: str, size: tuple[int, int], masks: str) -> str:
+    # form: "imagefolder", "stylegan" or "npz"; size: height, width, pixels; masks: what they
+    # hold, empty without any
     "How to read an export, and what its readers want."
     notes = _form_text[form]
     if form == "stylegan" and size[0] & (size[0] - 1):
         notes += (" Their networks want a side that is a power of two, which "
                  f"{size[0]} is not: scale the images first.")
-    return notes + _mask_text.get(form, "") * masks
+    return notes + (_mask_text.get(form, "").format(masks) if masks else "")
 
 # %% ../../../nbs/library/data/quality/export.ipynb #d8bc4ec1
 def _also_notes(data: _ExportData, form: str) -> str:
@@ -252,8 +255,8 @@ _form_text = dict(
           "have no known size.",
     dicom="DICOM secondary captures; masks as PNG of numbers of classes under the same names.")
 _mask_text = dict(
-    npz=" `masks` (N, H, W) are 0 or 255.", stylegan="",
-    imagefolder=" Images lie in `images/`, masks (0 or 255) under the same names in `masks/`.")
+    npz=" `masks` (N, H, W) are {}.", stylegan="",
+    imagefolder=" Images lie in `images/`, masks ({}) under the same names in `masks/`.")
 
 # %% ../../../nbs/library/data/quality/export.ipynb #4fba2a42
 def _entry(name: str) -> zipfile.ZipInfo:  # with `/`

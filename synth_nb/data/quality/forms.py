@@ -37,7 +37,7 @@ def border_edges(area: np.ndarray) -> dict:  # (H, W) bool → corner x, y → c
         edges.setdefault((int(a[0]), int(a[1])), []).append((int(b[0]), int(b[1])))
     return edges
 
-
+# %% ../../../nbs/library/data/quality/forms.ipynb #9bf34550
 def rings_of(area: np.ndarray) -> list[np.ndarray]:  # (H, W) bool → (n, 2) of x, y each
     "Outlines and holes of an area, without corners on straight lines."
     edges, rings = border_edges(area), []
@@ -60,7 +60,7 @@ def rings_of(area: np.ndarray) -> list[np.ndarray]:  # (H, W) bool → (n, 2) of
         rings.append(np.array(ring))
     return rings
 
-
+# %% ../../../nbs/library/data/quality/forms.ipynb #7125a1cf
 def signed_area(ring: np.ndarray) -> float:  # pixels; above 0: an outline
     (x, y), (u, v) = ring.T, np.roll(ring, -1, 0).T
     return float((x * v - u * y).sum() / 2)
@@ -98,7 +98,7 @@ def class_names(data) -> list[str]:  # of an `_ExportData`
         raise ParameterError("this form is for images with masks: give `masks`")
     return data.mask_classes or ["background", "foreground"]
 
-
+# %% ../../../nbs/library/data/quality/forms.ipynb #cd0570d6
 def names_json(data) -> bytes:
     "The content of `mask_classes.json`."
     return json.dumps(class_names(data)).encode()
@@ -131,7 +131,7 @@ def without_holes(area: np.ndarray, top: int = 0) -> Iterator[np.ndarray]:  # (H
         yield from without_holes(part[:middle], top)
         yield from without_holes(part[middle:], top + middle)
 
-
+# %% ../../../nbs/library/data/quality/forms.ipynb #29317dad
 def write_coco(data, each: Iterator, put: Callable[[str, bytes], None]) -> int:
     # each: index, pixels, classes → how many files
     "COCO: `images/`, and polygons in `annotations.json`."
@@ -154,7 +154,7 @@ def write_coco(data, each: Iterator, put: Callable[[str, bytes], None]) -> int:
     put("mask_classes.json", names_json(data))
     return len(data) + 2
 
-
+# %% ../../../nbs/library/data/quality/forms.ipynb #044c818d
 def write_geojson(data, each: Iterator, put: Callable[[str, bytes], None]) -> int:
     # each: index, pixels, classes → how many files
     "Images, and a GeoJSON of annotations for each."
@@ -175,7 +175,7 @@ def write_geojson(data, each: Iterator, put: Callable[[str, bytes], None]) -> in
     put("mask_classes.json", names_json(data))
     return 2 * len(data) + 1
 
-
+# %% ../../../nbs/library/data/quality/forms.ipynb #d8cafb36
 def describe(data) -> str:  # of an `_ExportData`
     "A word for headers."
     return ("synthetic: made by a model, no patient" if data.synthetic else "real images") + (
@@ -208,7 +208,7 @@ def write_nifti(data, each: Iterator, put: Callable[[str, bytes], None]) -> int:
     put("mask_classes.json", json.dumps(names).encode())
     return len(volumes) * 3 // 2 + 1
 
-
+# %% ../../../nbs/library/data/quality/forms.ipynb #1992d78f
 def dicom_bytes(pixels: np.ndarray, number: int, data) -> bytes:  # uint8 (H, W) or (H, W, 3)
     "A secondary capture. Raises `ImportError` that names the extra."
     try:
@@ -247,7 +247,7 @@ def dicom_bytes(pixels: np.ndarray, number: int, data) -> bytes:  # uint8 (H, W)
     pydicom.dcmwrite(file := BytesIO(), ds, enforce_file_format=True)
     return file.getvalue()
 
-
+# %% ../../../nbs/library/data/quality/forms.ipynb #e1974ff4
 def write_dicom(data, each: Iterator, put: Callable[[str, bytes], None]) -> int:
     # each: index, pixels, classes or None → how many files
     "Secondary captures, with masks as PNG where there are any."

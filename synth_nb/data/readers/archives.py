@@ -73,7 +73,7 @@ def _read_member(file: io.BufferedReader, member: zipfile.ZipInfo) -> bytes:
         raise ImageError(f"damaged: Bad CRC-32 or size of {member.filename!r:.80}")
     return content
 
-
+# %% ../../../nbs/library/data/readers/archives.ipynb #121a0590
 def _zip_reader(path: Path, members: dict[str, zipfile.ZipInfo]) -> Callable[[str], bytes]:
     # members: by key → content of a member; raises `ImageError`
     "Reads members of a zip, safe to call from several threads."
@@ -126,7 +126,7 @@ class HeadersOnly(io.FileIO):
             raise OSError(f"a header of {size:,} bytes")
         return super().read(size)
 
-
+# %% ../../../nbs/library/data/readers/archives.ipynb #8f79f49f
 def tar_members(
     path: Path,  # of a plain tar
     name: str,  # for messages
@@ -246,5 +246,5 @@ def _checked(read):
     "A reader that passes no TIFF with several pages."
     return lambda key: check_single_page(read(key)) if extension_of(key) in _tiff else read(key)
 
-
-_tiff = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
+# %% ../../../nbs/library/data/readers/archives.ipynb #88849b79
+_tiff = (".tif", ".tiff")

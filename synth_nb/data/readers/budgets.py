@@ -66,7 +66,7 @@ def check_present(declared: int, present: int):  # bytes
     if declared > present:
         raise ImageError(f"declares {declared:,} bytes, and has {present:,}")
 
-
+# %% ../../../nbs/library/data/readers/budgets.ipynb #ad017203
 def check_growth(name: str, packed: int, full_size: int):
     # name: for the message; packed, full_size: bytes before and after unpacking, as far as known
     "Raise `DataError` for a file that unpacks to far more than images do."
@@ -118,7 +118,7 @@ def check_chain(file: BinaryIO):  # a TIFF or BigTIFF; anything else passes
                              f"{size:,}")
         [at] = link.unpack(body[-link.size :])
 
-
+# %% ../../../nbs/library/data/readers/budgets.ipynb #8b082724
 def _sum_of(file, order, kind, many, value, size) -> int:
     # kind, many, value: of a tag → what its numbers come to, and their own bytes
     "Add up the numbers of a tag; none counts for more than the file has."

@@ -50,7 +50,7 @@ def numbers_objects(maps: list[np.ndarray]) -> bool:
     return len({frozenset(s) for s in sets}) > 1 and (counted or max(map(max, filter(None, sets)),
                                                                       default=0) >= MOST_CLASSES)
 
-
+# %% ../../../nbs/library/data/readers/classes.ipynb #ee4c86a5
 def are_classes(maps: list[np.ndarray]) -> bool:  # (H, W) each, of `label_values`
     "Whether masks have classes, not one foreground and not numbered objects."
     values = set().union(*(np.unique(m).tolist() for m in maps)) if maps else set()

@@ -110,7 +110,7 @@ def _read_frame(path: Path, i: int, intensity: Intensity | None = None) -> np.nd
             return to_8_bits(apply_color_lut(values, header))
         return to_8_bits(values) if values.ndim == 3 else _grey_values(values, header, i, intensity)
 
-
+# %% ../../../nbs/library/data/readers/dicom.ipynb #9df1ec5a
 def _stored_frame(path, i):
     "Header and values of a frame. Raises `ImageError` without an image or its decoder."
     from pydicom import dcmread
@@ -185,7 +185,7 @@ def dicom_stack(path: Path, intensity: Intensity | None = None) -> Stack:
     return Stack(n, lambda i: _read_frame(path, i, intensity),
                  groups=[group] * n if group else None, scan=lambda: _spans(path, n))
 
-
+# %% ../../../nbs/library/data/readers/dicom.ipynb #137e4331
 def is_dicom(path: Path) -> bool:
     "Whether a file says that it is DICOM, whatever it is called."
     try:

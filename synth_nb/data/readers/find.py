@@ -117,7 +117,7 @@ def file_source(
     if path.name.lower().endswith(EXTENSIONS["archive"]):
         return archive_source(path, intensity)
     kind = extension_of(path.name)
-    if kind not in (*EXTENSIONS["stack"], ".tif", ".tiff", ".ome.tif") and not is_dicom(path):
+    if kind not in (*EXTENSIONS["stack"], ".tif", ".tiff") and not is_dicom(path):
         what = ADVICE.get(kind) or "`dataset` takes the folder that holds it, an archive or a stack"
         raise NotADirectoryError(f"{path} is a file: {what}")
     read = partial(_read, path.parent)

@@ -218,7 +218,7 @@ def limits_of(
         return None
     return source.intensity.of_files(source)
 
-
+# %% ../../../nbs/library/data/readers/intensity.ipynb #1067510f
 def limits_of_set(
     source: Source,
     hashes: list[str],  # of its images with more than 8 bits

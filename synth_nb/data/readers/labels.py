@@ -77,42 +77,33 @@ def parse_json(name: str, content: bytes):  # name: of the file, for the message
         why = "a comma too many before it" if before.endswith(",") else "not JSON from there on"
         raise DataError(f"{name} is no valid JSON, line {line}, column {column}: {why}") from None
 
-
+# %% ../../../nbs/library/data/readers/labels.ipynb #51161673
 def table_of_json(name: str, found) -> Table | None:  # found: what a JSON file holds
     "A table of records, of pairs, or of a mapping from files to classes; COCO's lists too."
     if isinstance(found, dict) and {"images", "annotations", "categories"} <= found.keys():
         return table_of_coco(name, found)
-    if (
-        isinstance(found, dict)
-        and found
-        and all(
-            isinstance(v, list) and v and all(isinstance(x, str) for x in v) for v in found.values()
-        )
-    ):
-        pairs = [[file, name] for name, files in found.items() for file in files]
-        return Table(name, ["column 1", "column 2"], pairs)
+    two = ["column 1", "column 2"]
+    if isinstance(found, dict) and found and all(map(_is_list_of_text, found.values())):
+        return Table(name, two, [[file, kind] for kind, files in found.items() for file in files])
     if isinstance(found, dict):
-        inner = next(
-            (
-                v
-                for k, v in found.items()
-                if k in ("labels", "data", "images") and isinstance(v, list)
-            ),
-            None,
-        )
-        found = inner if inner is not None else [list(pair) for pair in found.items()]
+        lists = (found[k] for k in found if k in ("labels", "data", "images"))
+        rows = [list(pair) for pair in found.items()]
+        found = next((inner for inner in lists if isinstance(inner, list)), rows)
     if not isinstance(found, list) or not found:
         return None
     if all(isinstance(row, dict) for row in found):
         names = list(dict.fromkeys(key for row in found for key in row))
         return Table(name, names, [[_text(row.get(key)) for key in names] for row in found])
     if all(isinstance(row, list) and len(row) == 2 for row in found):
-        return Table(
-            name, ["column 1", "column 2"], [[_text(cell) for cell in row] for row in found]
-        )
+        return Table(name, two, [[_text(cell) for cell in row] for row in found])
     return None
 
 # %% ../../../nbs/library/data/readers/labels.ipynb #efd91e0a
+def _is_list_of_text(value) -> bool:
+    "Whether a value is a list of texts, and not empty."
+    return isinstance(value, list) and bool(value) and all(isinstance(x, str) for x in value)
+
+
 def _text(value):
     "A value as a table of text has it."
     if isinstance(value, list) and len(value) == 1:
@@ -197,7 +188,7 @@ class Matched:
     key: str  # the column that names them
     images: list[str | None]  # of each row
 
-
+# %% ../../../nbs/library/data/readers/labels.ipynb #4843bdd0
 def match_table(table: Table, index: FileIndex) -> Matched | None:
     # None where no column names images
     "Find the column that names images; the first row is a header where it names none."
@@ -230,7 +221,7 @@ OTHER_WORDS = {
     "height", "date", "fold", "source", "hospital", "magnification", "scanner", "path", "year",
     "bbox", "x", "xmin", "xmax", "ymin", "ymax", "key", "mask", "size", "bytes", "url", "license"}
 
-
+# %% ../../../nbs/library/data/readers/labels.ipynb #4912aa21
 @lru_cache(2**12)
 def class_name(cell: str) -> str:  # "1" for "1.0", the first of ImageNet's ids
     "A cell as the name of a class."
@@ -251,26 +242,17 @@ def class_column(table: Table, key: str) -> tuple[str | None, str]:
     "Choose the column of classes: by its name, or the only one that can be it."
     groups = {name for name in table.columns if set(words_of(name)) & {*GROUP_WORDS}}
     splits = {name for name in table.columns if _is_split(table, name)}
-    able = [
-        name
-        for name in table.columns
-        if name not in {key} | splits and may_be_classes(table.column(name))
-    ]
-    named = sorted(
-        (name for name in able if set(words_of(name)) & {*CLASS_WORDS} and name not in groups),
-        key=_by_name,
-    )
+    able = [name for name in table.columns
+            if name not in {key} | splits and may_be_classes(table.column(name))]
+    named = sorted((name for name in able if {*words_of(name)} & {*CLASS_WORDS}
+                    and name not in groups), key=_by_name)
     if named:
-        same = [
-            n for n in named if _partition(table.column(n)) == _partition(table.column(named[0]))
-        ]
+        first = _partition(table.column(named[0]))
+        same = [n for n in named if _partition(table.column(n)) == first]
         text = [n for n in same if not all(c.lstrip("-").isdecimal() for c in table.column(n))]
         return (text or same)[0], some_names(n for n in named if n not in same)
-    free = [
-        name
-        for name in able
-        if not set(words_of(name)) & (OTHER_WORDS | groups) and name not in groups
-    ]
+    free = [name for name in able
+            if not {*words_of(name)} & (OTHER_WORDS | groups) and name not in groups]
     if len(free) == 1 or (free and table.columns[0] == "column 1"):
         return free[0], ""
     return None, some_names(name for name in table.columns if name != key)
@@ -408,7 +390,7 @@ def _more_images(one, other):
         return other if one is None else one
     return other if len({*other.images}) > len({*one.images}) else one
 
-
+# %% ../../../nbs/library/data/readers/labels.ipynb #8747e383
 def _listed(name, content, index):
     "The images that a list of names speaks of, if it speaks of little else."
     lines = [line.strip() for line in decode_text(content).splitlines() if line.strip()]
@@ -416,7 +398,7 @@ def _listed(name, content, index):
     found = [index.find(line, f"{home}/" if home else "") for line in lines]
     return found if 10 * sum(map(bool, found)) >= 9 * len(lines) - 10 else []
 
-
+# %% ../../../nbs/library/data/readers/labels.ipynb #0d1838cf
 def _take_lists(done, lists, files):
     "Splits from lists called `train.txt`, `test.csv`, …, where each image is in one of them."
     for name in [n for n, (_, named) in lists.items() if any(
@@ -469,7 +451,7 @@ def _add_table(done, found, files, folder_class):
         done.doubts.append(f"{name} speaks of other classes, by {column}, and is not used for them")
     _take_columns(done, found)
 
-
+# %% ../../../nbs/library/data/readers/labels.ipynb #d42c0d1c
 def _take_columns(done, found):
     "Take splits and groups that a table has columns of, and return whether there are any."
     name, taken = found.table.name, False
@@ -504,7 +486,7 @@ def _has_content(found):
             return True
     return False
 
-
+# %% ../../../nbs/library/data/readers/labels.ipynb #3ddde18d
 def _fitting(done, files, folder_class):
     "Labels, if no folder has images with and without one."
     if not done.label:
@@ -547,7 +529,7 @@ def read_sidecars(
             return found
     return {}
 
-
+# %% ../../../nbs/library/data/readers/labels.ipynb #f222ff14
 def _beside(file, kind):
     "A file's name with another extension; WebDataset's names end at their first dot."
     folder, slash, name = file.rpartition("/")

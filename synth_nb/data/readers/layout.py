@@ -25,64 +25,16 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "va
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #f9e6d070
 SPLIT_WORDS = SPLIT_NAMES | {
-    "trn": "train",
-    "trainval": "train",
-    "dev": "val",
-    "eval": "val",
-    "evaluation": "val",
-    "validate": "val",
-    "holdout": "test",
-    "heldout": "test",
-    "tst": "test",
-}
-IMAGE_WORDS = {
-    "image",
-    "images",
-    "img",
-    "imgs",
-    "im",
-    "ims",
-    "input",
-    "inputs",
-    "original",
-    "originals",
-    "orig",
-    "raw",
-    "photo",
-    "photos",
-    "picture",
-    "pictures",
-    "pics",
-    "jpeg",
-    "jpg",
-    "png",
-    "tif",
-    "tiff",
-    "bmp",
-    "frames",
-    "slices",
-    "scans",
-}
-NEUTRAL_WORDS = IMAGE_WORDS | {
-    "data",
-    "dataset",
-    "datasets",
-    "set",
-    "sets",
-    "split",
-    "splits",
-    "folder",
-    "dir",
-    "files",
-    "samples",
-    "part",
-    "subset",
-    "cropped",
-    "resized",
-    "final",
-    "new",
-    "v",
-}
+    "trn": "train", "trainval": "train", "dev": "val", "eval": "val", "evaluation": "val",
+    "validate": "val", "holdout": "test", "heldout": "test", "tst": "test"}
+IMAGE_WORDS = {*(
+    "image images img imgs im ims input inputs original originals orig raw photo photos picture "
+    "pictures pics jpeg jpg png tif tiff bmp frames slices scans").split()}
+
+# %% ../../../nbs/library/data/readers/layout.ipynb #551b4920
+NEUTRAL_WORDS = IMAGE_WORDS | {*(
+    "data dataset datasets set sets split splits folder dir files samples part subset cropped "
+    "resized final new v").split()}
 
 # %% ../../../nbs/library/data/readers/layout.ipynb #a18c2a56
 @lru_cache(2**14)
@@ -135,7 +87,7 @@ class SplitLevel:
     split: dict[str, str]  # their names → train, val or test
     rest: dict[str, str] = field(default_factory=dict)  # their names → class that is named too
 
-
+# %% ../../../nbs/library/data/readers/layout.ipynb #dc1d2d34
 def split_of_names(
     names: Counter,  # folders of one level → images below them
 ) -> dict[str, str] | None:  # the folders that name a split; None: none of them does
@@ -286,7 +238,7 @@ GROUP_FOLDERS = {
 CLASS_FOLDERS = {"class", "cls", "label", "grade", "type", "stage", "level", "category", "score",
                  "cluster", "digit", "sınıf", "sinif", "evre"}
 
-
+# %% ../../../nbs/library/data/readers/layout.ipynb #ad3d8255
 def folder_role(names: set[str], carried: bool = False) -> str:
     # names: of the folders of one level; carried: whether the files in each begin with its name
     # → groups, parts, classes, or numbers: it is not known what they number
@@ -322,7 +274,7 @@ class Levels:
     notes: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
 
-
+# %% ../../../nbs/library/data/readers/layout.ipynb #5fa4c225
 def read_levels(rest: "Rest", stems: dict[Folder, str]) -> Levels:
     # rest: without splits; stems: folder → the name of a file in it
     "Which level of folders names classes, and which one what belongs together."
@@ -389,7 +341,7 @@ def _folders_in_classes(lefts):
                         "told apart"]
     return []
 
-
+# %% ../../../nbs/library/data/readers/layout.ipynb #c8315ea9
 def _groups_below(lefts):
     "Groups by numbered folders inside of classes; empty where there are none."
     for k in range(1, 4):

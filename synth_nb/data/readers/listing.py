@@ -38,10 +38,9 @@ from .volumes import Slices, h5_stack, nifti_stack
 from .stylegan import SameSizeReader, stylegan_labels
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #185b95d0
-READERS = {".tif": tiff_stack, ".tiff": tiff_stack, ".ome.tif": tiff_stack,
-           ".ome.tiff": tiff_stack, ".npy": npy_stack, ".npz": npz_stack, ".dcm": dicom_stack,
-           ".dicom": dicom_stack, ".ima": dicom_stack, ".h5": h5_stack, ".hdf5": h5_stack,
-           ".nii": nifti_stack, ".nii.gz": nifti_stack}
+READERS = {".tif": tiff_stack, ".tiff": tiff_stack, ".npy": npy_stack, ".npz": npz_stack,
+           ".dcm": dicom_stack, ".dicom": dicom_stack, ".ima": dicom_stack, ".h5": h5_stack,
+           ".hdf5": h5_stack, ".nii": nifti_stack, ".nii.gz": nifti_stack}
 
 
 @dataclass(slots=True)
@@ -136,8 +135,7 @@ class Listing:
             if file in beside:
                 continue
             kind = extension_of(file)
-            image = kind in known or (kind in (".ome.tif", ".ome.tiff"))
-            image = image and not (kind == ".npy" and path and vector_length(path / file))
+            image = kind in known and not (kind == ".npy" and path and vector_length(path / file))
             if not image and path and (not kind or kind[1:].isdecimal()):
                 image = is_dicom(path / file)
             (images if image else others).append(file)
@@ -178,7 +176,7 @@ def tabulated_masks(listing: Listing) -> dict[str, list[str]]:
         found |= {image: [mask] for image, mask in pairs}
     return found
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #ba220510
 def _below(top, name):
     "A file that a table in the folder `top` names. Raises `DataError` for one outside of the set."
     path = posixpath.normpath(top + name)
@@ -228,7 +226,7 @@ def looks_like_mask(content: bytes | np.ndarray) -> bool:
     ends = (values <= 24) | (values >= max(230, int(values.max()) - 24))
     return float(ends.mean()) > 0.9
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #540b65f6
 def numbers_areas(content: bytes | np.ndarray) -> bool:
     "Whether a picture numbers areas or objects, the ground 0, and is no mask of two values."
     image = open_image(content)
@@ -244,7 +242,7 @@ def numbers_areas(content: bytes | np.ndarray) -> bool:
         return image.mode != "P" or not any(image.getpalette("RGB")[:3])
     return values.max() > 255
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #6303160a
 def check_pair(content: bytes | np.ndarray, masks: list[bytes | np.ndarray]) -> str | None:
     # content: of an image → None: a pair; "": a picture; "numbers": of areas; else why not
     "Whether masks fit an image."
@@ -312,7 +310,7 @@ class MaskReader:
             parts = [(np.asarray(open_image(part)) > 0).astype(np.uint8) * 255 for part in parts]
         return parts[0] if len(parts) == 1 else join_masks(parts)
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #eac3060e
 def join_masks(parts: list[bytes | np.ndarray]) -> np.ndarray:
     # masks of one image → (H, W) uint8, 0 … 255
     "What any of several masks covers. Raises `ImageError` where their sizes differ."
@@ -350,7 +348,7 @@ def show_one_region(listing: Listing, masks: dict[str, list[str]]) -> bool:
     shared, either = (others & first).sum((1, 2)), (others | first).sum((1, 2))
     return not first.all() and bool((shared > 0.95 * either).all())
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #28b11cf3
 def _annotations(listing):
     "Masks by their names; of several kinds one that differs from image to image, if there is any."
     pairs, fields = find_masks(listing.images), []
@@ -362,7 +360,6 @@ def _annotations(listing):
         fields.append(pairs.kind)
         pairs = find_masks(listing.images, {*fields})
     return pairs
-
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #7e41aa31
 def _drawn(listing, names=None):
@@ -386,14 +383,13 @@ def _drawn(listing, names=None):
     pairs.drawn = found
     return pairs
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #1cf19381
 def image_size(content: bytes | np.ndarray) -> tuple[int, int]:  # width, height, upright
     "The size of an image, from its header."
     if isinstance(content, np.ndarray):
         return content.shape[1::-1]
     image = open_lazily(content)
     return image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
-
 
 # %% ../../../nbs/library/data/readers/listing.ipynb #33170447
 def masks_in(listing: Listing) -> MaskPairs:
@@ -431,7 +427,7 @@ def masks_in(listing: Listing) -> MaskPairs:
             return _without_masks(listing, pairs, file, guessed[file][0], why)
     return pairs
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #83650cc4
 def with_classes(listing: Listing, pairs: MaskPairs, names: list[str] | None) -> MaskPairs:
     # names: by number, of `mask_classes.json`; None: there is none
     "Pairs with the classes of their masks, where these hold several."
@@ -464,7 +460,7 @@ def with_classes(listing: Listing, pairs: MaskPairs, names: list[str] | None) ->
         doubts.append("255 in masks is taken for background, as it marks borders")
     return replace(pairs, classes=found, notes=[*pairs.notes, note], doubts=doubts)
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #351e0b3f
 def _check_first(listing, reader, file):
     "What speaks against the masks of one file, if anything."
     images, bad = listing.pages([file])
@@ -511,7 +507,7 @@ def twin_folders(files: list[str]) -> list[dict[str, str]]:
             found += [pairs, {mask: image for image, mask in pairs.items()}]
     return found
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #47c7cfb0
 def _twin_masks(listing):
     "Masks that no name tells: one of two folders of the same names holds two values alone."
     for pairs in twin_folders(listing.images):
@@ -530,7 +526,7 @@ def _twin_masks(listing):
                                      "the same name and two values"])
     return None
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #3ac8464a
 def _like_masks(listing, pairs):
     "All files as images; say which folders may hold masks of those in one beside them."
     names = defaultdict(list)
@@ -604,7 +600,7 @@ class Reading:
     notes: list[str]
     doubts: list[str]
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #86a27f98
 def read_listing(listing: Listing, pairs: MaskPairs, images: list[ListedImage]) -> Reading:
     # images: of the files that are images
     "Folders, then tables. Raises `DataError` for StyleGAN's table that does not fit."
@@ -655,7 +651,7 @@ def pairs_of_sides(files: list[str]) -> dict[str, str]:
         return {}
     return {file: match[1] for file, match in stems.items()}
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #ca5befe5
 def twice_doubts(files: list[str]) -> list[str]:  # sentences
     "Say that images of one name lie there in two formats, where most do."
     if len({extension_of(file) for file in files[:: max(1, len(files) // 64)]}) < 2:
@@ -681,7 +677,7 @@ def box_doubts(files: list[str], others: list[str]) -> list[str]:
     return [f"{n} {kind} are called like images and are not read: boxes and texts are no classes"
             ] if n > 3 and 2 * n > len(files) else []
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #7cadd531
 def unlabelled_doubts(files: list[str], label: dict[str, str | None]) -> list[str]:  # sentences
     "Say that a class may be of images without one, or that names begin with what may be classes."
     names = {*label.values()} - {None}
@@ -709,7 +705,7 @@ def _without_image_folder(file):
     *folders, name = file.split("/")
     return "/".join([*(f for f in folders if read_folder(f)[1] != "image"), name])
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #e203fab4
 def _tables(listing, files, folder_class, folder_split):
     "What tables, or a file beside each image, say of the classes."
     names = [name for name in listing.others if extension_of(name) in TABLE_EXTENSIONS]
@@ -737,7 +733,7 @@ def _tables(listing, files, folder_class, folder_split):
         found.notes.append("names of classes from a list of synsets")
     return found
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #640e3118
 def _other_splits(files, tables):
     "Splits by tables, or by the names of files where each has one."
     if tables.split and {*tables.split} >= {*files}:
@@ -791,7 +787,7 @@ def _page_numbers(images):
         seen[image.file] += 1
     return pages
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #ee8b252e
 def _readers(listing, pairs, images, pages, same_size, notes):
     "Functions that read image i and its mask."
     @guarded
@@ -811,7 +807,7 @@ def _readers(listing, pairs, images, pages, same_size, notes):
     reader.files = {mask: names.index(name) for mask, name in pairs.files.items()}
     return content, lambda i: reader(images[i].file, pages[i])
 
-
+# %% ../../../nbs/library/data/readers/listing.ipynb #1d9726c4
 def _class_names(pairs):
     "Names of the classes of masks, by number; empty for two without names."
     if pairs.files:

@@ -28,7 +28,7 @@ RANKS = {  # of several kinds of masks, the first is taken
 SIDES = {"left", "right"}  # parts of one mask
 OBSERVERS = ("manual", "ho")  # numbered by who drew them, and not by parts
 
-
+# %% ../../../nbs/library/data/readers/masks.ipynb #b89e4cad
 @lru_cache(2**16)
 def read_folder(name: str) -> tuple[str, str]:
     # of one folder → what a mask's folder and its image's have in common; kind of mask
@@ -60,7 +60,7 @@ HINTS = ("mask", "msk", "seg", "gt", "truth", "manual", "lab", "lbl", "ann", "le
          "superpix", "overlay", "preview", "thumb")
 HINT = re.compile(rf"(?i){'|'.join(HINTS)}")
 
-
+# %% ../../../nbs/library/data/readers/masks.ipynb #433f6b29
 def read_stem(stem: str) -> tuple[str, str]:
     # of a file → what is left of it; kind of mask, empty for none
     "The word at either end that makes a file a mask, and the rest of its name."
@@ -92,7 +92,7 @@ class Form:
     in_folder: bool = False  # a mask by its folder
     bare: str = ""  # the name of a mask as it is, where a word was taken off
 
-
+# %% ../../../nbs/library/data/readers/masks.ipynb #9738da2a
 @lru_cache(2**16)
 def read_folders_of(
     folder: str,  # relative, with `/`; empty for the top
@@ -199,7 +199,7 @@ def pairs_by_stem(forms: dict[str, Form], lone: list[str]) -> dict[str, str]:
         found |= named
     return found
 
-
+# %% ../../../nbs/library/data/readers/masks.ipynb #dce6c9ff
 def _of_one_name(file, form, stems, short):
     "The image that a mask is called like, if there is one."
     cut = without_tail(form.bare)
@@ -225,7 +225,7 @@ def _same_start(one, other):
     "How many first letters two names share."
     return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
 
-
+# %% ../../../nbs/library/data/readers/masks.ipynb #1f1cdf01
 def last_number(stem: str) -> int | None:
     "The last number of a name."
     found = re.findall(r"\d+", stem)
@@ -236,7 +236,7 @@ def without_tail(stem: str) -> str:
     "A name without its last word, which begins with a letter after a sign."
     return re.sub(r"(?<=.)[\s_.\-]+[^\W\d_][^\s_.\-]*$", "", stem)
 
-
+# %% ../../../nbs/library/data/readers/masks.ipynb #af97ead6
 def nearest(file: str, others: list[str] | None) -> str | None:
     # others: of one name → None where two are as near
     "The file that shares most folders with another."
@@ -348,7 +348,7 @@ def names_class(words: list[str]) -> bool:
     "Whether words may name a class: no numbers, no sides, splits or forms of files."
     return bool(words) and not any(w in NO_CLASSES or re.search(r"\d", w) for w in words)
 
-
+# %% ../../../nbs/library/data/readers/masks.ipynb #cd558d7a
 def _join_classes(kinds, orphans):
     "Kinds that differ by a class become one kind; with it, mask → class."
     alike = defaultdict(list)
@@ -370,7 +370,7 @@ def _join_classes(kinds, orphans):
         kinds[first] = joined
     return kinds, orphans, classes
 
-
+# %% ../../../nbs/library/data/readers/masks.ipynb #21eb49c4
 def folder_classes(masks: dict[str, list[str]]) -> dict[str, str]:
     # image → masks → mask → class; empty where folders name none
     "Classes by the folders that the masks lie in."
@@ -446,7 +446,7 @@ def _only_previews(files, kinds):
     doubt = f"{len(shown)} previews or overlays are left out, {min(shown)} first"
     return MaskPairs([f for f in files if f not in shown], left_out=sorted(shown), doubts=[doubt])
 
-
+# %% ../../../nbs/library/data/readers/masks.ipynb #bd755134
 def _common(files):
     "The folders around all files, with a slash at the end."
     first, last = min(files, default=""), max(files, default="")
@@ -457,7 +457,7 @@ def _common(files):
         same += len(a) + 1
     return first[:same]
 
-
+# %% ../../../nbs/library/data/readers/masks.ipynb #4fe056d2
 def pairs_of_masks(files: list[str], found: dict, left_out=(), unsure: str = "") -> MaskPairs:
     # found: image → its masks; left_out: other masks; unsure: what to add where it is a guess
     "Pairs with what is to be said of them."

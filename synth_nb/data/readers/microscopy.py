@@ -25,6 +25,7 @@ from synth_nb.data.readers.sources import (
     EXTENSIONS, GAP, DataError, ImageError, Source, how_to_get, is_ignored, known_formats,
     mask_values, reason, to_mode)
 from .intensity import Intensity, span_of
+from ..sequences import split_end
 from ...core.files import resolve, display_path
 from ...core.parameters import ParameterError
 
@@ -295,12 +296,12 @@ def split_sections(n: int, val_fraction: float, gap: int) -> list[str]:
         raise ParameterError(f"parameter `val_fraction` must be 0 … below 1, got {val_fraction!r}")
     if gap < 0:
         raise ParameterError(f"parameter `gap` must be at least 0, got {gap!r}")
-    held_out = max(1, round(val_fraction * n)) if val_fraction else 0
-    between = gap if held_out else 0
-    if n - held_out - between < 1:
-        need = f"{held_out} to hold out and {between} between leave none to learn from"
-        raise ParameterError(f"the volume has {n} sections: {need}; change `val_fraction` or `gap`")
-    return ["train"] * (n - held_out - between) + ["gap"] * between + ["val"] * held_out
+    split = split_end(n, val_fraction, gap)
+    if val_fraction and "val" not in split:
+        need = f"{max(1, round(val_fraction * n))} to hold out and {gap} between"
+        raise ParameterError(f"the volume has {n} sections: {need} leave none to learn from; "
+                             "change `val_fraction` or `gap`")
+    return split
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #d44fc7e2
 @dataclass

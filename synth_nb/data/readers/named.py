@@ -152,7 +152,7 @@ def kind_of(path: Path) -> str:  # one of `EMNIST_CLASSES`
     named = re.search("|".join(EMNIST_CLASSES), path.name.lower().replace("emnist", ""))
     return named[0] if named else "letters"
 
-
+# %% ../../../nbs/library/data/readers/named.ipynb #be325225
 def npz_parts(
     path: Path,
     kind: str | None,  # one of `EMNIST_CLASSES`; None: letters, if the labels fit
@@ -191,7 +191,7 @@ def matlab_elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
             yield kind, content[at + 8 : at + 8 + size]
             at += 8 + size + (-size % 8 if kind != 15 else 0)
 
-
+# %% ../../../nbs/library/data/readers/named.ipynb #3be60b69
 def matlab_matrix(content: bytes, order: str) -> tuple[str, dict | np.ndarray | None]:
     "Name and content of a matrix: a structure, numbers, or None for text and lists."
     (_, flags), (_, sides), (_, name), *parts = matlab_elements(content, order)
@@ -208,7 +208,7 @@ def matlab_matrix(content: bytes, order: str) -> tuple[str, dict | np.ndarray | 
         found = np.frombuffer(values, order + MATLAB_NUMBERS[code]).reshape(sides, order="F")
     return name.decode(), found
 
-
+# %% ../../../nbs/library/data/readers/named.ipynb #01b70df5
 def read_matlab(path: Path) -> dict:  # version 5 → name of each matrix → what it holds
     "Structures and numbers of a MATLAB file. Raises whatever a damaged one leads to."
     content, found, total = path.read_bytes(), {}, 0
@@ -238,12 +238,13 @@ def read_csv_images(path: Path) -> tuple[np.ndarray, np.ndarray]:  # (N, 28, 28)
         values = pd.read_csv(path, header=header, dtype=np.int32).to_numpy()
     except Exception:  # pandas has errors of its own
         values = np.zeros((0, 0))
-    if values.ndim != 2 or values.shape[1] != 785 or values.min() < 0 or values.max() > 255:
+    fits = values.ndim == 2 and values.shape[1] == 785 and len(values)
+    if not fits or values.min() < 0 or values.max() > 255:
         raise DataError(f"{display_path(path)} is no table of EMNIST: a label and 784 pixels of "
                         "0 … 255 in each line")
     return values[:, 1:].astype(np.uint8).reshape(-1, 28, 28), values[:, 0]
 
-
+# %% ../../../nbs/library/data/readers/named.ipynb #b8260fbf
 def table_parts(
     paths: list[Path],  # of .csv files
     kind: str | None,  # one of `EMNIST_CLASSES`; None: by the name
@@ -259,7 +260,7 @@ def table_parts(
                       to_characters(labels, kind or kind_of(path), display_path(path))))
     return parts
 
-
+# %% ../../../nbs/library/data/readers/named.ipynb #03c75179
 def mat_parts(
     path: Path,
     kind: str | None,  # one of `EMNIST_CLASSES`; None: by the name
@@ -528,7 +529,7 @@ def parts_of_tables(tables: list[str]) -> dict[str, list[str]]:  # part → its 
         parts.setdefault(split_word(part)[0] if part != stem else stem, []).append(file)
     return parts
 
-
+# %% ../../../nbs/library/data/readers/named.ipynb #7c5108fb
 def typed(parts: dict) -> dict:
     # name → `datasets.Dataset` → the same, images and classes with their types
     "Give columns the types that the files do not name."

@@ -45,7 +45,7 @@ def first_crossing(ring: np.ndarray) -> tuple[float, float] | None:
 def _all_pairs(n):
     return np.triu_indices(n, 1)
 
-
+# %% ../../../nbs/library/data/readers/polygons.ipynb #a8e2a27f
 def _crossing(a, b, i, j):
     "Where the first of some pairs of edges, i and j, cross; None where none do."
     ours, theirs, between = b[i] - a[i], b[j] - a[j], a[j] - a[i]
@@ -74,7 +74,7 @@ class Area:
         points = np.concatenate([rings[0] for rings in self.polygons])
         return points.min(0), points.max(0)
 
-
+# %% ../../../nbs/library/data/readers/polygons.ipynb #51bd5b27
 def checked_ring(title: str, points) -> np.ndarray:
     # points: as the file has them → (n, 2), open
     "An outline or a hole. Raises `ImageError` for what is none, or crosses itself."
@@ -155,7 +155,7 @@ def read_geojson(name: str, content: bytes) -> list[Area]:
     return [Area(label, title, _rings(label, polygons))
             for label, title, polygons in features_of(name, content)]
 
-
+# %% ../../../nbs/library/data/readers/polygons.ipynb #7341f173
 def _rings(title, polygons):
     "Checked outlines and holes."
     try:
@@ -185,7 +185,7 @@ def read_coco(name: str, content: bytes) -> tuple[dict[str, list[dict]], int] | 
         raise DataError(f"{name} is no COCO: {error!r:.80}") from None
     return areas, runs
 
-
+# %% ../../../nbs/library/data/readers/polygons.ipynb #6766ccf2
 def coco_areas(name: str, annotations: list[dict]) -> list[Area]:
     "The areas of one image, one for each annotation. Raises `ImageError`."
     areas = []
@@ -246,7 +246,7 @@ def _key(file, stem):
     "What a name and an image's have in common."
     return (*read_folders_of(file.rpartition("/")[0])[0], stem.rpartition("/")[2].lower())
 
-
+# %% ../../../nbs/library/data/readers/polygons.ipynb #f48df47f
 def _by_name(images, drawn, read):
     "The GeoJSON of each image."
     known, lone, files = {}, {}, {}
@@ -269,7 +269,7 @@ def _by_name(images, drawn, read):
     areas = {image: partial(_read_one, file, read) for image, file in files.items()}
     return DrawnMasks(areas, files, classes, doubts=doubts)
 
-
+# %% ../../../nbs/library/data/readers/polygons.ipynb #f12b1479
 def _read_one(file, read):
     return read_geojson(file, read(file))
 

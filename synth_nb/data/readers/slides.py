@@ -224,7 +224,7 @@ def find_tiles(
     chosen = np.argwhere(fractions >= tissue)
     return SlideTiles(path, grid, chosen, fractions[tuple(chosen.T)])
 
-
+# %% ../../../nbs/library/data/readers/slides.ipynb #e5c118f8
 def _check_pixels(dimensions: tuple[int, int], path: Path):  # width, height of level 0
     "Raise `ImageError` for more pixels than a file can hold; several files make one .mrxs or .vms."
     alone = path.suffix.lower() not in (".mrxs", ".vms", ".vmu")
@@ -273,7 +273,7 @@ def find_all_tiles(
         results = dict(zip(wanted, pool.map(one, wanted), strict=True))
     return {name: {size: results[name, size] for size in sizes} for name in slides}
 
-
+# %% ../../../nbs/library/data/readers/slides.ipynb #4b68ed8d
 def left_out(found: dict[str, dict[int, SlideTiles | str]]) -> list[tuple[str, str]]:
     # from `find_all_tiles` → (slide, or slide and size; why)
     "What gives no tiles: a slide, or a size where its others can be cut."

@@ -142,7 +142,7 @@ def in_range(
     scaled = (values.astype(np.float32) - low) * (255 / (high - low))
     return np.clip(np.nan_to_num(scaled), 0, 255).round().astype(np.uint8)
 
-
+# %% ../../../nbs/library/data/readers/sources.ipynb #3ffed78e
 def to_mode(
     image: Image.Image,  # any mode
     channels: int,  # 1: luminance (ITU-R 601-2), 3: RGB

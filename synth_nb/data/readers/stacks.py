@@ -155,7 +155,7 @@ def _stored_page(path: Path, at: int) -> Image.Image:
         image.load()
         return ImageOps.exif_transpose(image)
 
-
+# %% ../../../nbs/library/data/readers/stacks.ipynb #bca10a96
 def _read_page(path: Path, at: tuple[int, ...], intensity: Intensity | None) -> np.ndarray:
     # at: byte offsets of the directories of its channels → uint8 (H, W) or (H, W, 3)
     "Read one image of a TIFF; a second or third channel of its own page is green and blue."
@@ -176,7 +176,7 @@ def _read_page(path: Path, at: tuple[int, ...], intensity: Intensity | None) -> 
     empty = [np.zeros_like(planes[0])] * (3 - len(planes))
     return np.stack([*planes, *empty], -1)
 
-
+# %% ../../../nbs/library/data/readers/stacks.ipynb #82d38a7e
 def _page_colours(path, at):
     "Colours of 16 bits of a page; None where it has none."
     files = []
@@ -274,7 +274,7 @@ def _check_range(array: np.ndarray, intensity: Intensity | None):
         for block in _blocks_of(array):
             to_8_bits(block)
 
-
+# %% ../../../nbs/library/data/readers/stacks.ipynb #0b1d1c71
 def _are_bytes(array: np.ndarray) -> bool:
     "Whether fractions are whole numbers up to 255: bytes that some programs save as fractions."
     high = 0
@@ -404,7 +404,7 @@ def unpack_to_cache(
                 _unpack(path, source, fresh)
     return target
 
-
+# %% ../../../nbs/library/data/readers/stacks.ipynb #3f54c5c8
 def _unpack(path: Path, source: BinaryIO, target: Path):
     "Write what an unpacking stream gives, as far as it may grow and the disk has room."
     packed, n = path.stat().st_size, 0
@@ -452,7 +452,7 @@ def _named(names, words, split):
                 return name
     return None
 
-
+# %% ../../../nbs/library/data/readers/stacks.ipynb #21ff798c
 def image_arrays(
     shapes: dict[str, tuple[int, ...]],  # name of each array → shape
 ) -> dict[str | None, str]:  # split (None: there are none) → the array with its images
@@ -470,7 +470,7 @@ def image_arrays(
         raise ImageError(f"no array called `images` and not one that must be it, but {listed}")
     return {None: found[0]}
 
-
+# %% ../../../nbs/library/data/readers/stacks.ipynb #956cde9e
 def label_array(
     shapes: dict[str, tuple[int, ...]],  # name of each array → shape
     split: str | None,
@@ -515,7 +515,7 @@ def joined(parts: dict[str | None, Stack]) -> Stack:  # split → its images
                  tuple(dict.fromkeys([f"splits from arrays: {some_names(parts)}",
                                       *(n for stack in parts.values() for n in stack.notes)])))
 
-
+# %% ../../../nbs/library/data/readers/stacks.ipynb #f7c2ae51
 def npz_stack(path: Path, intensity: Intensity | None = None) -> Stack:  # path: of an .npz file
     "Open an .npz file. Raises `ImageError`, also for labels that do not fit the images."
     with as_image_error(), zipfile.ZipFile(path) as file:

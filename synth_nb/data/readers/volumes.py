@@ -9,6 +9,7 @@ __all__ = ['Slices']
 import math
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def open_h5(path: Path):  # an `h5py.File`
     with as_image_error():
         return h5py.File(path, "r")
 
-
+# %% ../../../nbs/library/data/readers/volumes.ipynb #debf5dfd
 def h5_shapes(path: Path) -> dict[str, tuple[int, ...]]:  # name of each array → shape
     "The arrays in a file."
     shapes = {}
@@ -81,7 +82,7 @@ def h5_labels(
              in "iubf" else value) for value in values]
     return names, f"`{name}` in {path.name}"
 
-
+# %% ../../../nbs/library/data/readers/volumes.ipynb #befcf45b
 def h5_stack(path: Path, intensity: Intensity | None = None) -> Stack:
     "Open the images of an HDF5 file. Raises `ImageError`, and `ImportError` without h5py."
     shapes, parts = h5_shapes(path), {}
@@ -115,7 +116,7 @@ def _h5_part(path, name, shapes, split, intensity):
     groups, notes = ([None] * n, (f"classes from {labels[1]}",)) if labels else (None, ())
     return Stack(n, page, labels and labels[0], groups, scan=scan if deep else None, notes=notes)
 
-
+# %% ../../../nbs/library/data/readers/volumes.ipynb #1242f90a
 def _check_stored(array, path: Path):  # array: an `h5py.Dataset`
     "Raise `DataError` for an array that lies in other files, or grows too much."
     if array.external or array.is_virtual:
@@ -144,6 +145,30 @@ class Slices:
         return list(range(step // 2 if step < n else 0, n, step))
 
 # %% ../../../nbs/library/data/readers/volumes.ipynb #9fe1b1c3
+MOST_UNPACKED = 2**31  # bytes of unpacked volumes in memory, beside the one that is read
+
+
+class UnpackedVolumes:
+    "The volumes whose values are in memory; the oldest are let go where they are too large."
+
+    def __init__(self):
+        self.lock, self.volumes = threading.Lock(), []  # weak references, the latest last
+
+    def add(self, volume: "Volume"):
+        with self.lock:
+            self.volumes.append(weakref.ref(volume))
+            alive = [one for one in (known() for known in self.volumes) if one is not None]
+            alive = [one for one in alive if one.values is not None]
+            total = sum(one.values.nbytes for one in alive)
+            while total > MOST_UNPACKED and len(alive) > 1:
+                total -= alive[0].values.nbytes
+                alive.pop(0).values = None
+            self.volumes = [weakref.ref(one) for one in alive]
+
+
+UNPACKED = UnpackedVolumes()
+
+# %% ../../../nbs/library/data/readers/volumes.ipynb #88726f91
 class Volume:
     "Slices of a NIfTI file, upright; safe to call from several threads."
 
@@ -173,10 +198,12 @@ class Volume:
 
     def __call__(self, i: int) -> np.ndarray:  # (H, W), as stored and rescaled
         with self.lock, as_image_error():
-            if self.values is None:
+            values = self.values
+            if values is None:
                 values = np.asanyarray(self.image.dataobj)
-                self.values = values.reshape(values.shape[:3])
-            along = np.moveaxis(self.values, self.slices.axis, 0)  # `take` would copy all of it
+                self.values = values = values.reshape(values.shape[:3])
+                UNPACKED.add(self)
+            along = np.moveaxis(values, self.slices.axis, 0)  # `take` would copy all of it
             return np.rot90(along[self.indices[i]]).copy()
 
     def spans(self) -> Iterator[Span]:
