@@ -9,18 +9,21 @@ import io
 import json
 import os
 import resource
+import struct
 import sys
 import warnings
 import zipfile
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
+from zlib import crc32
 
 import h5py
 import numpy as np
 import pydicom.pixels  # noqa: F401 (else each case imports it)
 import tifffile  # noqa: F401
 import torch
+from PIL import Image
 from test_budgets import dicom, encoded, fill, opened, zipped
 
 from synth_nb.core.runs import load_model
@@ -206,6 +209,21 @@ def frames(n):
     return lambda folder: fill(folder / "in", **{"a.dcm": dicom(frames=n)})
 
 
+def many_scans(folder):
+    "A JPEG whose last scan is there a hundred thousand times: hours of decoding, 4 MB."
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8000, 8000), np.uint8)).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return fill(folder / "in", **{"huge.jpg": content[:-2] + 10**5 * scan + content[-2:]})
+
+
+def many_pieces(folder):
+    "A PNG of 36 MB with three million pieces, each of which Pillow would keep."
+    sound, piece = encoded(), struct.pack(">I", 0) + b"abCd" + struct.pack(">I", crc32(b"abCd"))
+    return fill(folder / "in", **{"huge.png": sound[:33] + 3 * 10**6 * piece + sound[33:]})
+
+
 def skipped(path):
     ds = opened(path)
     return f"{len(ds)} read; " + "; ".join(f"{key}: {why}" for key, why in ds.skipped)
@@ -231,6 +249,8 @@ CASES = {  # makes the file, opens it
     "an image of a terabyte": (sparse, skipped),
     "an array of 10^7 pages": (many_pages, skipped),
     "HDF5 of 10^9 pages, and one outside of its file": (hdf5, skipped),
+    "a JPEG of 100,000 scans": (many_scans, skipped),
+    "a PNG of 3,000,000 pieces": (many_pieces, skipped),
 }
 
 

@@ -308,6 +308,8 @@ BILLS = {  # case → what is said of it, megabytes at most
     "an array of 10^7 pages": ("huge.npy: 10,000,000 pages, where 1 to 4,194,304 are", 100),
     "HDF5 of 10^9 pages, and one outside of its file": (
         "1,000,000,000 pages, where 1 to 4,194,304 are read; outside.h5: the array /x lies", 100),
+    "a JPEG of 100,000 scans": ("huge.jpg: a JPEG of more than 100 scans", 100),
+    "a PNG of 3,000,000 pieces": ("huge.png: a PNG of more than 131,072 pieces", 100),
 }
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from synth_nb.dcgan.losses import GANLosses
+from synth_nb.dcgan.model import NoiseToImage
+from synth_nb.dcgan.networks import Generator
 from synth_nb.diffusion import fidelity, fields, sampling
 from synth_nb.diffusion import latents as latents_module
 from synth_nb.diffusion.latents import LatentSet, view_embeddings
@@ -29,6 +31,24 @@ def test_a_penalty_every_fourth_step_weighs_four_times():
     once, lazy = (GANLosses(lambda x: x, lambda b: b["image"], gamma=2.0, every=n).penalty(
         nets, batch).item() for n in (1, 4))
     assert abs(lazy / once - 4) < 1e-5
+
+
+def test_labels_of_a_dcgan_are_those_of_its_images():
+    torch.manual_seed(0)
+    G, chosen, seen = Generator(16, 1, 4, width=4, n_classes=3), torch.tensor([2, 0, 1]), []
+    samples = NoiseToImage(G).sample(3, labels=chosen)
+    z = samples.conditions
+    assert torch.equal(samples.images, NoiseToImage(G).images(z, labels=chosen))
+    assert not torch.allclose(samples.images, NoiseToImage(G).images(z, labels=chosen.flip(0)))
+
+    def D(images, labels):
+        seen.append(labels.tolist())
+        return images.mean((1, 2, 3))
+
+    losses = GANLosses(lambda x: x, lambda b: b["image"], 4, conditional=True)
+    batch = dict(image=samples.images, label=chosen, key=list("abc"))
+    losses.discriminator(dict(G=G, D=D), batch)
+    assert seen == [[2, 0, 1]] * 2
 
 
 def test_a_moving_average_follows_running_means():

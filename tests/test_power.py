@@ -1,6 +1,7 @@
 "Power: what is refused, what a table is made of, and the sentences in every report."
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import torch
 
 from synth_nb.core.parameters import ParameterError
 from synth_nb.embedders import load_embedder
-from synth_nb.evaluation import evaluate_run, write_report
+from synth_nb.evaluation import evaluate_run, sentences, write_report
 from synth_nb.evaluation.power import (
     Grams,
     chooser,
@@ -21,6 +22,7 @@ from synth_nb.evaluation.power import (
     split_pool,
     take_draws,
     threshold,
+    with_fault,
 )
 from synth_nb.evaluation.scores import score_sets
 from synth_nb.evaluation.sentences import library_table, own_power, power_sentences
@@ -99,6 +101,9 @@ def test_a_plain_fault_is_noticed_and_none_is_not(pools):
         choose = chooser(pool, fault, FAULTS[fault].severities[2], behind)
         found = take_draws(Grams(pools, pool), choose, 24, {score}, 12, [2])[score]
         assert np.mean(found > threshold(null[score])) > 0.9, fault
+    rows = with_fault(pools, plain.real, "blur", {24: null}, 12, 2, FAULTS["blur"].severities[2:],
+                      {"kernel"})
+    assert [row["power"] > 0.9 for row in rows] == [True]
     again = take_draws(plain, chooser(pools.pool, "", 0, 0), 24, {"kernel"}, 39, [3])["kernel"]
     assert np.mean(again > threshold(null["kernel"])) < 0.25
 
@@ -158,6 +163,22 @@ def test_own_images_give_what_larger_samples_of_the_same_kind_give(embedder, poo
         found = take_draws(Grams(pools, pool), chooser(pool, "blur", severity, behind), 24,
                            {"frechet"}, 60, [2])["frechet"]
         assert abs(np.mean(found > threshold(null)) - power) < 0.45  # four standard errors
+
+
+def test_own_power_looks_below_a_severity_that_is_noticed_and_above_one_that_is_not(monkeypatch):
+    power, used = dict(blur=0.9, noise=0.3), []
+
+    def with_fault(pools, real, fault, nulls, draws, seed, severities, scores):
+        used.extend(severities)
+        return [dict(fault=fault, power=power[fault])]
+
+    monkeypatch.setattr(sentences, "with_fault", with_fault)
+    monkeypatch.setattr(sentences, "take_draws", lambda *rest: dict(kernel=np.zeros(3)))
+    for name in ("make_pools", "Grams", "chooser"):
+        monkeypatch.setattr(sentences, name, lambda *rest: SimpleNamespace(pool=0, real=0))
+    sentences._own_rows(None, None, None, [24], 3, 0, dict.fromkeys(power, "kernel"))
+    (slight, middle, _), (_, other, plainest) = (FAULTS[fault].severities for fault in power)
+    assert used == [middle, slight, other, plainest]
 
 
 def test_a_number_between_two_of_the_table_lies_between_their_powers():

@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 
 # %% ../../../nbs/library/data/readers/microscopy.ipynb #653b9895
-from .budgets import check_chain, check_present
-from synth_nb.data.readers.sources import (
-    EXTENSIONS, GAP, DataError, ImageError, Source, how_to_get, is_ignored, known_formats,
-    mask_values, reason, to_mode)
+from .budgets import check_chain, check_present, read_bytes
+from .sources import (
+    EXTENSIONS, GAP, DataError, ImageError, Source, check_parts, how_to_get, is_ignored,
+    known_formats, mask_values, reason, to_mode)
 from .intensity import Intensity, span_of
 from ..sequences import split_end
 from ...core.files import resolve, display_path
@@ -53,6 +53,9 @@ def page_sizes(path: Path) -> list[tuple[int, int]]:
     try:
         with open(path, "rb") as file:
             check_chain(file)
+            file.seek(0)
+            if file.read(2) in (b"\x89P", b"\xff\xd8"):
+                check_parts(read_bytes(path))
         with warnings.catch_warnings(), Image.open(path, formats=known_formats()) as image:
             warnings.simplefilter("ignore")  # Pillow on odd metadata
             sizes = []

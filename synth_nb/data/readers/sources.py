@@ -68,6 +68,35 @@ EXTENSIONS = {
               ".vmu", ".czi"),
 }
 
+# %% ../../../nbs/library/data/readers/sources.ipynb #4e03347e
+MAX_SCANS, MAX_CHUNKS = 100, 2**17  # of a JPEG; of a PNG of 512 MB in pieces of 8 kB: half as many
+MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+
+
+def check_parts(content: bytes):  # of a file; of PNG and JPEG
+    "Raise `ImageError` for a file that a decoder would go over too often."
+    if content.startswith(b"\x89PNG") and len(content) > 12 * MAX_CHUNKS:
+        at, count = 8, 0
+        while at < len(content) and (count := count + 1) <= MAX_CHUNKS:
+            at += 12 + int.from_bytes(content[at : at + 4], "big")
+        if count > MAX_CHUNKS:
+            raise ImageError(f"a PNG of more than {MAX_CHUNKS:,} pieces")
+    if content.startswith(b"\xff\xd8") and scans_of(content) > MAX_SCANS:
+        raise ImageError(f"a JPEG of more than {MAX_SCANS} scans")
+
+
+def scans_of(content: bytes) -> int:  # of a JPEG; no more are counted than are too many
+    "How often a JPEG's decoder goes over its pixels; not what other files within it have."
+    at, count = 2, 0
+    while count <= MAX_SCANS and (found := MARKER.search(content, at)):
+        at, kind = found.end(), content[found.end() - 1]
+        if kind == 0xD9:  # the end of the image
+            break
+        count += kind == 0xDA
+        if kind not in (0x01, 0xD8):
+            at += max(int.from_bytes(content[at : at + 2], "big"), 2)
+    return count
+
 # %% ../../../nbs/library/data/readers/sources.ipynb #bddd327d
 def open_lazily(
     content: bytes,  # of a file
@@ -75,6 +104,7 @@ def open_lazily(
     "Open an image file by what it holds. Raises `ImageError` where a plugin is missing."
     if not content:
         raise ImageError("empty file")
+    check_parts(content)
     if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
         try:
             from pillow_heif import register_heif_opener
