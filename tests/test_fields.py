@@ -45,7 +45,7 @@ def pixels(path):
     return np.asarray(Image.open(path))
 
 
-SIZE = (1400, 200)  # three bands of rows of windows
+SIZE = (2400, 200)  # three bands of rows of windows
 
 
 @pytest.fixture(scope="module")

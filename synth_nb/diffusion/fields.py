@@ -12,12 +12,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin
+from diffusers import SchedulerMixin
+from scipy.signal import oaconvolve
 from torch import Tensor, nn
 
 # %% ../../nbs/library/diffusion/fields.ipynb #2b79dd9d
@@ -39,41 +40,49 @@ from ..training.processes import launch, this_process
 class Axis:
     "Where windows lie along one side of a field."
     starts: np.ndarray  # (n,) rising
-    side: int  # of a window
+    ends: np.ndarray  # (n,) rising
     overlap: int  # of neighbours
     length: int  # of the field
 
-    def weights(self) -> Tensor:  # (n, side); at every place they sum to 1
-        up = (np.arange(self.side) + 1) / (self.overlap + 1)
-        ramp, total = np.minimum(np.minimum(up, up[::-1]), 1), np.zeros(self.length)
-        for start in self.starts:
-            total[start : start + self.side] += ramp
-        rows = [ramp / total[start : start + self.side] for start in self.starts]
-        return torch.from_numpy(np.stack(rows)).float()
+    @property
+    def sides(self) -> np.ndarray:  # (n,)
+        return self.ends - self.starts
+
+    def weights(self) -> list[Tensor]:  # of each window (side,); at every place they sum to 1
+        total, ramps = np.zeros(self.length), []
+        for start, end in zip(self.starts, self.ends, strict=True):
+            up = (np.arange(end - start) + 1) / (self.overlap + 1)
+            ramps.append(np.minimum(np.minimum(up, up[::-1]), 1))
+            total[start:end] += ramps[-1]
+        return [torch.from_numpy(ramp / total[start : start + len(ramp)]).float()
+                for start, ramp in zip(self.starts, ramps, strict=True)]
 
     def borders(self) -> list[int]:  # where windows begin or end inside the field
-        ends = {*self.starts.tolist(), *(self.starts + self.side).tolist()} - {0, self.length}
-        return sorted(ends)
+        return sorted({*self.starts.tolist(), *self.ends.tolist()} - {0, self.length})
 
     def touching(self, low: int, high: int) -> range:  # numbers of windows that reach a part
-        found = np.flatnonzero((self.starts < high) & (self.starts + self.side > low))
+        found = np.flatnonzero((self.starts < high) & (self.ends > low))
         return range(found[0], found[-1] + 1)
 
     def scaled(self, factor: int) -> "Axis":  # from latents to pixels
-        return Axis(*(factor * v for v in (self.starts, self.side, self.overlap, self.length)))
+        return Axis(*(factor * v for v in (self.starts, self.ends, self.overlap, self.length)))
 
 
-def new_axis(length: int, side: int, overlap: int = 0, shift: int = 0) -> Axis:
-    "Windows that cover a length, whose second one begins at `shift`."
+def new_axis(length: int, side: int, overlap: int = 0, shift: int = 0, full: bool = False) -> Axis:
+    "Windows that cover a length, one of which begins at `shift`; all of one side if `full`."
     step = side - overlap
-    starts = np.arange(shift - step, length, step).clip(0, length - side)
-    return Axis(np.unique(starts), side, overlap, length)
+    if full:
+        starts = np.unique(np.arange(shift - step, length, step).clip(0, length - side))
+        return Axis(starts, starts + side, overlap, length)
+    starts = np.arange(shift or step, length, step) if 2 * length >= 3 * side else np.array([], int)
+    starts = starts[(starts + overlap >= side / 2) & (length - starts >= side / 2)]
+    return Axis(np.append(0, starts), np.append(starts + overlap, length), overlap, length)
 
 # %% ../../nbs/library/diffusion/fields.ipynb #46ec3782
 def blended(
     rows: Axis,
     columns: Axis,
-    evaluate: Callable,  # row and range of windows → (first one, values (n, C, side, side)), …
+    evaluate: Callable,  # rows and columns of windows → (row, its (column, values (C, h, w)), …), …
     low: int,  # first row of the field that is wanted
     high: int,
     left: int = 0,  # first column
@@ -81,18 +90,17 @@ def blended(
 ) -> Iterator[tuple[int, Tensor]]:  # first row and values (C, n, right - left) of complete rows
     "Weighted sums of windows, a few rows of the field at a time."
     total, right = None, right or columns.length
-    down, across = rows.weights()[:, :, None], columns.weights()
+    down, across = rows.weights(), columns.weights()
     used, those = rows.touching(low, high), columns.touching(left, right)
-    for k in used:
+    for k, values in evaluate(used, those):
         top = int(rows.starts[k])
-        for first, values in evaluate(k, those):
+        for j, value in values:
             if total is None:
-                total = values.new_zeros(values.shape[1], rows.side, right - left)
-            for j, value in enumerate(values, first):
-                x = int(columns.starts[j]) - left
-                a, b = max(-x, 0), min(columns.side, right - left - x)
-                total[:, :, x + a : x + b] += (value * (down[k] * across[j]))[:, :, a:b]
-        done = rows.side if k == used[-1] else int(rows.starts[k + 1]) - top
+                total = value.new_zeros(len(value), max(rows.sides), right - left)
+            x, weights = int(columns.starts[j]) - left, down[k][:, None] * across[j]
+            a, b = max(-x, 0), min(value.shape[2], right - left - x)
+            total[:, : len(weights), x + a : x + b] += (value * weights)[:, :, a:b]
+        done = int(rows.ends[k] if k == used[-1] else rows.starts[k + 1]) - top
         a, b = max(low - top, 0), min(done, high - top)
         if a < b:
             yield top + a, total[:, a:b]
@@ -111,6 +119,15 @@ def noise_at(seed: int, planes: int, low: int, high: int, width: int) -> Tensor:
         band = torch.cat([torch.randn(planes, size, size, generator=g) for g in own], 2)
         bands.append(band[:, max(low - row * size, 0) : high - row * size, :width])
     return torch.cat(bands, 1)
+
+# %% ../../nbs/library/diffusion/fields.ipynb #7499b280
+def texture_at(kernel: Tensor, seed: int, top: int, left: int, image: Tensor) -> Tensor:
+    # kernel (C or 1, h, w); image (C, H, W): a part of the field, which begins at top, left
+    "White noise of a place, filtered, (C or 1, H, W)."
+    height, width = (n + k - 1 for n, k in zip(image.shape[1:], kernel.shape[1:], strict=True))
+    white = noise_at(derive_seed(seed, 1), 1, top, top + height, left + width)[0, :, left:]
+    found = [oaconvolve(white.numpy(), one, "valid") for one in kernel.numpy()]
+    return torch.from_numpy(np.stack(found)).float()
 
 # %% ../../nbs/library/diffusion/fields.ipynb #3d1df6d5
 @dataclass
@@ -142,6 +159,16 @@ def tokens_at(grid: Tensor, y: float, x: Tensor) -> Tensor:
     top, left = int(y), x.long()
     band = grid[top].lerp(grid[min(top + 1, rows - 1)], y - top)
     return band[left].lerp(band[(left + 1).clamp_max(columns - 1)], (x - left).view(-1, 1, 1))
+
+# %% ../../nbs/library/diffusion/fields.ipynb #fd97002d
+def grid_tokens(grid: Tensor, shape: tuple[int, int, int]) -> Callable[..., Tensor]:
+    # grid (rows, columns, tokens, D); shape: C, H, W of the field, latents
+    "The condition of a window, as `Field` takes it: that of its centre."
+    def tokens(top, bottom, left, right):
+        x = torch.tensor([(left + right) / 2 / shape[2]])
+        return tokens_at(grid, (top + bottom) / 2 / shape[1], x)[0]
+
+    return tokens
 
 # %% ../../nbs/library/diffusion/fields.ipynb #e8d55d5c
 def embed_slide(
@@ -218,23 +245,23 @@ class FieldConfig(SamplingConfig):
     "How a field is denoised."
     seed: int = 0  # of noise and shifts
     shifted: bool = True  # windows lie elsewhere at every step; False: plain tiles
-    overlap: float = 0.25  # of neighbouring windows in the last steps, share of their side
+    overlap: float = 0.1875  # of neighbouring windows in the last steps, share of their side
     overlap_steps: int = 1  # at the end, whose windows overlap; 0: none
     batch_size: int = 64  # windows at a time
     precision: str = "fp32"  # auto, fp32, bf16 or fp16
 
-    def axes(self, shape: tuple, window: tuple[int, int], step: int) -> list[Axis]:
+    def axes(self, shape: tuple, window: tuple[int, int], step: int, full=False) -> list[Axis]:
         "Where the windows of a step lie in a field of latents (C, H, W)."
         last = step >= self.sampling_steps - self.overlap_steps
         rng, found = np.random.default_rng(derive_seed(self.seed, step)), []
         for length, side in zip(shape[1:], window, strict=True):
             overlap = round(self.overlap * side) if last else 0
             shift = int(rng.integers(side - overlap)) if self.shifted else 0
-            found.append(new_axis(length, side, overlap, shift))
+            found.append(new_axis(length, side, overlap, shift, full))
         return found
 
 # %% ../../nbs/library/diffusion/fields.ipynb #b7defc70
-BAND = 8  # rows of windows that are done at once, at most
+BAND = 16  # rows of windows that are done at once, at most
 
 
 def bands_of(rows: Axis) -> list[tuple[int, int]]:
@@ -250,9 +277,10 @@ class Field:
     learnt: SchedulerMixin  # that it was trained with
     shape: tuple[int, int, int]  # of the latents: C, H, W
     window: tuple[int, int]  # of those of a patch: height, width
-    grid: Tensor  # (rows, columns, tokens, D) conditions
-    negative: Tensor  # (tokens, D)
+    tokens: Callable[..., Tensor]  # top, bottom, left, right of a window, latents → (tokens, D)
+    negative: Tensor  # (tokens or 1, D)
     config: FieldConfig
+    full: bool = False  # whether the network takes no windows but those of a patch
 
     def __post_init__(self):
         self.times = self.config.scheduler(self.learnt).timesteps
@@ -262,7 +290,7 @@ class Field:
         self.files = [RowFile(self.folder / f"latents-{k}", row) for k in (0, 1)]
 
     def axes(self, step: int) -> list[Axis]:
-        return self.config.axes(self.shape, self.window, step)
+        return self.config.axes(self.shape, self.window, step, self.full)
 
     @property
     def stages(self) -> list[list[tuple[int, int]]]:  # for `run_bands`
@@ -291,24 +319,45 @@ def read_rows(field: Field, step: int, low: int, high: int) -> tuple[Tensor, Ten
     return planes[:channels], planes[channels:] if len(planes) > channels else None
 
 # %% ../../nbs/library/diffusion/fields.ipynb #bcbe5f38
-def window_predictions(field: Field, step: int, rows: Axis, columns: Axis) -> Callable:
-    "What the network predicts for a row of windows, as `blended` takes it."
-    t, config, device = field.times[step], field.config, next(field.unet.parameters()).device
-    centres = torch.from_numpy(columns.starts + columns.side / 2).float() / columns.length
+def shapes_in_batches(rows: Axis, columns: Axis, which: list[tuple[int, int]], size: int
+                      ) -> Iterator[list[tuple[int, int]]]:  # of windows (row, column)
+    "Windows in batches of one shape."
+    def shape(window):
+        return rows.sides[window[0]], columns.sides[window[1]]
 
-    def evaluate(k, those):
-        top, size = int(rows.starts[k]), config.batch_size
-        noisy = read_rows(field, step, top, top + rows.side)[0]
-        noisy = sampler_at(field, step, None).scale_model_input(noisy, t)
-        tokens = tokens_at(field.grid, (top + rows.side / 2) / rows.length, centres)
-        for first in those[::size]:
-            lefts = columns.starts[first : min(first + size, those.stop)]
-            x = torch.stack([noisy[:, :, s : s + columns.side] for s in lefts]).to(device)
-            own = tokens[first : first + len(lefts)].to(device)
+    for _, alike in groupby(sorted(which, key=shape), shape):
+        alike = list(alike)
+        yield from (alike[i : i + size] for i in range(0, len(alike), size))
+
+
+def window_predictions(field: Field, step: int, rows: Axis, columns: Axis) -> Callable:
+    "What the network predicts for windows, as `blended` takes it."
+    t, config, device = field.times[step], field.config, next(field.unet.parameters()).device
+    sampler = sampler_at(field, step, None)
+
+    def sides(k, j):
+        return [int(x) for x in (rows.starts[k], rows.ends[k], columns.starts[j], columns.ends[j])]
+
+    def predicted(those):  # windows (row, column) of neighbouring rows
+        top, end, found = int(rows.starts[those[0][0]]), int(rows.ends[those[-1][0]]), {}
+        noisy = sampler.scale_model_input(read_rows(field, step, top, end)[0], t)
+        for batch in shapes_in_batches(rows, columns, those, config.batch_size):
+            cuts = [sides(*window) for window in batch]
+            x = torch.stack([noisy[:, a - top : b - top, c:d] for a, b, c, d in cuts])
+            own = torch.stack([field.tokens(*cut) for cut in cuts]).to(device)
             negative = field.negative.to(own).expand_as(own)
             with autocast(device, config.precision):
-                found = guided(field.unet, x, t.to(device), own, negative, config.scale_at(t))
-            yield first, found.cpu()
+                values = guided(field.unet, x.to(device), t.to(device), own, negative,
+                                config.scale_at(t))
+            found |= zip(batch, values.cpu(), strict=True)
+        return found
+
+    def evaluate(used, those):
+        together = max(1, 2 * config.batch_size // len(those))  # rows of windows
+        for first in used[::together]:
+            some = range(first, min(first + together, used.stop))
+            found = predicted([(k, j) for k in some for j in those])
+            yield from ((k, ((j, found.pop((k, j))) for j in those)) for k in some)
 
     return evaluate
 
@@ -331,49 +380,66 @@ def denoise_band(field: Field, step: int, low: int, high: int):
         field.files[(step + 1) % 2].write(top, x.transpose(0, 1).numpy())
 
 # %% ../../nbs/library/diffusion/fields.ipynb #cad14bf0
-DECODED = 96, 12  # side and overlap of a decoder's windows at least, latents
+DECODED = 96, 12  # largest side and least overlap of a decoder's windows, latents
+
+
+@dataclass
+class Decoder:
+    "What makes pixels of latents."
+    vae: nn.Module
+    factor: int  # pixels of a latent
+    std: Tensor  # by which latents are multiplied
+    mean: Tensor  # (C, 1, 1) or (), that is added to them
+    kernel: Tensor | None = None  # (C or 1, h, w) of a texture that is added to images
 
 
 @torch.inference_mode()
-def decode_band(field: Field, vae: AutoencoderKL, pixels: RowFile, low: int, high: int):
+def decode_band(field: Field, decoder: "Decoder", pixels: RowFile, low: int, high: int):
     # pixels: file of rows (W, channels) uint8; low, high: rows of latents
     "Decode rows of the denoised latents."
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    vae, factor = decoder.vae, decoder.factor
     rows, columns = decoder_axes(field.shape, field.window)
 
-    def evaluate(k, those):
-        top = int(rows.starts[k])
-        z = read_rows(field, len(field.times), top, top + rows.side)[0]
-        for j in those:
-            left = columns.starts[j]
-            part = z[None, :, :, left : left + columns.side].to(vae.device)
-            yield j, vae.decode(part / vae.config.scaling_factor).sample.float().cpu()
+    def decoded(k, j):
+        z = read_rows(field, len(field.times), int(rows.starts[k]), int(rows.ends[k]))[0]
+        part = z[None, :, :, columns.starts[j] : columns.ends[j]].to(vae.device)
+        with autocast(vae.device, field.config.precision):
+            image = vae.decode(part * decoder.std.to(part) + decoder.mean.to(part)).sample
+        return image[0].float().cpu()
+
+    def evaluate(used, those):
+        yield from ((k, ((j, decoded(k, j)) for j in those)) for k in used)
 
     axes = [axis.scaled(factor) for axis in (rows, columns)]
     for left, right in bands_of(axes[1]):  # a part of the width at a time
         for top, image in blended(*axes, evaluate, low * factor, high * factor, left, right):
+            if decoder.kernel is not None:
+                image = image + texture_at(decoder.kernel, field.config.seed, top, left, image)
             pixels.write(top, to_uint8(image).permute(1, 2, 0).numpy(), left)
 
 
 def decoder_axes(shape: tuple, window: tuple) -> list[Axis]:
-    "Windows of the decoder: of 96 latents, or of a patch where that is larger."
-    sides = [min(max(DECODED[0], side), length)
-             for side, length in zip(window, shape[1:], strict=True)]
-    return [new_axis(length, side, min(DECODED[1], side // 2))
-            for length, side in zip(shape[1:], sides, strict=True)]
+    "Equal windows of the decoder: of 96 latents, or of a patch where that is larger, at most."
+    found = []
+    for side, length in zip(window, shape[1:], strict=True):
+        most = max(DECODED[0], side)
+        overlap = min(DECODED[1], most // 2)
+        count = max(-(-(length - overlap) // (most - overlap)), 1)
+        equal = -(-(length + (count - 1) * overlap) // count)
+        found.append(new_axis(length, equal, overlap, full=True))
+    return found
 
 # %% ../../nbs/library/diffusion/fields.ipynb #4427d97a
-def check_field(model: ConditionedModel, height: int, width: int) -> tuple[tuple, int]:
-    # pixels → latents of a patch (height, width), pixels of a latent
+def check_field(patch: tuple[int, int], factor: int, height: int, width: int) -> tuple[int, int]:
+    # pixels of a patch, of a latent, and of the field → latents of a patch
     "Refuse a field that a model cannot make; raises `ParameterError`."
-    factor, patch = model.pipeline.vae_scale_factor, tuple(model.settings["image_size"])
     if height < patch[0] or width < patch[1]:
         raise ParameterError(f"parameter `field_size` is {height}x{width}, smaller than the "
                              f"model's patches of {patch[0]}x{patch[1]}: sample a patch")
     if height % factor or width % factor:
         raise ParameterError(f"parameter `field_size` must be a multiple of {factor}, got "
                              f"{height}x{width}")
-    return tuple(side // factor for side in patch), factor
+    return tuple(side // factor for side in patch)
 
 
 def check_disk(folder: Path, field: Field, pixels: int):  # folder exists; pixels: bytes of them
@@ -385,41 +451,63 @@ def check_disk(folder: Path, field: Field, pixels: int):  # folder exists; pixel
                       f"{have / 1e9:.2f} GB are free: make room, or lower `field_size`")
 
 # %% ../../nbs/library/diffusion/fields.ipynb #a31ae1d3
-def identity(model: ConditionedModel, embeddings: EmbeddingField, size: tuple, config: FieldConfig
-             ) -> dict:  # as JSON has it
+@dataclass
+class FieldParts:
+    "What a model gives to a field."
+    unet: nn.Module
+    learnt: SchedulerMixin  # that it was trained with
+    decoder: Decoder
+    patch: tuple[int, int]  # pixels: height, width
+    tokens: Callable[..., Tensor]  # as `Field` has it
+    negative: Tensor
+    condition: dict  # JSON: what tells it from another
+    full: bool = False
+
+
+def embedding_parts(model: ConditionedModel, field: EmbeddingField, size: tuple) -> FieldParts:
+    "Of a model of embeddings. Raises `ParameterError` for embeddings that it does not take."
+    check_embeddings(field, model)
+    pipeline, known = model.pipeline, model.conditioner
+    factor, scale = pipeline.vae_scale_factor, pipeline.vae.config.scaling_factor
+    shape = (0, *(side // factor for side in size))
+    decoder = Decoder(pipeline.vae, factor, torch.tensor(1 / scale), torch.tensor(0.0))
+    return FieldParts(
+        pipeline.unet, pipeline.scheduler, decoder, tuple(model.settings["image_size"]),
+        grid_tokens(known.tokens(field.values.float()), shape), known.empty()[0],
+        dict(embedder=field.embedder, embeddings=digest(field.values.numpy())))
+
+
+def identity(parts: FieldParts, size: tuple, config: FieldConfig) -> dict:  # as JSON has it
     "What tells a field from another."
-    return dict(size=list(size), embedder=embeddings.embedder, config=digest(asdict(config)),
-                embeddings=digest(embeddings.values.numpy()),
-                weights=[weights_digest(model.pipeline.unet), weights_digest(model.pipeline.vae)])
+    return parts.condition | dict(size=list(size), config=digest(asdict(config)), weights=[
+        weights_digest(parts.unet), weights_digest(parts.decoder.vae)])
 
 
-def new_field(model: ConditionedModel, embeddings: EmbeddingField, folder: Path, size: tuple,
-              config: FieldConfig) -> Field:
+def new_field(parts: FieldParts, folder: Path, size: tuple, config: FieldConfig) -> Field:
     "A field of a model, empty or with what was done of it in a folder."
-    window, factor = check_field(model, *size)
+    factor = parts.decoder.factor
+    window = check_field(parts.patch, factor, *size)
     if config.sampler == "ddpm":
         raise ParameterError("parameter `sampler`: ddpm draws new noise at every step, take ddim, "
                              "dpm++ or euler")
     if not 0 <= config.overlap < 1:
         raise ParameterError(f"parameter `overlap` must be 0 to below 1, got {config.overlap}")
-    check_embeddings(embeddings, model)
-    conditions, note, own = model.conditioner, folder / "field.json", identity(
-        model, embeddings, size, config)
+    note, own = folder / "field.json", identity(parts, size, config)
     if folder.exists() and not (note.is_file() and read_json(note) == own):
         shutil.rmtree(folder)  # left by a field of other settings
     if not folder.exists():
         folder.mkdir()
         write_texts(folder, {note.name: json.dumps(own)})
-    shape = (model.pipeline.unet.config.in_channels, *(side // factor for side in size))
-    return Field(folder, model.pipeline.unet, model.pipeline.scheduler, shape, window,
-                 conditions.tokens(embeddings.values.float()), conditions.empty()[0], config)
+    shape = (parts.decoder.vae.config.latent_channels, *(side // factor for side in size))
+    return Field(folder, parts.unet, parts.learnt, shape, window, parts.tokens, parts.negative,
+                 config, parts.full)
 
 # %% ../../nbs/library/diffusion/fields.ipynb #ff06afd0
 def write_field(
-    model: ConditionedModel,  # of embeddings
-    embeddings: EmbeddingField,
+    model,  # `ConditionedModel` of embeddings, or mask-conditioned `PairModel`
+    condition: EmbeddingField | np.ndarray,  # or class numbers (H, W) of the whole field
     path: str | Path,  # of the slide: "field.ome.tif"
-    size: tuple[int, int],  # height, width, pixels
+    size: tuple[int, int] | None = None,  # height, width, pixels; of a mask its own
     mpp: float = 0.5,  # µm per pixel, which the slide says of itself
     num_processes: int = 1,
     device: str = "auto",  # of these, where there are several
@@ -432,24 +520,30 @@ def write_field(
     path, names = Path(path), [one.name for one in fields(FieldConfig)]
     own = {name: model.settings[name] for name in names if name in model.settings}
     config, folder = FieldConfig(**own | options), path.with_name(path.name + ".work")
+    size = tuple(condition.shape) if size is None else tuple(size)
+    parts = _parts_of(model, condition, size)
+    decoder = parts.decoder
     path.parent.mkdir(parents=True, exist_ok=True)
-    note, own = path.with_name(path.name + ".json"), identity(model, embeddings, size, config)
+    note, own = path.with_name(path.name + ".json"), identity(parts, size, config)
     if path.is_file() and note.is_file() and read_json(note) == own | dict(mpp=mpp):
         return path
-    field = new_field(model, embeddings, folder, size, config)
-    vae, decoding = model.pipeline.vae, bands_of(decoder_axes(field.shape, field.window)[0])
-    pixels = RowFile(folder / "pixels", (size[1], vae.config.out_channels), np.uint8)
+    field = new_field(parts, folder, size, config)
+    decoding = bands_of(decoder_axes(field.shape, field.window)[0])
+    channels = decoder.vae.config.get("out_channels") or decoder.vae.config.channels
+    pixels = RowFile(folder / "pixels", (size[1], channels), np.uint8)
     check_disk(path.parent, field, size[0] * pixels.size)
 
     def work(stage, low, high):
         if stage < len(field.times):
             denoise_band(field, stage, low, high)
         else:
-            decode_band(field, vae, pixels, low, high)
+            decode_band(field, decoder, pixels, low, high)
 
     def share():
-        rank, count, own_device = this_process(device) if num_processes > 1 else (0, 1, vae.device)
-        field.unet.to(own_device), vae.to(own_device)
+        rank, count, own_device = 0, 1, next(decoder.vae.parameters()).device
+        if num_processes > 1:
+            rank, count, own_device = this_process(device)
+        field.unet.to(own_device), decoder.vae.to(own_device)
         run_bands(folder, [*field.stages, decoding], work, "denoising a field", rank, count)
 
     launch(share, num_processes, device=device) if num_processes > 1 else share()
@@ -459,18 +553,27 @@ def write_field(
     return path
 
 
+def _parts_of(model, condition, size: tuple[int, int]) -> FieldParts:
+    "What a model gives to a field of a condition. Raises `ParameterError`."
+    if hasattr(model, "field_parts"):
+        return model.field_parts(condition, size)
+    if not isinstance(condition, EmbeddingField):
+        raise ParameterError("this model takes embeddings: give it an `EmbeddingField`")
+    return embedding_parts(model, condition, size)
+
+
 SYNTHETIC = "Synthetic image, made by synth_nb: no patient is behind it."
 
 # %% ../../nbs/library/diffusion/fields.ipynb #ca198dfa
 def seam_lines(
-    model: ConditionedModel,
+    model: ConditionedModel,  # of embeddings
     size: tuple[int, int],  # of the field: height, width, pixels
     **options,  # as `write_field` got them
 ) -> dict[str, tuple[list[int], list[int]]]:  # rows and columns, in pixels
     "Where windows of a field met."
     config = FieldConfig(**{"sampling_steps": model.settings["sampling_steps"]} | options)
-    window, factor = check_field(model, *size)
-    shape = (0, *(side // factor for side in size))
+    factor, patch = model.pipeline.vae_scale_factor, tuple(model.settings["image_size"])
+    window, shape = check_field(patch, factor, *size), (0, *(side // factor for side in size))
     last = config.axes(shape, window, config.sampling_steps - 1)
     tiles = [new_axis(length, side) for length, side in zip(shape[1:], window, strict=True)]
     kinds = {"windows of the last step": last, "edges of patches": tiles,

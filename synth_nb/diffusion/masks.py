@@ -60,6 +60,11 @@ def check_classes(masks: np.ndarray | Tensor, names: list[str], found: list[str]
                              f"classes, 0 … {len(names) - 1}: {', '.join(names)}")
 
 # %% ../../nbs/library/diffusion/masks.ipynb #5eec8ca4
+def _into_time(numbers: int, width: int) -> nn.Module:
+    "From a vector to something that is added to the embedding of the time."
+    return nn.Sequential(nn.Linear(numbers, 128), nn.SiLU(), nn.Linear(128, width))
+
+
 class PairUNet(nn.Module):
     "Noisy latents, times and conditions to velocities; for `DiffusionLoss` or `ComposedLoss`."
 
@@ -88,11 +93,9 @@ class PairUNet(nn.Module):
         if wide_time_embedding:
             self.unet.time_proj = Timesteps(320, True, 0)
             self.unet.time_embedding = TimestepEmbedding(320, 640, out_dim=time)
-        def into_time(numbers):
-            return nn.Sequential(nn.Linear(numbers, 128), nn.SiLU(), nn.Linear(128, time))
-
-        self.embed = None if maps else into_time(condition)
-        self.vectors = nn.ModuleDict({name: into_time(k) for name, k in (vectors or {}).items()})
+        self.embed = None if maps else _into_time(condition, time)
+        self.vectors = nn.ModuleDict({name: _into_time(k, time)
+                                      for name, k in (vectors or {}).items()})
 
     @property
     def device(self) -> torch.device:  # where it is now

@@ -60,7 +60,8 @@ def sample_stack(
     width, tokens = size[0] * size[1], unconditional_tokens(1)
     with tempfile.TemporaryDirectory() as folder:
         field = Field(Path(folder), SectionWindows(unet, tuple(size)), scheduler,
-                      (channels, sections, width), (depth, width), tokens[None], tokens[0], config)
+                      (channels, sections, width), (depth, width), lambda *window: tokens[0],
+                      tokens[0], config, full=True)
         run_bands(Path(folder), field.stages, lambda *band: denoise_band(field, *band),
                   "denoising a stack")
         found = read_rows(field, len(field.times), 0, sections)[0]
