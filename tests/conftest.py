@@ -20,8 +20,11 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("SYNTH_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SYNTH_NB_CACHE", str(folder))
     monkeypatch.setenv("IN_TEST", "1")
+    yield
+    shutil.rmtree(folder, ignore_errors=True)  # some are hundreds of megabytes
 
 
 @pytest.fixture(scope="session")

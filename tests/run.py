@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -29,6 +30,7 @@ from notebooks import expected, file_of, read  # noqa: E402 - it lies beside thi
 
 from synth_nb.core.progress import duration  # noqa: E402
 
+ROOM = 6e9  # bytes that the tests may need at once; 3.0e9 were measured
 SECONDS = ROOT / "outputs" / "cache" / "tests" / "seconds.json"  # what files took here
 CLEARED = "\r\x1b[K"  # the terminal's line, from its start
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TRANSFORMERS_VERBOSITY": "error",
@@ -213,11 +215,22 @@ def arguments(workers: int, record: Path | None, words: list[str]) -> list[str]:
     share = ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
     own = [f"--rootdir={ROOT}", f"--first={SECONDS}", *([f"--done={record}"] if record else [])]
     quiet = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    return [*share, *own, *quiet, "-p", "notebooks", *words, *paths]
+    # else every test's folder stays until the end, and those of the two times before
+    tidy = ["-o", "tmp_path_retention_policy=failed", "-o", "tmp_path_retention_count=1"]
+    return [*share, *own, *quiet, *tidy, "-p", "notebooks", *words, *paths]
+
+
+def check_room(folder: str):
+    "Tests that cannot write fail in hundreds of ways; this is one sentence."
+    free = shutil.disk_usage(folder).free
+    if free < ROOM:
+        sys.exit(f"the tests need {ROOM / 1e9:.0f} GB of disk in {folder}, {free / 1e9:.1f} GB are "
+                 "free: make room, or name another folder by TMPDIR")
 
 
 def main(words: list[str]) -> int:
     os.chdir(ROOT)
+    check_room(tempfile.gettempdir())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each process keeps one core busy
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

@@ -46,6 +46,24 @@ def test_the_end_names_failures_and_counts(tmp_path):
     assert second[-1] == "0 passed, 1 failed"  # what has passed is not run again
 
 
+def test_what_has_passed_leaves_nothing_on_the_disk(tmp_path):
+    file = tmp_path / "test_two.py"
+    file.write_text("def test_good(tmp_path): (tmp_path / 'large').write_text('x')\n"
+                    "def test_bad(tmp_path): (tmp_path / 'kept').write_text('x'); assert 0")
+    home = tmp_path / "home"
+    home.mkdir()
+    subprocess.run([sys.executable, ROOT / "tests" / "run.py", file], capture_output=True,
+                   env=os.environ | {"WORKERS": "1", "TMPDIR": str(home)})
+    assert [p.name for p in home.rglob("*") if p.is_file() and p.parent.name.startswith("test_")
+            ] == ["kept"]
+
+
+def test_a_full_disk_is_said_before_the_tests(monkeypatch, tmp_path):
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1.2e9))
+    with pytest.raises(SystemExit, match=f"GB of disk in {tmp_path}, 1.2 GB are free: make room"):
+        run.check_room(str(tmp_path))
+
+
 @pytest.mark.parametrize(("cell", "code"), [("assert 1 == 1", 0), ("assert 1 == 2", 1)])
 def test_a_notebook_fails_with_its_cell(tmp_path, cell, code):
     cells = [nbformat.v4.new_code_cell(cell)]

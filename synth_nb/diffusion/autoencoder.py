@@ -41,7 +41,7 @@ def level_widths(
 def new_autoencoder(
     channels: int = 3,
     widths: tuple[int, ...] = (16, 32, 64),  # of the resolutions; each but the last halves it
-    latent_channels: int = 4,
+    latent_channels: int = 4,  # numbers of a latent's place
 ) -> AutoencoderKL:
     "An untrained autoencoder; its latents are 2^(len(widths)-1) times smaller than the image."
     levels = len(widths)
@@ -68,6 +68,34 @@ def perceptual_distance(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:  # 
     ]
     return torch.stack(squares).sum()
 
+# %% ../../nbs/library/diffusion/autoencoder.ipynb #e3a5bc26
+def mix_channels(images: Tensor, matrix: Tensor | None) -> Tensor:  # (B, C, H, W); (C, C)
+    "Every pixel times a matrix; None leaves it as it is."
+    return images if matrix is None else torch.einsum("oc,bchw->bohw", matrix.to(images), images)
+
+
+@torch.no_grad()
+def colour_axes(dataset: ImageDataset, limit: int = 256) -> Tensor:  # (C, C), symmetric
+    # limit: images to measure with, evenly spread; an axis is lifted fourfold at most
+    "The matrix that lifts a data set's weak colours by the root of what they lack."
+    rows = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().long().tolist()
+    pixels = to_float(dataset[rows]["image"]).double().transpose(0, 1).flatten(1)
+    variances, axes = torch.linalg.eigh(torch.cov(pixels).view(len(pixels), -1))
+    stds = variances.clamp(min=0).sqrt()
+    largest = stds.max().clamp(min=1e-6)
+    lift = (largest / stds.clamp(min=largest / 16)).clamp(min=1).sqrt()
+    return (axes * lift @ axes.T).float()
+
+
+@torch.no_grad()
+def fold_colours(vae: AutoencoderKL, matrix: Tensor):  # vae is changed in place
+    "Let an autoencoder of mixed channels take and give images as they are."
+    first, last, matrix = vae.encoder.conv_in, vae.decoder.conv_out, matrix.to(vae.device)
+    back = torch.linalg.inv(matrix)
+    first.weight.copy_(torch.einsum("omhw,mc->ochw", first.weight, matrix))
+    last.weight.copy_(torch.einsum("cm,mihw->cihw", back, last.weight))
+    last.bias.copy_(back @ last.bias)
+
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #f034cccc
 def perceptual_term(embedder, restored: Tensor, images: Tensor) -> Tensor:
     # embedder: with `layers(images in [0, 1])`; restored (B, C, H, W) in [-1, 1] → scalar
@@ -84,14 +112,16 @@ class ReconstructionLoss:
         self,
         embedder=None,  # with `layers(images in [0, 1])`; None leaves the perceptual term out
         perceptual: float = 0.5,  # weight of that term
-        beta: float = 2e-5,  # weight of the KL term, summed over a latent
+        beta: float = 1e-6,  # weight of the KL term, summed over a latent, as published
         p_downsample: float = 0.4,  # share of the steps that halve latent and image, if even
+        colours: Tensor | None = None,  # (C, C), of `colour_axes`: what the network sees of images
     ):
         self.embedder, self.perceptual, self.beta = embedder, perceptual, beta
-        self.p_downsample = p_downsample
+        self.p_downsample, self.colours = p_downsample, colours
 
     def __call__(self, nets: dict, batch: dict) -> Tensor:
-        images, posterior = batch["image"], nets["vae"].encode(batch["image"]).latent_dist
+        images = mix_channels(batch["image"], self.colours)
+        posterior = nets["vae"].encode(images).latent_dist
         latents = posterior.sample()
         even = not any(side % 2 for side in latents.shape[2:])  # an odd one has no half
         if torch.rand(()) < self.p_downsample and even:
@@ -100,6 +130,8 @@ class ReconstructionLoss:
         loss = (restored - images).abs().mean() + self.beta * posterior.kl().mean()
         if self.embedder is None:
             return loss
+        back = None if self.colours is None else torch.linalg.inv(self.colours)
+        restored, images = mix_channels(restored, back), mix_channels(images, back)
         return loss + self.perceptual * perceptual_term(self.embedder, restored, images)
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #04b96f73
@@ -244,15 +276,18 @@ def train_autoencoder(
     embedder,  # for the perceptual term, or None
     device: str,
     precision: str,
-    settings: dict,  # steps, symmetry (flip or dihedral), seed, lr, batch_size, widths
+    settings: dict,  # steps, symmetry (flip or dihedral), seed, lr, batch_size, widths,
+    # latent_channels
 ):
     "Train an autoencoder, continuing where a stopped training of the same folder was."
     steps, seed, batch = (settings[name] for name in ("steps", "seed", "batch_size"))
     seed_everything(seed)
-    vae = new_autoencoder(dataset.channels, settings["widths"])
+    vae = new_autoencoder(dataset.channels, settings["widths"], settings["latent_channels"])
+    colours = colour_axes(dataset)
     optimizer = torch.optim.AdamW(vae.parameters(), settings["lr"], betas=(0.9, 0.99),
                                   weight_decay=1e-4, fused=True)
-    loss = ReconstructionLoss(embedder.to(pick_device(device)) if embedder else None)
+    on = pick_device(device)
+    loss = ReconstructionLoss(embedder.to(on) if embedder else None, colours=colours.to(on))
     phase = Phase(loss, optimizer, scheduler=warmup(optimizer, 50, steps))
     plan = TrainingConfig(4, batch, steps * batch // 4, seed=seed, device=device,
                           precision=precision)
@@ -261,6 +296,7 @@ def train_autoencoder(
                       remedy="lower `vae_width` or `image_size`")
     trainer.fit()
     vae = trainer.model("vae").eval()
+    fold_colours(vae, colours)
     whiten(vae, *latent_statistics(vae, dataset))
     with atomic_folder(folder / "model") as part:
         vae.save_pretrained(part)
@@ -274,14 +310,15 @@ def fit_autoencoder(
     lr: float = 2e-3,
     batch_size: int = 8,
     widths: tuple[int, ...] = (16, 32, 64),
+    latent_channels: int = 4,  # numbers of a latent's place
     device: str = "auto",
     precision: str = "auto",
 ) -> AutoencoderKL:  # on `device`, frozen, latents whitened
     "Train an autoencoder on a data set, in every view, or load it from the cache."
     symmetry = largest_symmetry(*check_size(dataset))
     settings = dict(
-        steps=steps, symmetry=symmetry, seed=seed, lr=lr, batch_size=batch_size, widths=widths
-    )
+        steps=steps, symmetry=symmetry, seed=seed, lr=lr, batch_size=batch_size, widths=widths,
+        latent_channels=latent_channels)
     perceptual = f"{embedder.id}-{embedder.revision}" if embedder else ""
     key = digest(dataset.fingerprint, settings, perceptual, precision, AUTOENCODER_VERSION)[:16]
     folder = cache_root() / "autoencoders" / key
@@ -291,7 +328,7 @@ def fit_autoencoder(
     return load_autoencoder(folder / "model", device)
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #e4fe7196
-AUTOENCODER_VERSION = 2  # to be raised when what `fit_autoencoder` learns changes
+AUTOENCODER_VERSION = 3  # to be raised when what `fit_autoencoder` learns changes
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #db42ec3f
 def load_autoencoder(

@@ -50,14 +50,17 @@ WEIGHTS_FILE = Path(synth_nb.__file__).parent / "diffusion" / "demo_autoencoder.
 WEIGHTS_DIGEST = "7181e8f8cfee1c41b75ab81123dc52460b7fb6a1"
 BUNDLED_DATA = "2780686defbe19b8a1727c915cf07ffd8d5bea2c"  # fingerprint: the demo's, at 64×64
 BUNDLED_WIDTHS = (16, 32, 64)  # channels of its resolutions
+BUNDLED_CHANNELS = 4  # numbers of a latent's place
 
 # %% ../../nbs/library/diffusion/bundled.ipynb #ddc79f54
 def is_bundled(
     train: ImageDataset,  # what an autoencoder would be trained on
     widths: tuple[int, ...],  # channels of its resolutions
+    latent_channels: int = 4,  # numbers of a latent's place
 ) -> bool:
     "Whether the autoencoder for these data comes with the library."
-    return train.fingerprint == BUNDLED_DATA and tuple(widths) == BUNDLED_WIDTHS
+    wanted = BUNDLED_DATA, BUNDLED_WIDTHS, BUNDLED_CHANNELS
+    return (train.fingerprint, tuple(widths), latent_channels) == wanted
 
 
 def bundled_autoencoder(
@@ -80,6 +83,6 @@ def train_bundled(
     "Train the autoencoder of the demo, or go on with it; it lies in `folder / 'model'`."
     symmetry = largest_symmetry(*train.image_size)
     settings = dict(
-        steps=steps, symmetry=symmetry, seed=seed, lr=2e-3, batch_size=8, widths=BUNDLED_WIDTHS
-    )
+        steps=steps, symmetry=symmetry, seed=seed, lr=2e-3, batch_size=8, widths=BUNDLED_WIDTHS,
+        latent_channels=BUNDLED_CHANNELS)
     train_autoencoder(train, folder, load_embedder("efficientnet_lite0"), device, "auto", settings)

@@ -161,8 +161,8 @@ def open_vae(
         vae = experiment.pretrained.pipeline.vae
     else:
         vae = open_autoencoder(experiment.train, p["autoencoder"], p["vae_steps"],
-                               p["vae_downsampling"], p["vae_width"], p["device"],
-                               experiment.precision, experiment.processes,
+                               p["vae_downsampling"], p["vae_width"], p["latent_channels"],
+                               p["device"], experiment.precision, experiment.processes,
                                p.get("pretrained", ""))
     latents = encode_all(vae, experiment.held_out)
     return vae, to_uint8(decode_all(vae, latents))

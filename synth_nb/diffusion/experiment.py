@@ -457,6 +457,7 @@ def open_autoencoder(
     vae_steps: int = 0,  # 0: the one that comes with the demo; other data 600 steps
     vae_downsampling: int = 4,  # pixels of a latent's side: 2, 4 or 8
     vae_width: int = 16,  # channels of its first level
+    latent_channels: int = 4,  # numbers of a latent's place
     device: str = "auto",
     precision: str = "auto",
     processes: int = 1,  # that train afterwards; several: it is on the CPU
@@ -464,7 +465,7 @@ def open_autoencoder(
 ):  # `AutoencoderKL`, frozen
     "The autoencoder of an experiment. Raises `OSError` that says what to do."
     if processes > 1:  # trained and measured in a process that may use the GPU, then read here
-        args = (train, autoencoder, vae_steps, vae_downsampling, vae_width)
+        args = (train, autoencoder, vae_steps, vae_downsampling, vae_width, latent_channels)
         in_own_process(lambda: open_autoencoder(*args, device, precision, 1, pretrained), device)
         return open_autoencoder(*args, "cpu", precision, 1, pretrained)
     if pretrained:
@@ -472,10 +473,11 @@ def open_autoencoder(
     if autoencoder:
         return standardise(load_autoencoder(autoencoder, device), train)
     widths = level_widths(vae_width, vae_downsampling)
-    if not vae_steps and is_bundled(train, widths):
+    if not vae_steps and is_bundled(train, widths, latent_channels):
         return bundled_autoencoder(device)[0]
     return fit_autoencoder(train, vae_steps or 600, load_embedder("efficientnet_lite0"),
-                           widths=widths, device=device, precision=precision)
+                           widths=widths, latent_channels=latent_channels, device=device,
+                           precision=precision)
 
 # %% ../../nbs/library/diffusion/experiment.ipynb #0e9fde64
 @lru_cache(1)  # every snapshot needs it
