@@ -19,6 +19,7 @@ from PIL import Image
 from synth_nb.core.parameters import ParameterError
 from synth_nb.core.runs import load_model
 from synth_nb.core.testing import assert_near
+from synth_nb.figures.plots import new_figure
 from synth_nb.stylegan2 import (
     Generator,
     StyleToImage,
@@ -266,7 +267,7 @@ def test_a_second_training_that_is_stopped_leaves_the_run_stopped(rows, tmp_path
         plan=TrainingConfig(1, 8, max_minutes=20), replace=replace, time=time, log=[row], pd=pd,
         evaluators=[SimpleNamespace(id="e")], display=lambda *a: None, sheet=lambda *a: None,
         save_figure=lambda *a: None, to_uint8=lambda x: x, read_metrics=lambda at: [row] * rows,
-        StyleToImage=lambda net: SimpleNamespace(
+        new_figure=new_figure, StyleToImage=lambda net: SimpleNamespace(
             sample=lambda n, seed: SimpleNamespace(images=None)))
 
     def new_trainer(folder, images, plan):
