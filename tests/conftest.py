@@ -19,11 +19,12 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path_factory):
+def own_cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("SYNTH_NB_CACHE", str(folder))
-    monkeypatch.setenv("IN_TEST", "1")
-    yield
+    with pytest.MonkeyPatch.context() as patch:  # its own: what a test patches is undone before
+        patch.setenv("SYNTH_NB_CACHE", str(folder))
+        patch.setenv("IN_TEST", "1")
+        yield
     shutil.rmtree(folder, ignore_errors=True)  # some are hundreds of megabytes
 
 
