@@ -127,14 +127,22 @@ def test_latents_are_scaled_back_before_they_are_decoded(monkeypatch):
     assert torch.equal(decoded[0], torch.full((1, 4, 2, 2), 2.0))
 
 
-def test_latents_of_a_field_are_scaled_back_before_they_are_decoded(tmp_path):
+def test_latents_of_a_field_are_scaled_back_before_they_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(fields, "check_embeddings", lambda *some: None)
     latents, pixels = (fields.RowFile(tmp_path / name, shape, kind) for name, shape, kind in (
         ("latents", (3, 8), np.float32), ("pixels", (8, 3), np.uint8)))
     latents.write(0, np.full((8, 3, 8), 0.25, np.float32))
     config = SimpleNamespace(block_out_channels=[1], scaling_factor=0.5)
-    vae = SimpleNamespace(config=config, device="cpu", decode=lambda z: SimpleNamespace(sample=z))
-    field = SimpleNamespace(shape=(3, 8, 8), window=(8, 8), times=[0], files=[None, latents])
-    fields.decode_band(field, vae, pixels, 0, 8)
+    vae = SimpleNamespace(config=config, device=torch.device("cpu"),
+                          decode=lambda z: SimpleNamespace(sample=z))
+    model = SimpleNamespace(
+        pipeline=SimpleNamespace(vae=vae, unet=None, scheduler=None, vae_scale_factor=1),
+        conditioner=SimpleNamespace(tokens=lambda x: x[..., None, :], empty=lambda: [None]),
+        settings=dict(image_size=(8, 8)))
+    grid = fields.EmbeddingField(torch.zeros(1, 1, 2), "some encoder")
+    field = SimpleNamespace(shape=(3, 8, 8), window=(8, 8), times=[0], files=[None, latents],
+                            config=fields.FieldConfig())
+    fields.decode_band(field, fields.embedding_parts(model, grid, (8, 8)).decoder, pixels, 0, 8)
     assert (pixels.read(0, 8) == 191).all()  # 0.5 of -1 … 1
 
 

@@ -426,7 +426,7 @@ def decoder_axes(shape: tuple, window: tuple) -> list[Axis]:
         overlap = min(DECODED[1], most // 2)
         count = max(-(-(length - overlap) // (most - overlap)), 1)
         equal = -(-(length + (count - 1) * overlap) // count)
-        found.append(new_axis(length, equal, overlap, full=True))
+        found.append(new_axis(length, equal, overlap if count > 1 else 0, full=True))
     return found
 
 # %% ../../nbs/library/diffusion/fields.ipynb #4427d97a
