@@ -70,6 +70,7 @@ def cells(path: Path, environment: dict[str, str], output: Path):
     with open(output, "wb") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
+    tempfile.tempdir = None  # it may be known from the process that this is a fork of
     os.chdir(ROOT)
     from nbdev.config import get_config
     from nbdev.test import test_nb
@@ -98,9 +99,9 @@ class NotebookFailed(Exception):
 
 def run_notebook(path: Path) -> tuple[int, str]:
     "Exit code and output of a notebook's cells."
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder, "output")
-        process = processes().Process(target=cells, args=(path, dict(os.environ), output))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        output, variables = Path(folder, "output"), os.environ | dict(TMPDIR=folder)
+        process = processes().Process(target=cells, args=(path, variables, output))
         process.start()
         try:
             process.join()

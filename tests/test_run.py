@@ -74,6 +74,18 @@ def test_a_notebook_fails_with_its_cell(tmp_path, cell, code):
     assert found == code and ("AssertionError" in text) == bool(code)
 
 
+def test_what_a_notebook_forgets_is_removed(tmp_path):
+    cells = [nbformat.v4.new_code_cell(
+        "import tempfile, pathlib\nplace = tempfile.mkdtemp()\n"
+        f"_ = pathlib.Path({str(tmp_path / 'place')!r}).write_text(place)")]
+    about = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
+    path = tmp_path / "a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), path)
+    assert run_notebook(path)[0] == 0
+    place = Path((tmp_path / "place").read_text())
+    assert place.name.startswith("tmp") and not place.parent.exists()
+
+
 def test_the_longest_go_first_and_a_record_leaves_out(monkeypatch, tmp_path):
     monkeypatch.setattr(notebooks, "ELSEWHERE", tmp_path / "elsewhere.json")
     names = ["a.py::one", "b.py::one", "c.py::one", "a.py::two"]
