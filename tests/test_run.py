@@ -76,14 +76,14 @@ def test_a_notebook_fails_with_its_cell(tmp_path, cell, code):
 
 def test_what_a_notebook_forgets_is_removed(tmp_path):
     cells = [nbformat.v4.new_code_cell(
-        "import tempfile, pathlib\nplace = tempfile.mkdtemp()\n"
-        f"_ = pathlib.Path({str(tmp_path / 'place')!r}).write_text(place)")]
+        "import tempfile, pathlib\nfolder = tempfile.mkdtemp()\n"
+        f"_ = pathlib.Path({str(tmp_path / 'folder')!r}).write_text(folder)")]
     about = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
     path = tmp_path / "a.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), path)
     assert run_notebook(path)[0] == 0
-    place = Path((tmp_path / "place").read_text())
-    assert place.name.startswith("tmp") and not place.parent.exists()
+    folder = Path((tmp_path / "folder").read_text())
+    assert folder.name.startswith("tmp") and not folder.parent.exists()
 
 
 def test_the_longest_go_first_and_a_record_leaves_out(monkeypatch, tmp_path):
