@@ -118,6 +118,7 @@ class ReconstructionLoss:
     ):
         self.embedder, self.perceptual, self.beta = embedder, perceptual, beta
         self.p_downsample, self.colours = p_downsample, colours
+        self.back = None if colours is None else torch.linalg.inv(colours)  # waits for a GPU: once
 
     def __call__(self, nets: dict, batch: dict) -> Tensor:
         images = mix_channels(batch["image"], self.colours)
@@ -130,8 +131,7 @@ class ReconstructionLoss:
         loss = (restored - images).abs().mean() + self.beta * posterior.kl().mean()
         if self.embedder is None:
             return loss
-        back = None if self.colours is None else torch.linalg.inv(self.colours)
-        restored, images = mix_channels(restored, back), mix_channels(images, back)
+        restored, images = mix_channels(restored, self.back), mix_channels(images, self.back)
         return loss + self.perceptual * perceptual_term(self.embedder, restored, images)
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #04b96f73
