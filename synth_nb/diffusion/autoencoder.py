@@ -74,12 +74,16 @@ def mix_channels(images: Tensor, matrix: Tensor | None) -> Tensor:  # (B, C, H, 
     return images if matrix is None else torch.einsum("oc,bchw->bohw", matrix.to(images), images)
 
 
+def evenly(dataset: ImageDataset, limit: int) -> list[int]:
+    "At most so many rows, from the first to the last."
+    return torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().long().tolist()
+
+
 @torch.no_grad()
 def colour_axes(dataset: ImageDataset, limit: int = 256) -> Tensor:  # (C, C), symmetric
     # limit: images to measure with, evenly spread; an axis is lifted fourfold at most
     "The matrix that lifts a data set's weak colours by the root of what they lack."
-    rows = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().long().tolist()
-    pixels = to_float(dataset[rows]["image"]).double().transpose(0, 1).flatten(1)
+    pixels = to_float(dataset[evenly(dataset, limit)]["image"]).double().transpose(0, 1).flatten(1)
     variances, axes = torch.linalg.eigh(torch.cov(pixels).view(len(pixels), -1))
     stds = variances.clamp(min=0).sqrt()
     largest = stds.max().clamp(min=1e-6)
@@ -227,7 +231,7 @@ def latent_statistics(
     batch_size: int = 64,
 ) -> tuple[Tensor, Tensor]:  # per channel (C,) each, on the autoencoder's device, unscaled
     "Mean and standard deviation of draws from the latents of a data set."
-    rows = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().long().tolist()
+    rows = evenly(dataset, limit)
     sums, count, scale = 0, 0, vae.config.scaling_factor
     for i in range(0, len(rows), batch_size):
         images = to_float(dataset[rows[i : i + batch_size]]["image"]).to(vae.device)
