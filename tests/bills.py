@@ -13,6 +13,7 @@ import struct
 import sys
 import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -224,6 +225,19 @@ def many_pieces(folder):
     return fill(folder / "in", **{"huge.png": sound[:33] + 3 * 10**6 * piece + sound[33:]})
 
 
+def deep_colours(folder):
+    "A PNG of half a megabyte with 88 million colours of 16 bits."
+    def piece(kind, content):
+        head, check = struct.pack(">I", len(content)), struct.pack(">I", crc32(kind + content))
+        return head + kind + content + check
+
+    packer, row, n = zlib.compressobj(9), bytes(1 + 6 * 9400), 9400
+    rows = b"".join(packer.compress(row) for _ in range(n)) + packer.flush()
+    header = piece(b"IHDR", struct.pack(">IIBBBBB", n, n, 16, 2, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + header + piece(b"IDAT", rows) + piece(b"IEND", b"")
+    return fill(folder / "in", **{"huge.png": content})
+
+
 def skipped(path):
     ds = opened(path)
     return f"{len(ds)} read; " + "; ".join(f"{key}: {why}" for key, why in ds.skipped)
@@ -251,6 +265,7 @@ CASES = {  # makes the file, opens it
     "HDF5 of 10^9 pages, and one outside of its file": (hdf5, skipped),
     "a JPEG of 100,000 scans": (many_scans, skipped),
     "a PNG of 3,000,000 pieces": (many_pieces, skipped),
+    "88 million colours of 16 bits": (deep_colours, skipped),
 }
 
 

@@ -2,13 +2,16 @@
 
     python tests/faults.py                 # 20 kills of each notebook: what `make test-faults` runs
     python tests/faults.py 05_e2i --kills 50 --seed 1
+    python tests/faults.py --papermill --kills 4
 
 A notebook's own cells run with small networks, as far as the model is saved. One run is left alone.
 Others are killed at moments drawn at random: after some time, at a step, in the middle of a file,
 before and after a renaming, between the two renamings of a folder; in the run and in the cache.
 Each goes on from what it finds until it is complete, and then has the tensors, tables and states of
-the one that was left alone, and no temporary file. `test_faults.py` has few kills, and the faults
-that a training tells of: a full disk, a signal, a batch of NaN, too little memory.
+the one that was left alone, and no temporary file. With `--papermill` whole notebooks run by it,
+and after some time their kernel is killed, by itself or with papermill. `test_faults.py` has few
+kills, and the faults that a training tells of: a full disk, a signal, a batch of NaN, too little
+memory.
 """
 
 import argparse
@@ -21,14 +24,16 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from unittest.mock import patch
 
+import psutil
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +66,8 @@ SMALL = {
                            fractions=[0.5], arms="R,S", device="cpu"),
     "07_emnist": LITE | dict(epochs=3, images_per_epoch=64, batch_size=16, n_samples=20,
                              epoch_samples=10, classifier_steps=20, classifier_width=4,
-                             sampling_steps=2, snapshot_every=1),
+                             sampling_steps=2, snapshot_every=1, n_real_per_class=[],
+                             n_draws=1),
 }  # fmt: skip
 LAST = {"05_t2i": "train_model(experiment", "05_i2i": "train_model(experiment",
         "05_e2i": "train_model(experiment", "06_em_protocol": "run_protocol(run.folder"}
@@ -245,6 +251,68 @@ class Training:
                 found[name] = path.read_text()
         return found
 
+    def compare(self, wanted: dict[str, str]):
+        "With the result of a run that was left alone."
+        found = self.result()
+        different = [k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k)]
+        assert not different, f"{self.notebook}: {different} differ, see {self.home}"
+        assert not self.leftovers(), f"{self.notebook}: {self.leftovers()}"
+
+
+class ByPapermill(Training):
+    "A run of a whole notebook by papermill."
+
+    def start(self) -> subprocess.Popen:
+        import yaml
+
+        parameters = self.home / "parameters.yaml"
+        parameters.write_text(yaml.safe_dump(self.values))
+        command = [sys.executable, "-m", "papermill", "--engine", "synth_nb", "--no-progress-bar",
+                   f"nbs/{self.notebook}.ipynb", self.home / "out.ipynb", "-f", parameters]
+        inherited = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+        with open(self.home / "output", "w") as output:
+            return subprocess.Popen(command, cwd=ROOT, env=inherited | self.environment(),
+                                    stdout=output, stderr=output)
+
+    def ends(self) -> int:
+        return self.start().wait()
+
+    def is_killed(self, seconds: float, kernel_only: bool) -> bool:
+        "Start it and kill its kernel after some time, or all of it; whether before its end."
+        process = self.start()
+        try:
+            return process.wait(seconds) != 0
+        except subprocess.TimeoutExpired:
+            pass
+        parts = psutil.Process(process.pid).children(recursive=True)
+        if not kernel_only:
+            process.kill()
+        for one in parts:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        return process.wait() != 0
+
+
+def papermill_kills(notebook: str, home: Path, kills: int, seed: int) -> tuple[Counter, int, int]:
+    "Kill runs of a notebook by papermill, each until it ends; kills, runs, files compared."
+    rng, alone = random.Random(f"{notebook}{seed}"), ByPapermill(notebook, home / "alone")
+    started = time.monotonic()
+    alone.finish()
+    seconds, wanted = time.monotonic() - started, alone.result()
+    count, runs = Counter(), 0
+    while count.total() < kills:
+        training = ByPapermill(notebook, home / f"killed {runs}")
+        while count.total() < kills:
+            kernel_only = rng.random() < 0.5
+            if not training.is_killed(rng.uniform(0.2, 0.8) * seconds, kernel_only):
+                break
+            count["kernel alone" if kernel_only else "papermill and kernel"] += 1
+        training.finish()
+        training.compare(wanted)
+        shutil.rmtree(training.home)
+        runs += 1
+    return count, runs, len(wanted)
+
 
 def state_digest(path: Path) -> str:
     "Content hash of all that a checkpoint holds, apart from the time it took."
@@ -327,23 +395,15 @@ class Victims:
         started = time.monotonic()
         training.finish()
         self.seconds = min(self.seconds, time.monotonic() - started)
-        self.compare(training)
+        training.compare(self.wanted)
         if (training.folder / "model").is_dir():
             name = "between two renamings of model"
             self.kills[name] += training.ends(("after the renaming of old", 1)) == -signal.SIGKILL
             assert self.kills[name] and not (training.folder / "model").exists()
             training.finish()
-            self.compare(training)
+            training.compare(self.wanted)
         shutil.rmtree(training.home)
         self.ended += 1
-
-    def compare(self, training: Training):
-        "With the run that was left alone."
-        found = training.result()
-        different = [k for k in self.wanted.keys() | found.keys()
-                     if self.wanted.get(k) != found.get(k)]  # fmt: skip
-        assert not different, f"{self.notebook}: {different} differ, see {training.home}"
-        assert not training.leftovers(), f"{self.notebook}: {training.leftovers()}"
 
     def spend(self, kills: int, each: int = 5):
         "Kill runs, `each` times one, and compare each of them."
@@ -364,17 +424,21 @@ def main():
     words.add_argument("notebooks", nargs="*", help=f"of {', '.join(SMALL)}; none: all")
     words.add_argument("--kills", type=int, default=20, help="of each notebook")
     words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--papermill", action="store_true", help="whole notebooks, by papermill")
     args = words.parse_args()
     print("| notebook | kills | runs | files compared | s | moments |", flush=True)
     print("|" + " --- |" * 6, flush=True)
     for notebook in args.notebooks or SMALL:
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as home:
-            victims = Victims(notebook, Path(home), args.seed)
-            victims.spend(args.kills)
-        moments = ", ".join(f"{name} {n}" for name, n in sorted(victims.kills.items()) if n)
-        row = (notebook, victims.kills.total(), victims.ended, len(victims.wanted),
-               round(time.monotonic() - started), moments)
+            if args.papermill:
+                kills, runs, files = papermill_kills(notebook, Path(home), args.kills, args.seed)
+            else:
+                victims = Victims(notebook, Path(home), args.seed)
+                victims.spend(args.kills)
+                kills, runs, files = victims.kills, victims.ended, len(victims.wanted)
+        moments = ", ".join(f"{name} {n}" for name, n in sorted(kills.items()) if n)
+        row = (notebook, kills.total(), runs, files, round(time.monotonic() - started), moments)
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 

@@ -15,7 +15,7 @@ from synth_nb.data import DataError, open_dataset
 from synth_nb.data.quality.audit import audit
 from synth_nb.data.quality.copies import near_by_features, near_by_hash, thumbnail
 from synth_nb.data.readers.find import folder_source
-from synth_nb.data.readers.sources import Source, demo_source
+from synth_nb.data.readers.sources import GAP, Source, demo_source
 
 DEMO = demo_source(64, 64)
 
@@ -111,6 +111,14 @@ def test_groups_in_two_splits():
     found = audit(source(contents, groups=["p2", "p3", "p1", "p2"]))
     assert found.findings["groups_across_splits"] == ["p2"] and not found.findings["leaked"]
     assert "1 group in more than one split: p2" in str(found)
+
+
+def test_a_gap_of_one_stack_hides_no_other():
+    contents = {f"{split}/a/{i}": encoded(crop(i)) for split, i in
+                (("train", 0), ("train", 90), ("test", 180), ("test", 270))}
+    found = audit(replace(source(contents, groups=["stack1", "stack10"] * 2),
+                          skipped=[("stack10:3", GAP)]))
+    assert found.findings["groups_across_splits"] == ["stack1"]
 
 
 # --- what must not be found

@@ -310,6 +310,7 @@ BILLS = {  # case → what is said of it, megabytes at most
         "1,000,000,000 pages, where 1 to 4,194,304 are read; outside.h5: the array /x lies", 100),
     "a JPEG of 100,000 scans": ("huge.jpg: a JPEG of more than 100 scans", 100),
     "a PNG of 3,000,000 pieces": ("huge.png: a PNG of more than 131,072 pieces", 100),
+    "88 million colours of 16 bits": ("5 read; ", 2000),
 }
 
 

@@ -59,7 +59,7 @@ def test_a_training_ends_bit_for_bit(victims, notebook):
     one.random.shuffle(left)
     one.kill(training, left)
     training.finish()
-    one.compare(training)
+    training.compare(one.wanted)
 
 
 def test_a_model_is_exchanged_for_itself(victims):
@@ -79,7 +79,7 @@ def test_a_full_disk_at_every_write(victims):
         assert not training.leftovers(), name
     assert len(names) >= 6
     training.finish()
-    one.compare(training)
+    training.compare(one.wanted)
 
 
 def test_a_small_disk(victims, tmp_path):
@@ -98,7 +98,7 @@ def test_a_small_disk(victims, tmp_path):
         assert "No space left on device" in training.output() or "of disk" in last_line(training)
         subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
         training.finish()
-        one.compare(training)
+        training.compare(one.wanted)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -111,7 +111,7 @@ def test_a_batch_of_nan_is_named_and_never_stored(victims):
                     last_line(training))
     assert training.status() == "failed"
     training.finish()
-    one.compare(training)
+    training.compare(one.wanted)
 
 
 def test_a_clock_that_is_set_back(victims):
@@ -119,7 +119,7 @@ def test_a_clock_that_is_set_back(victims):
     training = one.next()
     assert training.ends(("at a step", 5)) == -signal.SIGKILL
     assert training.ends(("", 0, "clock")) == 0, training.output()
-    one.compare(training)
+    training.compare(one.wanted)
     assert len(list(training.folder.glob("events.*"))) == 1
 
 
@@ -131,7 +131,7 @@ def test_two_at_once_share_a_cache(victims):
     for process, training in zip(started, (first, second), strict=True):
         process.join()
         assert process.exitcode == 0, training.output()[-3000:]
-        one.compare(training)
+        training.compare(one.wanted)
 
 
 def test_data_that_vanish(tmp_path):

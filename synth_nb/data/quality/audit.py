@@ -214,7 +214,11 @@ def _groups_in_two_splits(table: pd.DataFrame) -> list[str]:
     gaps = tuple(table["key"][table["problem"] == GAP])
     named = table[(table["group"] != "") & (table["problem"] == "")]
     found = named.groupby("group")["split"].nunique().loc[lambda n: n > 1].index
-    return sorted(group for group in found if not any(key.startswith(group) for key in gaps))
+
+    def has_gap(group):  # keys begin with their group: "stack:7" is of "stack", not of "sta"
+        return any(key.startswith(group) and not key[len(group) :][:1].isalnum() for key in gaps)
+
+    return sorted(group for group in found if not has_gap(group))
 
 # %% ../../../nbs/library/data/quality/audit.ipynb #cd788bac
 def _plural(n: int, one: str, many: str = "") -> str:  # "1 image", "3 images"

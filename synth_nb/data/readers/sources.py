@@ -127,9 +127,13 @@ def deep_colours(
         image = opened()
         image.tile = [tile._replace(args=_in_order(tile.args, order)) for tile in image.tile]
         image.load()
-        planes[order] = np.asarray(image).astype(np.uint16)
+        planes[order] = np.array(image)
     upper = modes[0][-1] if modes[0][-1] in "BL" else sys.byteorder[0].upper()
-    return planes.pop(upper) * 256 + planes.popitem()[1]
+    high, low = planes.pop(upper), planes.popitem()[1]
+    values = np.empty(high.shape, np.uint16)
+    for row in range(len(values)):  # an image may have 89 million pixels
+        values[row] = high[row] * np.uint16(256) + low[row]
+    return values
 
 
 def _in_order(args, order):
@@ -155,8 +159,10 @@ def open_image(
     if image.width * image.height > 89_478_485:  # Pillow's own limit
         raise ImageError(f"too large: {image.height}x{image.width} pixels")
     if limits is not None and (values := deep_colours(partial(open_lazily, content))) is not None:
-        alpha = (values[..., 3:] >> 8).astype(np.uint8)
-        shown = Image.fromarray(np.concatenate([in_range(values[..., :3], limits), alpha], -1))
+        shown = in_range(values[..., :3], limits)
+        if values.shape[-1] == 4:
+            shown = np.dstack([shown, (values[..., 3] >> 8).astype(np.uint8)])
+        shown = Image.fromarray(shown)
         shown.getexif()[0x112] = image.getexif().get(0x112, 1)  # which side is up
         return ImageOps.exif_transpose(shown)
     image.load()
@@ -169,8 +175,17 @@ def in_range(
 ) -> np.ndarray:  # uint8, of the same shape
     "Stored values as bytes."
     low, high = limits
-    scaled = (values.astype(np.float32) - low) * (255 / (high - low))
-    return np.clip(np.nan_to_num(scaled), 0, 255).round().astype(np.uint8)
+
+    def scaled(part):
+        part = (part.astype(np.float32) - low) * (255 / (high - low))
+        return np.clip(np.nan_to_num(part), 0, 255).round().astype(np.uint8)
+
+    if values.ndim < 2:
+        return scaled(values)
+    found = np.empty(values.shape, np.uint8)
+    for row in range(len(values)):  # numbers of 32 bits for one row at a time
+        found[row] = scaled(values[row])
+    return found
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #3ffed78e
 def to_mode(
@@ -186,11 +201,11 @@ def to_mode(
         if image.mode == "F":
             raise ImageError("floating-point pixels: give their range as `intensity`, or save it "
                              "with 8 or 16 bits")
-        values = values.astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError("pixels beyond 16 bits: give their range as `intensity`, or save it "
                              "with 8 or 16 bits")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        bytes_of = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+        image = Image.fromarray(np.stack([bytes_of[row] for row in values]))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -396,17 +411,26 @@ class Source:
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #6daa528a
 def demo_source(
-    height: int = 64,  # of a crop, pixels, at most 512
-    width: int = 64,  # of a crop, pixels, at most 192
+    height: int = 64,  # of an image, pixels, at most 2048
+    width: int = 64,  # of an image, pixels, at most 768
 ) -> Source:  # at 64 x 64: 493 crops train, 261 are held out
-    "Crops of scikit-image's immunohistochemistry section (human colon, DAB and haematoxylin)."
+    """Crops of scikit-image's immunohistochemistry section (human colon, DAB and haematoxylin).
+
+    The region that is held out is 192 pixels wide. Images that are wider are made of crops of a
+    half or a quarter of their size, which whoever decodes them enlarges. Raises `ParameterError`.
+    """
     from skimage.data import immunohistochemistry
 
-    section = immunohistochemistry()
+    section, about = immunohistochemistry(), {}
     rows, columns = section.shape[:2]
-    if height > rows or width > columns - 320:
+    times = next((n for n in (1, 2, 4) if height <= n * rows and width <= n * (columns - 320)), 0)
+    if not times:
         limit = f"the demo's held-out region has {rows}x{columns - 320} pixels"
-        raise ParameterError(f"parameter `image_size` {height}x{width} is too large: {limit}")
+        raise ParameterError(f"parameter `image_size` {height}x{width} is too large: {limit}, "
+                             "which are enlarged 4 times at most")
+    height, width = -(-height // times), -(-width // times)
+    if times > 1:
+        about = dict(enlarged=f"{times} times, from crops of {height}x{width} pixels")
     regions = (("train", 0, 320), ("val", 320, columns))
     corners = [(split, y, x) for split, start, stop in regions
              for y in range(0, rows - height + 1, 16) for x in range(start, stop - width + 1, 16)]
@@ -415,7 +439,8 @@ def demo_source(
     return Source("demo", [f"ihc/y{y:03}-x{x:03}" for y, x in spots], ["immunohistochemistry"],
                   [0] * len(corners), [sides[split] for split, _, _ in corners],
                   lambda i: section[spots[i, 0] :, spots[i, 1] :][:height, :width],
-                  [split for split, _, _ in corners], spots)
+                  [split for split, _, _ in corners], spots,
+                  None if times == 1 else np.full(len(spots), max(height, width)), about=about)
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #3d2bd533
 def list_names(
