@@ -1,5 +1,6 @@
 "Parameter files name parameters that exist, with allowed values; two notebooks stay twins."
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from synth_nb.core.parameters import ParameterError
+from synth_nb.data.dataset import data_options, open_dataset
 from synth_nb.stylegan2.config import ORIGINAL_ANSWERS, answer_original
 from synth_nb.tools.grid import check_values
 
@@ -103,3 +105,18 @@ def test_answers_name_parameters_that_are_there():
     known = declared("04_stylegan2").keys() | {"save_film"}
     words = {word for text in ORIGINAL_ANSWERS.values() for word in re.findall(r"`(\w+)`", text)}
     assert words <= known
+
+
+OFFLINE = [file for file in FILES if file.stem.split(".")[1] in ("smoke", "offline")
+           and file.stem[:2] in ("02", "03", "04", "05") and "dataset:" in file.read_text()]
+
+
+@pytest.mark.parametrize("file", OFFLINE, ids=lambda file: file.stem)
+def test_what_comes_with_us_has_enough_images_of_that_size(file):
+    declared_values = {name: ast.literal_eval(line.partition("=")[2].partition("  #")[0].strip())
+                       for name, line in declared(file.stem.split(".")[0]).items() if "=" in line}
+    values = declared_values | yaml.safe_load(file.read_text(encoding="utf-8"))
+    data = open_dataset(values["dataset"], values["image_size"], values.get("channels", 3),
+                        **data_options(values))
+    held_out = sum(part != "train" for part in data.split)
+    assert 40 <= held_out < len(data) / 2
