@@ -18,7 +18,7 @@ from synth_nb.core.parameters import ParameterError
 from synth_nb.data import open_dataset
 from synth_nb.data.cache import decode_source
 from synth_nb.data.readers.find import folder_source
-from synth_nb.data.readers.slides import open_slide, slide_mpp, write_tiles, wsi_source
+from synth_nb.data.readers.slides import find_slides, open_slide, slide_mpp, write_tiles, wsi_source
 from synth_nb.data.readers.sources import DataError
 
 pytest.importorskip("openslide")
@@ -112,6 +112,14 @@ def test_folders_are_classes_and_splits(tmp_path):
     assert source.split.count("test") == 4
     assert {g for g, s in zip(source.groups, source.split, strict=True) if s == "test"} == {
         "test/tumor/2"}
+
+
+def test_links_to_slides_and_to_folders_of_them_are_followed(folder, tmp_path):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "scans").symlink_to(folder)
+    (tmp_path / "project" / "gone.svs").symlink_to(tmp_path / "nowhere")
+    found = find_slides(tmp_path / "project")
+    assert list(found) == [f"scans/{name}" for name in find_slides(folder)]
 
 
 def test_tiles_of_several_sizes_make_one_set(folder):

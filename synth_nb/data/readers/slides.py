@@ -24,7 +24,7 @@ from PIL import Image
 # %% ../../../nbs/library/data/readers/slides.ipynb #f7d4a8d2
 from .budgets import as_image_error
 from .sources import (
-    EXTENSIONS, DataError, ImageError, Source, existing_folder, is_ignored)
+    EXTENSIONS, DataError, ImageError, Source, existing_folder, list_names)
 from .layout import split_and_class
 from ...core.files import digest, resolve, display_path, atomic_write, atomic_folder
 from ...core.parameters import ParameterError, check_value
@@ -167,12 +167,10 @@ def tissue_fractions(slide, grid: Grid) -> np.ndarray:  # (rows, columns), 0 …
 def find_slides(
     folder: Path,  # exists
 ) -> dict[str, Path]:  # name → file, sorted; a name is the path without its extension
-    "Slides below a folder. Raises `DataError` where there are none."
-    files = [
-        p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS["slide"] and p.is_file()
-    ]
-    paths = {p.relative_to(folder): p for p in files}
-    paths = {k: p for k, p in paths.items() if not any(is_ignored(part) for part in k.parts)}
+    "Slides below a folder, links followed. Raises `DataError` where there are none."
+    found = (Path(name) for name in list_names(folder))
+    slides = (k for k in found if k.suffix.lower() in EXTENSIONS["slide"])
+    paths = {k: folder / k for k in slides if (folder / k).is_file()}
     if not paths:
         known = " ".join(EXTENSIONS["slide"])
         raise DataError(f"{folder} holds no slides; known extensions are {known}")
