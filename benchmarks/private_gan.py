@@ -1,7 +1,9 @@
 """What differential privacy costs a DCGAN: kernel distance, recall and coverage with and without.
 
-Both trainings have the same networks, batches drawn image by image and equal steps; the private one
-clips each image's gradient and adds noise. Needs the extra `privacy`.
+All trainings have the same networks, batches drawn image by image and equal steps; the private one
+clips each image's gradient and adds noise, and cannot have R1, whose gradient mixes images with
+what the clipping counts one by one; the plain one is trained with and without. Needs the extra
+`privacy`.
 Run: python benchmarks/private_gan.py [--epsilon 10] …
 """
 
@@ -24,8 +26,15 @@ from synth_nb.figures.plots import save_figure, strips
 from synth_nb.metrics import kernel_distance, prdc
 
 
-def trained(images: torch.Tensor, args, epsilon: float, seed: int) -> NoiseToImage:
-    "A DCGAN after some steps; `epsilon` 0: without privacy."
+def penalty(D: Discriminator, real: torch.Tensor, gamma: float) -> torch.Tensor:
+    "R1 (Mescheder et al. 2018, eq. 9), as 02_dcgan has it."
+    real = to_float(real).requires_grad_(True)
+    [slope] = torch.autograd.grad(D(real).sum(), real, create_graph=True)
+    return gamma / 2 * slope.square().sum((1, 2, 3)).mean()
+
+
+def trained(images: torch.Tensor, args, epsilon: float, gamma: float, seed: int) -> NoiseToImage:
+    "A DCGAN after some steps; `epsilon` 0: without privacy, `gamma` 0: without R1."
     with fork_rng(seed):
         G = Generator(args.size, images.shape[1], 64, args.width)
         D = Discriminator(args.size, images.shape[1], args.width, "none")
@@ -43,7 +52,8 @@ def trained(images: torch.Tensor, args, epsilon: float, seed: int) -> NoiseToIma
             signs[len(real) :] = -1
             loss = F.softplus(-signs * D(torch.cat([to_float(real), synthetic]))).sum()
             both[1].zero_grad()
-            (loss if epsilon else loss / args.batch).backward()
+            loss = loss if epsilon else loss / args.batch
+            (loss + penalty(D, real, gamma) if gamma else loss).backward()
             both[1].step()
             both[0].zero_grad()
             F.softplus(-D(G(torch.randn(args.batch, 64)))).mean().backward()
@@ -53,7 +63,7 @@ def trained(images: torch.Tensor, args, epsilon: float, seed: int) -> NoiseToIma
                                     strict=True):
                 mine.copy_(mine.lerp(theirs, 0.02) if mine.is_floating_point() else theirs)
             if step % 100 == 0:
-                print(f"ε {epsilon:g}, seed {seed}, step {step}: {loss.item() / args.batch:.3f}",
+                print(f"ε {epsilon:g}, γ {gamma:g}, seed {seed}, step {step}: {loss.item():.3f}",
                       flush=True)
     return NoiseToImage(average.eval())
 
@@ -70,6 +80,7 @@ def settings(words: list[str] | None = None):
     parser.add_argument("--lr", default=1e-3, type=float)
     parser.add_argument("--steps", default=800, type=int)
     parser.add_argument("--epsilon", default=10.0, type=float)
+    parser.add_argument("--gamma", default=0.2, type=float, help="of R1")
     parser.add_argument("--seeds", default=2, type=int)
     parser.add_argument("--picture", default="", help="file for samples of both")
     return parser.parse_args(words)
@@ -83,10 +94,12 @@ def main(words: list[str] | None = None):
     embedder = load_embedder("efficientnet_lite2@64", "auto")
     real, rows, shown = embed_images(embedder, unseen, cache=False), [], {"real": unseen[:12]}
     for seed in range(args.seeds):
-        for epsilon in (0.0, args.epsilon):
-            samples = to_uint8(trained(train, args, epsilon, seed).sample(len(unseen), 0).images)
+        for title, epsilon, gamma in (("without privacy, R1", 0.0, args.gamma),
+                                      ("without privacy", 0.0, 0.0),
+                                      (f"ε = {args.epsilon:g}", args.epsilon, 0.0)):
+            model = trained(train, args, epsilon, gamma, seed)
+            samples = to_uint8(model.sample(len(unseen), 0).images)
             fake = embed_images(embedder, samples, cache=False)
-            title = f"ε = {epsilon:g}" if epsilon else "without privacy"
             shown.setdefault(title, samples[:12])
             scores = prdc(real, fake, 5)
             rows.append(dict(training=title, seed=seed, kernel=1000 * kernel_distance(real, fake),

@@ -430,7 +430,8 @@ def demo_source(
                              "which are enlarged 4 times at most")
     height, width = -(-height // times), -(-width // times)
     if times > 1:
-        about = dict(enlarged=f"{times} times, from crops of {height}x{width} pixels")
+        about = dict(doubts=[f"the images are crops of {height}x{width} pixels, enlarged {times} "
+                             f"times: the demo's held-out region has {rows}x{columns - 320}"])
     regions = (("train", 0, 320), ("val", 320, columns))
     corners = [(split, y, x) for split, start, stop in regions
              for y in range(0, rows - height + 1, 16) for x in range(start, stop - width + 1, 16)]
