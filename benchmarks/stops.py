@@ -3,8 +3,9 @@
 Each notebook is stopped in each part of its training (autoencoder, classifier, steps, evaluation
 after an epoch), and the next start goes on from there to the next part. Networks, images and
 evaluations are those of the offline profile; epochs are short and batches small, so that a core
-comes to an evaluation. Seconds from the signal to the checkpoint and to the end of papermill, and
-those of the processor that the kernel spent on it, beside those of one step.
+comes to an evaluation; for that 05 has 64 pixels in place of 256. Seconds from the signal to the
+checkpoint and to the end of papermill, and those of the processor that the kernel spent on it,
+beside those of one step.
 Run: OMP_NUM_THREADS=1 python benchmarks/stops.py [NOTEBOOK …] [--signal SIGTERM]
 """
 
@@ -31,8 +32,8 @@ CASES = {  # notebook → what is smaller than in its offline profile; parts in 
     "03_embedding_gan": (dict(batch_size=32, images_per_epoch=96), ("training", "evaluation")),
     "04_stylegan2": (dict(batch_size=16, images_per_epoch=64, comparison_dataset=""),
                      ("training", "evaluation")),
-    "05_e2i": (dict(batch_size=2, images_per_epoch=8, vae_steps=60),
-               ("autoencoder", "training", "evaluation")),
+    "05_e2i": (dict(batch_size=2, images_per_epoch=8, vae_steps=60, image_size=64,
+                    symmetry="none"), ("autoencoder", "training", "evaluation")),
     "06_em_ddpm": (dict(batch_size=8, images_per_epoch=64, vae_steps=40),
                    ("autoencoder", "training", "evaluation")),
     "06_em_segmentation": (dict(batch_size=8, images_per_epoch=64), ("training", "evaluation")),
