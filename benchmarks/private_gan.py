@@ -1,9 +1,8 @@
 """What differential privacy costs a DCGAN: kernel distance, recall and coverage with and without.
 
 All trainings have the same networks, batches drawn image by image and equal steps; the private one
-clips each image's gradient and adds noise, and cannot have R1, whose gradient mixes images with
-what the clipping counts one by one; the plain one is trained with and without. Needs the extra
-`privacy`.
+clips each image's gradient and adds noise, and is without R1; the plain one is trained with it, as
+02_dcgan is, and without. Needs the extra `privacy`.
 Run: python benchmarks/private_gan.py [--epsilon 10] …
 """
 
