@@ -109,6 +109,17 @@ def stop_message(nb, state: dict, heading: str) -> str:
                 "and the same command goes on from there.")
     return f"Stopped at \"{heading}\", before the run began: the same command starts it again."
 
+
+def death_message(chatter: str, state: dict, heading: str) -> str:
+    # chatter: what the kernel wrote past the notebook; state: from `read_feed`
+    "One sentence after the end of a kernel that nobody asked for, and its last words."
+    words = chatter.strip().splitlines()[-3:]
+    folder = state["info"].get("folder")
+    remedy = (f"what was reached is kept in {folder}, and the same command goes on from there"
+              if folder else "the same command starts it again")
+    return "\n".join([*words, f"the kernel died at \"{heading}\": the system ended it, mostly for "
+                      f"want of memory, or a library crashed; {remedy}"])
+
 # %% ../../nbs/library/tools/engine.ipynb #6d690470
 QUIET_LIBRARIES = dict(TF_CPP_MIN_LOG_LEVEL="2", TRANSFORMERS_VERBOSITY="error",
                        HF_HUB_DISABLE_PROGRESS_BARS="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
@@ -165,9 +176,10 @@ def _run_with_progress(client: Client, folder: Path, wanted: bool):
     with open(chatter, "w") as out, drawing or nullcontext(), forward_signals(client, drawing):
         try:
             done = client.execute(env=env, stdout=out, stderr=out)
-        except DeadKernelError as error:
-            last = chatter.read_text(errors="replace").strip().splitlines()[-3:]
-            raise DeadKernelError(" ".join([str(error), *last])) from None
+        except DeadKernelError:
+            words = chatter.read_text(errors="replace")
+            message = death_message(words, read_feed(feed), progress.heading)
+            raise DeadKernelError(message) from None
         except (Exception, KeyboardInterrupt):
             if not client.stopped:
                 raise
