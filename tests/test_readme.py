@@ -230,6 +230,17 @@ def test_the_page_about_metrics_says_what_the_power_study_says():
     assert [words for words in lines_of_power() if words not in page] == []
 
 
+def test_what_digits_are_worth_is_what_the_run_says():
+    rows = run_json("08_evaluation", "evaluation.json")["exchange"]
+    beside_3 = {row["classifier"].split()[0]: [round(row[end]) for end in ("worth", "low", "high")]
+                for row in rows if row["count"] == 3}
+    assert [row["low"] < 0 for row in rows if row["count"] == 54] == [True, True]  # "none"
+    (worth, low, high), (other, least, most) = beside_3["probe"], beside_3["small"]
+    assert f"{worth} real ones, {low} to {high}; beside 54 none" in text_of("README.md")
+    assert (f"worth {worth} ({low} to {high}) for a probe and {other} ({least} to {most}) for a "
+            "small network, beside 54 none") in text_of("nbs/08_evaluation.ipynb")
+
+
 def flagged(run: str) -> tuple[int, int, bool]:
     "Images that the copy audit flags, of how many, and whether chance does not explain them."
     audit = run_json(run, "evaluation.json")["copies"][0]
