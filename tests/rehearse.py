@@ -389,6 +389,8 @@ def main():
             print(line(found), flush=True)
         wrong = problems(found) if found else ["failed"]
         failed += [f"{name} {what}" for what in wrong]
+        if not wrong:  # checkpoints of Stable Diffusion's size
+            shutil.rmtree(found["folder"])
     sys.exit("\n".join(failed) or None)
 
 
