@@ -280,17 +280,19 @@ class ByPapermill(Training):
     def is_killed(self, seconds: float, kernel_only: bool) -> bool:
         "Start it and kill its kernel after some time, or all of it; whether before its end."
         process = self.start()
-        try:
-            return process.wait(seconds) != 0
-        except subprocess.TimeoutExpired:
-            pass
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(seconds)
+            assert code == 0, f"{self.notebook}: {self.output()[-3000:]}"
+            return False
         parts = psutil.Process(process.pid).children(recursive=True)
         if not kernel_only:
             process.kill()
         for one in parts:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
-        return process.wait() != 0
+        code = process.wait()  # 138: papermill's for a kernel that died
+        assert code in (0, 138, -signal.SIGKILL), f"{self.notebook}: {self.output()[-3000:]}"
+        return code != 0
 
 
 def papermill_kills(notebook: str, home: Path, kills: int, seed: int) -> tuple[Counter, int, int]:
