@@ -16,6 +16,7 @@ from common import machine
 
 from synth_nb.core.seeding import fork_rng
 from synth_nb.data import open_dataset, to_float, to_uint8
+from synth_nb.dcgan.losses import squared_gradient_norm
 from synth_nb.dcgan.model import NoiseToImage
 from synth_nb.dcgan.networks import Discriminator, Generator
 from synth_nb.dcgan.private import private_discriminator
@@ -23,13 +24,6 @@ from synth_nb.embedders import embed_images, load_embedder
 from synth_nb.evaluation.report import markdown
 from synth_nb.figures.plots import save_figure, strips
 from synth_nb.metrics import kernel_distance, prdc
-
-
-def penalty(D: Discriminator, real: torch.Tensor, gamma: float) -> torch.Tensor:
-    "R1 (Mescheder et al. 2018, eq. 9), as 02_dcgan has it."
-    real = to_float(real).requires_grad_(True)
-    [slope] = torch.autograd.grad(D(real).sum(), real, create_graph=True)
-    return gamma / 2 * slope.square().sum((1, 2, 3)).mean()
 
 
 def trained(images: torch.Tensor, args, epsilon: float, gamma: float, seed: int) -> NoiseToImage:
@@ -52,7 +46,9 @@ def trained(images: torch.Tensor, args, epsilon: float, gamma: float, seed: int)
             loss = F.softplus(-signs * D(torch.cat([to_float(real), synthetic]))).sum()
             both[1].zero_grad()
             loss = loss if epsilon else loss / args.batch
-            (loss + penalty(D, real, gamma) if gamma else loss).backward()
+            if gamma:  # R1 (Mescheder et al. 2018, eq. 9)
+                loss = loss + gamma / 2 * squared_gradient_norm(D, to_float(real)).mean()
+            loss.backward()
             both[1].step()
             both[0].zero_grad()
             F.softplus(-D(G(torch.randn(args.batch, 64)))).mean().backward()
