@@ -109,7 +109,7 @@ def stop_message(nb, state: dict, heading: str) -> str:
                 "and the same command goes on from there.")
     return f"Stopped at \"{heading}\", before the run began: the same command starts it again."
 
-
+# %% ../../nbs/library/tools/engine.ipynb #d3c0c402
 def death_message(chatter: str, state: dict, heading: str) -> str:
     # chatter: what the kernel wrote past the notebook; state: from `read_feed`
     "One sentence after the end of a kernel that nobody asked for, and its last words."

@@ -409,6 +409,19 @@ class Source:
     def __len__(self):
         return len(self.keys)
 
+# %% ../../../nbs/library/data/readers/sources.ipynb #d3c0c401
+def demo_crop(height: int, width: int, rows: int, columns: int) -> tuple[int, int, dict]:
+    # of an image; of the region that is held out → height and width of a crop, and a doubt
+    "How large the crop of an image is, where it is enlarged. Raises `ParameterError`."
+    times = next((n for n in (1, 2, 4) if height <= n * rows and width <= n * columns), 0)
+    region = f"the demo's held-out region has {rows}x{columns}"
+    if not times:
+        raise ParameterError(f"parameter `image_size` {height}x{width} is too large: {region} "
+                             "pixels, which are enlarged 4 times at most")
+    height, width = -(-height // times), -(-width // times)
+    doubt = f"the images are crops of {height}x{width} pixels, enlarged {times} times: {region}"
+    return height, width, dict(doubts=[doubt]) if times > 1 else {}
+
 # %% ../../../nbs/library/data/readers/sources.ipynb #6daa528a
 def demo_source(
     height: int = 64,  # of an image, pixels, at most 2048
@@ -421,17 +434,9 @@ def demo_source(
     """
     from skimage.data import immunohistochemistry
 
-    section, about = immunohistochemistry(), {}
+    section = immunohistochemistry()
     rows, columns = section.shape[:2]
-    times = next((n for n in (1, 2, 4) if height <= n * rows and width <= n * (columns - 320)), 0)
-    if not times:
-        limit = f"the demo's held-out region has {rows}x{columns - 320} pixels"
-        raise ParameterError(f"parameter `image_size` {height}x{width} is too large: {limit}, "
-                             "which are enlarged 4 times at most")
-    height, width = -(-height // times), -(-width // times)
-    if times > 1:
-        about = dict(doubts=[f"the images are crops of {height}x{width} pixels, enlarged {times} "
-                             f"times: the demo's held-out region has {rows}x{columns - 320}"])
+    height, width, about = demo_crop(height, width, rows, columns - 320)
     regions = (("train", 0, 320), ("val", 320, columns))
     corners = [(split, y, x) for split, start, stop in regions
              for y in range(0, rows - height + 1, 16) for x in range(start, stop - width + 1, 16)]
@@ -441,7 +446,7 @@ def demo_source(
                   [0] * len(corners), [sides[split] for split, _, _ in corners],
                   lambda i: section[spots[i, 0] :, spots[i, 1] :][:height, :width],
                   [split for split, _, _ in corners], spots,
-                  None if times == 1 else np.full(len(spots), max(height, width)), about=about)
+                  np.full(len(spots), max(height, width)) if about else None, about=about)
 
 # %% ../../../nbs/library/data/readers/sources.ipynb #3d2bd533
 def list_names(
