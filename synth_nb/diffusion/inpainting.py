@@ -18,6 +18,7 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 # %% ../../nbs/library/diffusion/inpainting.ipynb #58440f16
+from .objective import set_steps
 from .sampling import noise_from
 from ..core.parameters import ParameterError
 from ..core.seeding import generators
@@ -81,7 +82,7 @@ class KnownRegion:
                 return x, i
             ratio = alpha[k] / alpha[i]
             std = max(sigma[k] ** 2 - (ratio * sigma[i]) ** 2, 0) ** 0.5
-            scheduler.set_timesteps(n)  # forgets the steps before
+            set_steps(scheduler, n)  # forgets the steps before
             if hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(k)
             return ratio * x + std * noise_from(own, latents.shape[1:]).to(x), k

@@ -11,6 +11,7 @@ __all__ = ['PREDICTION_TYPES', 'SAMPLERS', 'new_scheduler', 'prediction_type_of'
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -175,6 +176,35 @@ def denoised_from(
     if prediction_type == "epsilon":
         return (noisy - sigma * predicted) / alpha
     return noisy - sigma * predicted
+
+# %% ../../nbs/library/diffusion/objective.ipynb #71ac1aa2
+SPACED = 5  # steps; fewer do not reach from pure noise to texture
+RATIOS = 40.0, 0.06  # σ/α of the step after pure noise, and of the last
+
+
+def spaced_timesteps(scheduler: SchedulerMixin, steps: int) -> list[int]:  # falling, all different
+    "Timesteps at equal distances of log σ/α, the noisiest first."
+    alpha, sigma = (level.double().numpy() for level in noise_levels(scheduler))
+    ratios = np.log(sigma[:-1] / alpha[:-1])
+    infinite = int(sigma[-1] > RATIOS[0] * alpha[-1])
+    high = min(np.log(RATIOS[0]), ratios[-1])
+    wanted = np.linspace(high, np.log(RATIOS[1]), steps - infinite)
+    times = np.interp(wanted, ratios, np.arange(999)).round().astype(int)
+    found = np.append(999, times[1 - infinite :])
+    found = found.clip(np.arange(steps)[::-1], 999 - np.arange(steps))
+    for i in range(1, steps):
+        found[i] = min(found[i], found[i - 1] - 1)
+    return found.tolist()
+
+
+def set_steps(scheduler: SchedulerMixin, steps: int):  # changed in place
+    "Set a sampler to its first of so many steps."
+    kinds = DPMSolverMultistepScheduler, EulerDiscreteScheduler
+    flow = prediction_type_of(scheduler) == "flow_prediction"
+    if steps < SPACED or flow or not isinstance(scheduler, kinds):
+        scheduler.set_timesteps(steps)
+    else:
+        scheduler.set_timesteps(timesteps=spaced_timesteps(scheduler, steps))
 
 # %% ../../nbs/library/diffusion/objective.ipynb #4ed7fcec
 def loss_weights(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/diffusion/sampling.ipynb #884f5f92
 from .autoencoder import encode
-from .objective import with_sampler
+from .objective import set_steps, with_sampler
 from .pretrained import condition_width
 from ..core.devices import pick_precision
 from ..core.parameters import ParameterError, check_value
@@ -70,7 +70,7 @@ class SamplingConfig:
         "The sampler with its steps set, from a model's scheduler. Raises `ParameterError`."
         check_sampling(self)
         chosen = with_sampler(scheduler, self.sampler)
-        chosen.set_timesteps(self.sampling_steps)
+        set_steps(chosen, self.sampling_steps)
         return chosen
 
     def evaluations(self, scheduler: SchedulerMixin, conditional: bool = True) -> int:
@@ -122,15 +122,14 @@ def starting_point(
     scheduler: SchedulerMixin,  # with its steps set
     noise: Tensor,  # (B, C, h, w)
     start: Tensor | None = None,  # (B, C, h, w) latents of images
-    strength: float = 1.0,  # share of the steps that are taken
+    strength: float = 1.0,  # share of the schedule's noise to start with, 0 … 1
 ) -> tuple[Tensor, int]:  # latents, and the number of steps to skip
     "Where a sampler starts."
     if start is None:
         return noise * scheduler.init_noise_sigma, 0
-    steps = len(scheduler.timesteps)
-    skipped = steps - min(int(steps * strength), steps)
-    if skipped == steps:
-        return start, steps
+    skipped = int((scheduler.timesteps + 1 > 1000 * strength + 1e-6).sum())
+    if skipped == len(scheduler.timesteps):
+        return start, skipped
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skipped)
     times = scheduler.timesteps[skipped].repeat(len(noise))
