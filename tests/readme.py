@@ -60,9 +60,9 @@ TURKISH = {  # notebook → title and summary
         "çalıştırmalardan, tohumlar üzerinden aralıklarıyla puanlar."),
     "05_fields": (
         "Parçadan büyük alanlar",
-        "Parça modelinden her boyda slayt (örtüşen gürültü giderme, MultiDiffusion, Bar-Tal ve ark. "
-        "2023), koşulu bir gömme ızgarası: dikişler, süre ve kırpmalarının parçalar kadar iyi olup "
-        "olmadığı."),
+        "Parça modelinden her boyda slayt (örtüşen gürültü giderme, MultiDiffusion, Bar-Tal ve "
+        "ark. 2023), koşulu bir gömme ızgarası: dikişler, süre ve kırpmalarının parçalar kadar "
+        "iyi olup olmadığı."),
     "06_em_ddpm": (
         "Maskeleriyle elektron mikrografları, gürültüden",
         "Elektron mikrograflarını bölütleme maskeleriyle birlikte üreten gizil difüzyon."),
