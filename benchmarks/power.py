@@ -30,12 +30,13 @@ def to_the_end(world: str, most: int, draws: int, faults: list[str], embedder):
     best, lines = condense(table), []
     for (fault, severity), part in best.groupby(["fault", "severity"], sort=False):
         need = images_needed(part)
-        powers = {str(n): f"{p:.2f}" for n, p in zip(part.n, part.power, strict=True)}
+        powers = dict.fromkeys(map(str, counts), "") | {
+            str(n): f"{p:.2f}" for n, p in zip(part.n, part.power, strict=True)}
         lines.append({"fault": FAULTS[fault].sentence(severity),
                       "score": score_words(part.metric.iloc[0]), **powers,
-                      "for 0.8": need or f"over {most}"})
+                      "for 0.8": need or f"over {part.n.max()}"})
     print(markdown(pd.DataFrame(lines).set_index("fault")))
-    order = table[(table.n == most) & table.rho.notna()].pivot_table(
+    order = table[(table.n == min(most, 128)) & table.rho.notna()].pivot_table(
         index="fault", columns="metric", values="rho")
     print(order.round(2).to_string())
 

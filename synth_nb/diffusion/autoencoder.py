@@ -59,7 +59,7 @@ def new_autoencoder(
     )
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #45697a5f
-def perceptual_distance(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:  # scalar ≥ 0
+def perceptual_loss(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:  # scalar ≥ 0
     # ours: feature maps (B, C, H, W), layer by layer; theirs: the same of the images to resemble
     "Squared distance of unit-length feature vectors, averaged over places, summed over layers."
     pairs = zip(ours, theirs, strict=True)
@@ -103,14 +103,14 @@ def fold_colours(vae: AutoencoderKL, matrix: Tensor):  # vae is changed in place
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #f034cccc
 def perceptual_term(embedder, restored: Tensor, images: Tensor) -> Tensor:
     # embedder: with `layers(images in [0, 1])`; restored (B, C, H, W) in [-1, 1] → scalar
-    "The perceptual distance; gradients go through the restored images."
+    "The perceptual loss; gradients go through the restored images."
     with torch.no_grad():
         wanted = embedder.layers(images / 2 + 0.5)
-    return perceptual_distance(embedder.layers(restored / 2 + 0.5), wanted)
+    return perceptual_loss(embedder.layers(restored / 2 + 0.5), wanted)
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #15f293c9
 class ReconstructionLoss:
-    "Absolute error + perceptual distance + β·KL, as a loss of the trainer."
+    "Absolute error + perceptual loss + β·KL, as a loss of the trainer."
 
     def __init__(
         self,

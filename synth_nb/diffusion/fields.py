@@ -201,10 +201,11 @@ class RowFile:
         self.size = int(np.prod(row))
         self.path.touch()
 
-    def read(self, low: int, high: int) -> np.ndarray:  # (high - low, *row)
+    def read(self, low: int, high: int, part: slice = slice(None)) -> np.ndarray:
+        # part: of the last axis → (high - low, *row), or that part of it
         at = low * self.size * self.dtype.itemsize
-        found = np.fromfile(self.path, self.dtype, (high - low) * self.size, offset=at)
-        return found.reshape(-1, *self.row)
+        shape = (high - low, *self.row)
+        return np.array(np.memmap(self.path, self.dtype, "r", at, shape)[..., part])
 
     def write(self, low: int, values: np.ndarray, left: int = 0):
         # values: (n, *row), or a part of each row from its item `left` on
@@ -264,9 +265,9 @@ class FieldConfig(SamplingConfig):
 BAND = 16  # rows of windows that are done at once, at most
 
 
-def bands_of(rows: Axis) -> list[tuple[int, int]]:
+def bands_of(rows: Axis, band: int = BAND) -> list[tuple[int, int]]:
     "Rows of a field that some rows of windows begin in: first, row after the last."
-    return list(pairwise([0, *rows.starts[BAND::BAND].tolist(), rows.length]))
+    return list(pairwise([0, *rows.starts[band::band].tolist(), rows.length]))
 
 
 @dataclass
@@ -309,13 +310,14 @@ def sampler_at(field: Field, step: int, before: Tensor | None) -> SchedulerMixin
     return sampler
 
 
-def read_rows(field: Field, step: int, low: int, high: int) -> tuple[Tensor, Tensor | None]:
+def read_rows(field: Field, step: int, low: int, high: int, part: slice = slice(None)
+              ) -> tuple[Tensor, Tensor | None]:  # part: of the width
     "Latents (C, n, W) before a step, and what was predicted at the one before it."
     channels, _, width = field.shape
     if step == 0:
         noise = noise_at(field.config.seed, channels, low, high, width)
-        return noise * sampler_at(field, 0, None).init_noise_sigma, None
-    planes = torch.from_numpy(field.files[step % 2].read(low, high)).transpose(0, 1)
+        return noise[..., part] * sampler_at(field, 0, None).init_noise_sigma, None
+    planes = torch.from_numpy(field.files[step % 2].read(low, high, part)).transpose(0, 1)
     return planes[:channels], planes[channels:] if len(planes) > channels else None
 
 # %% ../../nbs/library/diffusion/fields.ipynb #bcbe5f38
@@ -381,6 +383,8 @@ def denoise_band(field: Field, step: int, low: int, high: int):
 
 # %% ../../nbs/library/diffusion/fields.ipynb #cad14bf0
 DECODED = 96, 12  # largest side and least overlap of a decoder's windows, latents
+PART = 8  # of the decoder's windows, side by side, that are held at once
+ROWS = 32  # pixels that are rounded and written at once
 
 
 @dataclass
@@ -401,21 +405,24 @@ def decode_band(field: Field, decoder: "Decoder", pixels: RowFile, low: int, hig
     rows, columns = decoder_axes(field.shape, field.window)
 
     def decoded(k, j):
-        z = read_rows(field, len(field.times), int(rows.starts[k]), int(rows.ends[k]))[0]
-        part = z[None, :, :, columns.starts[j] : columns.ends[j]].to(vae.device)
+        across = slice(columns.starts[j], columns.ends[j])
+        z = read_rows(field, len(field.times), rows.starts[k], rows.ends[k], across)[0]
+        z = z[None].to(vae.device)
         with autocast(vae.device, field.config.precision):
-            image = vae.decode(part * decoder.std.to(part) + decoder.mean.to(part)).sample
+            image = vae.decode(z * decoder.std.to(z) + decoder.mean.to(z)).sample
         return image[0].float().cpu()
 
     def evaluate(used, those):
         yield from ((k, ((j, decoded(k, j)) for j in those)) for k in used)
 
     axes = [axis.scaled(factor) for axis in (rows, columns)]
-    for left, right in bands_of(axes[1]):  # a part of the width at a time
+    for left, right in bands_of(axes[1], PART):  # of the width: bounds the memory
         for top, image in blended(*axes, evaluate, low * factor, high * factor, left, right):
-            if decoder.kernel is not None:
-                image = image + texture_at(decoder.kernel, field.config.seed, top, left, image)
-            pixels.write(top, to_uint8(image).permute(1, 2, 0).numpy(), left)
+            for below, part in enumerate(image.split(ROWS, 1)):
+                at = top + below * ROWS
+                if decoder.kernel is not None:
+                    part = part + texture_at(decoder.kernel, field.config.seed, at, left, part)
+                pixels.write(at, to_uint8(part).permute(1, 2, 0).numpy(), left)
 
 
 def decoder_axes(shape: tuple, window: tuple) -> list[Axis]:

@@ -174,7 +174,7 @@ def normalised_maps(
     return [F.normalize(x, dim=1, eps=1e-8) for x in embedder.layers(to_unit(images))]
 
 # %% ../../nbs/library/stylegan2/explore.ipynb #ab3a1c60
-def perceptual_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
+def projection_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     # a: from `normalised_maps` → scalar, mean over the batch
     "How different two sets of maps are."
     return sum((x - y).square().sum(1).mean() for x, y in zip(a, b, strict=True))
@@ -245,7 +245,7 @@ class Projector:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * lr_schedule(t)
         maps = normalised_maps(self.embedder, self.draw(std))
-        distance = perceptual_distance(maps, self.target_maps)
+        distance = projection_distance(maps, self.target_maps)
         large = (noise for noise in self.noise if len(noise) >= 8)
         correlation = sum((noise_correlation(noise) for noise in large), torch.zeros(()))
         (distance + noise_weight * correlation.to(distance)).backward()
