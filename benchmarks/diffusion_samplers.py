@@ -6,7 +6,7 @@ noise, with both samplers in turn. The distance is to the held-out patches, in a
 no part in the training; differences are paired, over random halves of the patches.
 A training is kept short, so that all of it takes about three CPU minutes; --full trains longer,
 --quick only shows that it runs.
-Run: python benchmarks/diffusion_samplers.py [--run outputs/05_i2i/readme] [--full | --quick]
+Run: python benchmarks/diffusion_samplers.py [--run outputs/05_e2i/demo] [--full | --quick]
 """
 
 import argparse
