@@ -7,7 +7,7 @@ and at equal distances of t, as stock pipelines do. The distance is to the held-
 encoder that had no part in the training; differences are paired, over random halves of them.
 A training is kept short, so that all of it takes about three CPU minutes; --full trains longer,
 --quick only shows that it runs.
-Run: python benchmarks/diffusion_samplers.py [--run outputs/05_i2i/readme] [--full | --quick]
+Run: python benchmarks/diffusion_samplers.py [--run outputs/05_e2i/demo] [--full | --quick]
 """
 
 import argparse

@@ -206,7 +206,7 @@ def train_e2i(store: dict, args):
 
 
 def installed(embedders: list[str]) -> list[str]:
-    "Those of the efficientnets whose weights are here; the first one conditions, and is last hope."
+    "Those of the embedders whose weights are here."
     from synth_nb.embedders import load_embedder
 
     found = []

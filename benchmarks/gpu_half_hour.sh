@@ -1,7 +1,7 @@
 #!/bin/sh
 # One piece of at most ten minutes on a GPU machine; the same command again goes on where it stopped.
 #
-#     OUT=/tmp/out sh benchmarks/gpu_half_hour.sh          # once, twice, three times
+#     OUT=outputs/gpu sh benchmarks/gpu_half_hour.sh       # once, twice, three times
 #     sh benchmarks/gpu_half_hour.sh --tiny                # all of it in small, on a CPU
 #
 # What the machine lacks is installed first: from wheels in the folder $WHEELS, or from the index.

@@ -5,7 +5,7 @@ with its hole smoothed, so nothing of what was there is known. `--half choose` t
 images of the conditioning half, `--half measure` those of the reference half: recipes are tried on
 the first. Two classifiers look for the border, trained on half of the images, tested on the rest:
 a small CNN, and a logistic regression on statistics of both sides. Run:
-python benchmarks/inpainting.py --model outputs/05_e2i/readme --half measure
+python benchmarks/inpainting.py --model outputs/05_e2i/demo --half measure
 python benchmarks/inpainting.py --model … --half choose --steps 8 20 --resampling 1 5 --quick
 """
 

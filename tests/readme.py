@@ -59,10 +59,10 @@ TURKISH = {  # notebook → title and summary
         "Tek bir difüzyon modelinin koşulu olarak metin, görüntü ve doku gömmesi: biten "
         "çalıştırmalardan, tohumlar üzerinden aralıklarıyla puanlar."),
     "05_fields": (
-        "Yamadan büyük alanlar",
-        "Yama modelinden her boyda slayt (örtüşen gürültü giderme, MultiDiffusion, Bar-Tal ve ark. "
-        "2023), koşulu bir gömme ızgarası: dikişler, süre ve kesitlerinin yamalar kadar iyi olup "
-        "olmadığı."),
+        "Parçadan büyük alanlar",
+        "Parça modelinden her boyda slayt (örtüşen gürültü giderme, MultiDiffusion, Bar-Tal ve "
+        "ark. 2023), koşulu bir gömme ızgarası: dikişler, süre ve kırpmalarının parçalar kadar "
+        "iyi olup olmadığı."),
     "06_em_ddpm": (
         "Maskeleriyle elektron mikrografları, gürültüden",
         "Elektron mikrograflarını bölütleme maskeleriyle birlikte üreten gizil difüzyon."),

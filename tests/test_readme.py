@@ -254,6 +254,8 @@ def lines_of_gans() -> list[str]:
         manifest, scores, copies = run_json(run, "manifest.json"), values(run), flagged(run)
         sets = {f"{manifest['step']} steps of {manifest['parameters']['batch_size']}": "synthetic",
                 "untrained": "untrained", "real, training": "real, training"}  # fmt: skip
+        if ("baseline", "kernel") in scores:
+            sets["pooled embedding alone"] = "baseline"
         for title, name in sets.items():
             row = [number(scores[name, metric]["value"]) for metric in ("kernel", "frechet")]
             row += [f"{float(scores[name, metric]['value']):.2f}".rstrip("0").rstrip(".")
@@ -346,6 +348,13 @@ def lines_of_letters() -> list[str]:
         change, low, high = (f"{float(synthetic[key]):+.3f}" for key in keys)
         lines.append(f"| {title} | {real} {float(synthetic['accuracy']):.3f} | "
                     f"{change} ({low} to {high})")  # fmt: skip
+    classes = table_of("07_emnist", "by_class.csv")
+    images = sum(int(row["images"]) for row in classes)
+    right = sum(int(row["images"]) * float(row["accuracy"]) for row in classes) / images
+    real = table_of("07_emnist", "evaluation_metrics_epoch_10_random_seed.csv")[0]
+    lines.append(f"has an accuracy of {float(real['real_against_real']):.3f} on "
+                 f"{real['real_images']} held-out real digits, and assigns the conditioning label "
+                 f"to {right:.3f} (")  # fmt: skip
     return lines
 
 

@@ -38,7 +38,7 @@ def _number(value, kind):
 def cast(
     value,  # what was injected
     kind,  # its declared type: bool, int, float, str, list, list[...], or a union of these
-):  # the value as that type; raises `ValueError` where it is not one
+):  # the value as that type; raises `ValueError`, or another error, where it is not one
     "Read a value as its declared type, as a person would who typed it on a command line."
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):

@@ -103,7 +103,7 @@ def open_eval_embedders(
 
 # %% ../../nbs/library/diffusion/fidelity.ipynb #52b8c0cd
 def write_tables(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, embedders: list[Embedder]):
-    # table: from `fidelity_table`; rows: from `judge_sets`
+    # table: from `fidelity_table`; rows: from `score_sets`
     "Write `fidelity.csv`, and `evaluation.md` with all tables to read."
     readable = [part for e in embedders for part in (readable_fidelity(table, e.id),
                                                      score_table(rows, e.id))]

@@ -247,7 +247,7 @@ def condition_vectors(conditioner, values) -> Tensor:  # embeddings (N, D), or N
 
 # %% ../../nbs/library/em/pairs.ipynb #8e7a3eec
 def _decoded(self: PairModel, conditions: Tensor, seed: int, **options) -> Tensor:
-    # → (N, 1 or 2, H, W): images without residual noise, and signed masks of a joint model
+    # → (N, C, H, W): images without residual noise; of a joint model a signed mask comes last
     "What the network makes for conditions."
     names = ("sampler", "sampling_steps", "guidance_scale")
     options = {k: self.settings[k] for k in names if k in self.settings} | options

@@ -134,7 +134,7 @@ def latent_set(
     mode: str,
     vae: SectionVAE,
     sections: SectionImages,
-    masks: np.ndarray | None,  # (N, 1, H, W), 0 or 1; read only where labelled
+    masks: np.ndarray | None,  # (N, 1, H, W) numbers of classes; read only where labelled
     labelled: np.ndarray,  # indices
     scale: tuple[Tensor, Tensor] | None = None,  # mean (C,), std; None: of these latents
     classes: int = 2,  # of the masks, with the background

@@ -32,7 +32,7 @@ def set_map(
     seed: int = 0,
     most: int = 400,  # images of each set: more than that hide each other
 ) -> Figure:
-    "All sets in one map, by set and by class. Raises what `flat_places` raises."
+    "All sets in one map, by set and by class. Raises what `project_features` raises."
     subsets = [random_subset(one, most, seed) for one in sets]
     features = {one.title: set_features(embedder, one) for one in subsets}
     names = {one.title: [one.classes[i] for i in one.labels] for one in subsets

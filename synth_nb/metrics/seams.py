@@ -21,7 +21,7 @@ def strips_at(image: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return np.stack([image[y : y + ALONG, x - half : x + half] for x in columns for y in tops])
 
 
-def strip_features(strips: np.ndarray) -> np.ndarray:  # (n, 32, 16, C) → (n, 46)
+def strip_features(strips: np.ndarray) -> np.ndarray:  # (n, 32, 16, C) → (n, 44 + C)
     "What a seam in the middle of a strip would change."
     strips = strips.astype(np.float32)
     steps = np.diff(strips, axis=2)

@@ -137,7 +137,7 @@ class Pairs:
             images = augment_photometric(images)
         return dict(image=images, mask=masks, key=[self.keys[i] for i in indices])
 
-    def _one(self, i: int, down: float, right: float, turn: float) -> Tensor:  # (2, h, w) uint8
+    def _one(self, i: int, down: float, right: float, turn: float) -> Tensor:  # (C + 1, h, w) uint8
         both = torch.from_numpy(np.concatenate([self.images[i], self.masks[i]]))
         if self.size != both.shape[1:]:
             room = [side - mine + 1 for side, mine in zip(both.shape[1:], self.size, strict=True)]

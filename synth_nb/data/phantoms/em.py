@@ -124,7 +124,8 @@ def new_neuropil(height: int, width: int, seed: int) -> Neuropil:
                     fields, rng.uniform(0.9, 1.15))
 
 
-FIELD_SPACINGS = (44, 44, 16, 16, 8, 8, 22, 9, 16, 60)  # bend x, y thrice; density, walls, tone
+# bend x, y thrice; density, walls, synapses, tone
+FIELD_SPACINGS = (44, 44, 16, 16, 8, 8, 22, 9, 16, 60)
 
 # %% ../../../nbs/library/data/phantoms/em.ipynb #fb7510a0
 @dataclass

@@ -181,7 +181,7 @@ def _audit_lines(findings: dict) -> list[str]:  # of an `Audit`
 
 # %% ../../../nbs/library/data/quality/export.ipynb #2ddd3f10
 def _card(data: _ExportData, form: str, files: int, synthetic: bool) -> str:
-    # form: "imagefolder", "stylegan" or "npz"; files: written beside the card
+    # form: one of `_forms`; files: written beside the card
     "What is in an export, for people."
     about = dict(data.about)
     audit, name = about.pop("audit", None), about.pop("name", getattr(data.images, "source", ""))
@@ -218,7 +218,7 @@ def _class_names(data: _ExportData) -> list[str]:  # N; "all" where there are no
 
 # %% ../../../nbs/library/data/quality/export.ipynb #df9ec8e1
 def _form_notes(form: str, size: tuple[int, int], masks: str) -> str:
-    # form: "imagefolder", "stylegan" or "npz"; size: height, width, pixels; masks: what they
+    # form: one of `_forms`; size: height, width, pixels; masks: what they
     # hold, empty without any
     "How to read an export, and what its readers want."
     notes = _form_text[form]
@@ -229,7 +229,7 @@ def _form_notes(form: str, size: tuple[int, int], masks: str) -> str:
 
 # %% ../../../nbs/library/data/quality/export.ipynb #d8bc4ec1
 def _also_notes(data: _ExportData, form: str) -> str:
-    # form: "imagefolder" or "npz" → a sentence, or nothing
+    # form: one of `_forms` → a sentence, or nothing
     "Where the rest lies that is known of each image."
     columns = [name for name, values in data.also.items() if values.ndim == 1]
     arrays = [name for name, values in data.also.items() if values.ndim > 1]
@@ -299,7 +299,7 @@ def _written_before(target: Path) -> bool:  # exists
 # %% ../../../nbs/library/data/quality/export.ipynb #c83ad294
 def check_target(
     target: Path,  # absolute
-    form: str,  # "imagefolder", "stylegan" or "npz"
+    form: str,  # one of `_forms`
 ):
     "Raise `ParameterError` for a wrong extension, `FileExistsError` for a path that is taken."
     wanted = dict(stylegan=[".zip"], npz=[".npz"], nifti=[""], dicom=[""]).get(form, ["", ".zip"])

@@ -95,7 +95,7 @@ def checked_ring(title: str, points) -> np.ndarray:
 # %% ../../../nbs/library/data/readers/polygons.ipynb #9bc85f36
 def inside(rings: list[np.ndarray], height: int, width: int) -> np.ndarray:
     # rings: of one polygon, in a frame of this size → (height, width) bool
-    "The pixels own centres lie in a polygon, by even and odd."
+    "The pixels whose centres lie in a polygon, by even and odd."
     flips = np.zeros((height, width + 1), np.int32)
     some = max(1, 2**22 // max(1, height))  # edges at once
     edges = [(ring[k : k + some], np.roll(ring, -1, 0)[k : k + some])
