@@ -423,3 +423,21 @@ def test_readme_is_short():
     prose = [line for line in text.splitlines() if not line.startswith(("|", "<!--"))]
     assert len(" ".join(prose).split()) <= 900
     assert max(max(columns) for columns in tables(text)) <= 6
+
+
+def test_the_gain_of_pretraining_is_that_of_the_kept_run():
+    "Guide, benchmark and story give the protocol's differences on real sections."
+    with open(ROOT / "outputs/06_em_protocol/mitochondria/protocol.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["arm"] == "P"]
+    assert sorted((row["labels"], row["against"]) for row in rows) == [
+        ("0.05", "R"), ("0.05", "R=P"), ("0.1", "R"), ("0.1", "R=P")]  # fmt: skip
+    for row in rows:
+        gain, low, high = (f"{float(row[name]):+.3f}".replace("-", "−")
+                           for name in ("difference", "low", "high"))  # fmt: skip
+        assert f"{gain} ({low} to {high})" in (ROOT / RESULTS).read_text()
+        assert f"{gain} ({low} to {high}), {row['verdict']}" in (
+            ROOT / "benchmarks/segmentation.md").read_text()
+        if row["against"] == "R=P":
+            assert row["verdict"] == "helps"
+            assert f"{float(row['difference']):.3f}" in (
+                ROOT / "nbs/06_em_protocol.ipynb").read_text()
