@@ -386,7 +386,7 @@ DECODED = 96, 12  # largest side and least overlap of a decoder's windows, laten
 PART = 8  # of the decoder's windows, side by side, that are held at once
 ROWS = 32  # pixels that are rounded and written at once
 
-
+# %% ../../nbs/library/diffusion/fields.ipynb #c7e582f9
 @dataclass
 class Decoder:
     "What makes pixels of latents."
@@ -396,7 +396,7 @@ class Decoder:
     mean: Tensor  # (C, 1, 1) or (), that is added to them
     kernel: Tensor | None = None  # (C or 1, h, w) of a texture that is added to images
 
-
+# %% ../../nbs/library/diffusion/fields.ipynb #e39a39a4
 @torch.inference_mode()
 def decode_band(field: Field, decoder: "Decoder", pixels: RowFile, low: int, high: int):
     # pixels: file of rows (W, channels) uint8; low, high: rows of latents
@@ -424,7 +424,7 @@ def decode_band(field: Field, decoder: "Decoder", pixels: RowFile, low: int, hig
                     part = part + texture_at(decoder.kernel, field.config.seed, at, left, part)
                 pixels.write(at, to_uint8(part).permute(1, 2, 0).numpy(), left)
 
-
+# %% ../../nbs/library/diffusion/fields.ipynb #5b45de5d
 def decoder_axes(shape: tuple, window: tuple) -> list[Axis]:
     "Equal windows of the decoder: of 96 latents, or of a patch where that is larger, at most."
     found = []

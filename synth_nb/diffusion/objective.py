@@ -196,7 +196,7 @@ def spaced_timesteps(scheduler: SchedulerMixin, steps: int) -> list[int]:  # fal
         found[i] = min(found[i], found[i - 1] - 1)
     return found.tolist()
 
-
+# %% ../../nbs/library/diffusion/objective.ipynb #de2fd838
 def set_steps(scheduler: SchedulerMixin, steps: int):  # changed in place
     "Set a sampler to its first of so many steps."
     kinds = DPMSolverMultistepScheduler, EulerDiscreteScheduler
