@@ -6,6 +6,7 @@
 __all__ = ['KnownRegion', 'harmonic_fill', 'latent_holes', 'blend', 'check_holes']
 
 # %% ../../nbs/library/diffusion/inpainting.ipynb #37811423
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +19,6 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 # %% ../../nbs/library/diffusion/inpainting.ipynb #58440f16
-from .objective import set_steps
 from .sampling import noise_from
 from ..core.parameters import ParameterError
 from ..core.seeding import generators
@@ -71,6 +71,7 @@ class KnownRegion:
     ) -> Callable[[Tensor, int], tuple[Tensor, int]]:
         (alpha, sigma), n = step_levels(scheduler), len(scheduler.timesteps)
         latents, holes = self.latents[rows], self.holes[rows]
+        first = copy.deepcopy(vars(scheduler))  # before its steps
         path = iter(resampling_path(n, self.resampling_steps, self.jump_length)[1:])
 
         def hook(x: Tensor, i: int) -> tuple[Tensor, int]:
@@ -82,7 +83,7 @@ class KnownRegion:
                 return x, i
             ratio = alpha[k] / alpha[i]
             std = max(sigma[k] ** 2 - (ratio * sigma[i]) ** 2, 0) ** 0.5
-            set_steps(scheduler, n)  # forgets the steps before
+            vars(scheduler).update(copy.deepcopy(first))  # forgets the steps before
             if hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(k)
             return ratio * x + std * noise_from(own, latents.shape[1:]).to(x), k

@@ -197,11 +197,16 @@ def spaced_timesteps(scheduler: SchedulerMixin, steps: int) -> list[int]:  # fal
     return found.tolist()
 
 # %% ../../nbs/library/diffusion/objective.ipynb #de2fd838
-def set_steps(scheduler: SchedulerMixin, steps: int):  # changed in place
-    "Set a sampler to its first of so many steps."
+SPACINGS = ("time", "log_snr")
+
+
+def set_steps(scheduler: SchedulerMixin, steps: int, spacing: str = "time"):  # changed in place
+    # spacing: of `SPACINGS`, what the steps have equal distances of
+    "Set a sampler to its first of so many steps. Raises `ParameterError`."
+    _check_choice("spacing", spacing, SPACINGS)
     kinds = DPMSolverMultistepScheduler, EulerDiscreteScheduler
     flow = prediction_type_of(scheduler) == "flow_prediction"
-    if steps < SPACED or flow or not isinstance(scheduler, kinds):
+    if spacing == "time" or steps < SPACED or flow or not isinstance(scheduler, kinds):
         scheduler.set_timesteps(steps)
     else:
         scheduler.set_timesteps(timesteps=spaced_timesteps(scheduler, steps))

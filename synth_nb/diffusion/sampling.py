@@ -58,6 +58,7 @@ class SamplingConfig:
     sampling_steps: int = 20  # at most 1000
     guidance_scale: float = 1.5  # g; 1: none
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # low, high noise level with guidance
+    spacing: str = "time"  # of the steps; or log_snr: closer together where there is little noise
 
     def __post_init__(self):
         self.guidance_interval = tuple(self.guidance_interval)
@@ -70,7 +71,7 @@ class SamplingConfig:
         "The sampler with its steps set, from a model's scheduler. Raises `ParameterError`."
         check_sampling(self)
         chosen = with_sampler(scheduler, self.sampler)
-        set_steps(chosen, self.sampling_steps)
+        set_steps(chosen, self.sampling_steps, self.spacing)
         return chosen
 
     def evaluations(self, scheduler: SchedulerMixin, conditional: bool = True) -> int:

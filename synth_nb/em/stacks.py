@@ -56,7 +56,8 @@ def sample_stack(
     if sections < depth:
         raise ParameterError(f"a stack of {sections} sections is lower than the {depth} that the "
                              "network makes together")
-    config = FieldConfig(**dict(sampling_steps=20, guidance_scale=1.0, overlap=0.5) | options)
+    own = dict(sampling_steps=20, guidance_scale=1.0, overlap=0.5, spacing="log_snr")
+    config = FieldConfig(**own | options)
     width, tokens = size[0] * size[1], unconditional_tokens(1)
     with tempfile.TemporaryDirectory() as folder:
         field = Field(Path(folder), SectionWindows(unet, tuple(size)), scheduler,
