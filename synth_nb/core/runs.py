@@ -153,12 +153,13 @@ def node_rank() -> int:  # 0 on the first machine, or the only one
     return int(os.environ.get("NODE_RANK") or os.environ.get("SLURM_NODEID") or 0)
 
 # %% ../../nbs/library/core/runs.ipynb #8b2ae4b7
-def _identity(notebook: str, parameters: dict, data: dict, loader: str) -> dict:
+def _identity(notebook: str, parameters: dict, data: dict, loader: str, growing: tuple) -> dict:
     "What makes a run another one, as `open_run` gets it."
+    free = {*FREE_PARAMETERS, *growing}
     loads = [f"import {loader.partition(':')[0]}"] if loader else []
     return dict(
         notebook=notebook,
-        parameters={k: v for k, v in parameters.items() if k not in FREE_PARAMETERS},
+        parameters={k: v for k, v in parameters.items() if k not in free},
         data=data["fingerprint"],
         code=library_hash([*notebook_sources(notebook), *loads]),
     )
@@ -179,13 +180,14 @@ def open_run(
     parameters: dict,  # from `check_parameters`
     data: dict,  # at least `fingerprint`; what else the data set says of itself
     loader: str = "",  # what loads its model, if anything: "synth_nb.diffusion.experiment:load"
+    growing: tuple[str, ...] = (),  # parameters that may change while the run goes on
 ) -> Run:
     """Open the run folder that belongs to these parameters, data and code, or make it.
 
     Raises `ParameterError` when `run_name` names a folder that holds another run,
     `RuntimeError` when another process is writing it, and `OSError` where nothing can be written.
     """
-    identity = _identity(notebook, parameters, data, loader)
+    identity = _identity(notebook, parameters, data, loader, growing)
     folder = _run_folder(parameters, identity)
     there = read_manifest(folder)
     if there and (different := differences(there.get("identity", {}), identity)):
