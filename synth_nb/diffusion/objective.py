@@ -201,7 +201,8 @@ SPACINGS = ("time", "log_snr")
 
 
 def set_steps(scheduler: SchedulerMixin, steps: int, spacing: str = "time"):  # changed in place
-    # spacing: of `SPACINGS`, what the steps have equal distances of
+    # spacing: of `SPACINGS`, what the steps have equal distances of; samplers that know time alone,
+    # and fewer than `SPACED` steps, keep to that
     "Set a sampler to its first of so many steps. Raises `ParameterError`."
     _check_choice("spacing", spacing, SPACINGS)
     kinds = DPMSolverMultistepScheduler, EulerDiscreteScheduler
