@@ -441,3 +441,11 @@ def test_the_gain_of_pretraining_is_that_of_the_kept_run(kind, against):
         if row["against"] == against:
             assert row["verdict"] == "helps"
             assert f"{float(row['difference']):.3f}" in text_of("nbs/06_em_protocol.ipynb")
+
+
+def test_what_helps_on_the_first_page_is_what_the_run_says():
+    with open(ROOT / "outputs/06_em_protocol/membranes/protocol.csv") as file:
+        scores = {row["arm"]: f"{float(row['score']):.3f}" for row in csv.DictReader(file)
+                  if row["labels"] == "0.05"}  # fmt: skip
+    for name in TWINS:
+        assert all(scores[arm] in text_of(name) for arm in ("P", "R"))

@@ -21,6 +21,7 @@ from .checkpoint import open_checkpoint, read_json, read_part
 from ..core.files import atomic_folder, cache_entry, cache_root, digest
 from ..core.parameters import ParameterError
 from ..core.seeding import seed_everything
+from ..metrics.images import perceptual_loss
 from ..training.loop import Phase, Trainer, TrainingConfig
 from ..training.schedules import warmup
 
@@ -57,16 +58,6 @@ def new_autoencoder(
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
-
-# %% ../../nbs/library/diffusion/autoencoder.ipynb #45697a5f
-def perceptual_loss(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:  # scalar ≥ 0
-    # ours: feature maps (B, C, H, W), layer by layer; theirs: the same of the images to resemble
-    "Squared distance of unit-length feature vectors, averaged over places, summed over layers."
-    pairs = zip(ours, theirs, strict=True)
-    squares = [
-        (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs
-    ]
-    return torch.stack(squares).sum()
 
 # %% ../../nbs/library/diffusion/autoencoder.ipynb #e3a5bc26
 def mix_channels(images: Tensor, matrix: Tensor | None) -> Tensor:  # (B, C, H, W); (C, C)

@@ -190,11 +190,9 @@ def spaced_timesteps(scheduler: SchedulerMixin, steps: int) -> list[int]:  # fal
     high = min(np.log(RATIOS[0]), ratios[-1])
     wanted = np.linspace(high, np.log(RATIOS[1]), steps - infinite)
     times = np.interp(wanted, ratios, np.arange(999)).round().astype(int)
-    found = np.append(999, times[1 - infinite :])
-    found = found.clip(np.arange(steps)[::-1], 999 - np.arange(steps))
-    for i in range(1, steps):
-        found[i] = min(found[i], found[i - 1] - 1)
-    return found.tolist()
+    found, number = np.append(999, times[1 - infinite :]), np.arange(steps)
+    apart = np.minimum.accumulate(found.clip(number[::-1]) + number) - number  # no two alike
+    return apart.tolist()
 
 # %% ../../nbs/library/diffusion/objective.ipynb #de2fd838
 SPACINGS = ("time", "log_snr")

@@ -164,3 +164,13 @@ def perceptual_distance(
         squares = (both[0] - both[1]).square().sum(1)
         means.append((squares + (empty[0] ^ empty[1]).double()).mean((1, 2)))
     return torch.stack(means).mean(0)
+
+# %% ../../nbs/library/metrics/images.ipynb #45697a5f
+def perceptual_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:  # scalar ≥ 0
+    # ours: feature maps (B, C, H, W), layer by layer; theirs: the same of the images to resemble
+    "Squared distance of unit-length features, mean over places, sum over layers; has gradients."
+    pairs = zip(ours, theirs, strict=True)
+    squares = [
+        (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs
+    ]
+    return torch.stack(squares).sum()

@@ -26,6 +26,7 @@ from ..embedders import Embedder
 from ..core.files import atomic_write
 from ..core.parameters import ParameterError
 from ..core.progress import with_progress
+from ..metrics.images import perceptual_loss
 from .config import parse_seeds, z_for_seed
 from .model import StyleToImage, check_fits
 
@@ -164,20 +165,14 @@ def style_statistics(
     return w.mean(0), (w - w.mean(0)).square().sum(1).mean().sqrt().item()
 
 # %% ../../nbs/library/stylegan2/explore.ipynb #251b6c40
-def normalised_maps(
+def early_maps(
     embedder: Embedder,  # with early layers
     images: Tensor,  # (B, C, H, W) in [-1, 1]
     most: int = 256,  # pixels; larger images are averaged down to it
-) -> list[Tensor]:  # (B, D, h, w) of length one at each place
-    "Early features of images, normalised."
+) -> list[Tensor]:  # (B, D, h, w)
+    "Early features of images."
     images = F.adaptive_avg_pool2d(images, most) if images.shape[-1] > most else images
-    return [F.normalize(x, dim=1, eps=1e-8) for x in embedder.layers(to_unit(images))]
-
-# %% ../../nbs/library/stylegan2/explore.ipynb #ab3a1c60
-def projection_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    # a: from `normalised_maps` → scalar, mean over the batch
-    "How different two sets of maps are."
-    return sum((x - y).square().sum(1).mean() for x, y in zip(a, b, strict=True))
+    return embedder.layers(to_unit(images))
 
 # %% ../../nbs/library/stylegan2/explore.ipynb #c406c92b
 def noise_correlation(noise: Tensor) -> Tensor:  # (H, W) → scalar, 0 for white noise
@@ -230,7 +225,7 @@ class Projector:
         for noise in self.noise:
             noise.copy_(torch.randn(noise.shape, generator=self.random)).requires_grad_()
         self.embedder = embedder.to(mean.device)
-        self.target_maps = normalised_maps(embedder, target.to(mean.device))
+        self.target_maps = early_maps(embedder, target.to(mean.device))
         self.optimizer = torch.optim.Adam([self.style, *self.noise], betas=(0.9, 0.999))
 
     def draw(self, std: float = 0.0) -> Tensor:  # (1, C, H, W); std of noise on the style
@@ -244,8 +239,8 @@ class Projector:
         std = 0.05 * self.style_std * max(0.0, 1 - t / 0.75) ** 2
         for group in self.optimizer.param_groups:
             group["lr"] = lr * lr_schedule(t)
-        maps = normalised_maps(self.embedder, self.draw(std))
-        distance = projection_distance(maps, self.target_maps)
+        maps = early_maps(self.embedder, self.draw(std))
+        distance = perceptual_loss(maps, self.target_maps)
         large = (noise for noise in self.noise if len(noise) >= 8)
         correlation = sum((noise_correlation(noise) for noise in large), torch.zeros(()))
         (distance + noise_weight * correlation.to(distance)).backward()
