@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from synth_nb.data import open_dataset
+from synth_nb.diffusion import fields
 from synth_nb.diffusion.autoencoder import new_autoencoder
 from synth_nb.diffusion.conditions import EmbeddingConditioner
 from synth_nb.diffusion.experiment import ConditionedModel
 from synth_nb.diffusion.fields import EmbeddingField, embed_slide, write_field
-from synth_nb.diffusion.model import new_unet
+from synth_nb.diffusion.model import new_unet, unet_from_layout
 from synth_nb.diffusion.objective import new_scheduler
 from synth_nb.diffusion.pipeline import new_pipeline
 from synth_nb.embedders import load_embedder
@@ -101,7 +102,8 @@ def test_the_embeddings_of_a_slide_condition_another(tmp_path):
 
     image, folder = np.tile(immunohistochemistry(), (1, 2, 1)), tmp_path / "slides"
     folder.mkdir()
-    path = write_pyramid(folder / "a.tif", lambda low, high: image[low:high], image.shape, 0.5, "")
+    path = write_pyramid(folder / "a.tif", lambda a, b, c, d: image[a:b, c:d], image.shape,
+                         0.5, "")
     tiles = open_dataset(f"wsi:{folder}", 64, tile=128, mpp=0.5)
     assert len(tiles) > 20
     embedder = load_embedder("efficientnet_lite0@32")
@@ -111,3 +113,31 @@ def test_the_embeddings_of_a_slide_condition_another(tmp_path):
     write_field(tiny(1280, embedder.id), grid, folder / "b.ome.tif", (128, 256))
     with pytest.raises(ValueError, match="was trained with other: embed with that"):
         write_field(tiny(1280, "other"), grid, folder / "c.tif", (128, 256))
+
+
+def test_parts_in_memory_do_not_grow_with_the_field(tmp_path, monkeypatch):
+    "What is read, drawn and written at once of a field of four times the width and height."
+    sizes, model = [], tiny()
+    layout = dict(widths=(8, 8), layers=1, attends=(False, False), width=8, heads=8, groups=8)
+    model.pipeline.unet = unet_from_layout(layout, 8).requires_grad_(False)
+    for name, small in dict(ACROSS=2, PART=1, DECODED=(24, 4)).items():
+        monkeypatch.setattr(fields, name, small)
+
+    def counted(call, size):
+        def counting(*args, **options):
+            found = call(*args, **options)
+            sizes.append(size(found, *args).nbytes)
+            return found
+        return counting
+
+    monkeypatch.setattr(fields, "noise_at", counted(fields.noise_at, lambda found, *_: found))
+    for name, size in dict(read=lambda found, *_: found, write=lambda _, *args: args[2]).items():
+        own = getattr(fields.PixelFile, name)
+        monkeypatch.setattr(fields.PixelFile, name, counted(own, size))
+    largest = []
+    for side in (256, 1024):
+        sizes.clear()
+        write_field(model, cells(), tmp_path / f"{side}.tif", (side, side), sampling_steps=2,
+                    batch_size=2)
+        largest.append(max(sizes))
+    assert largest[1] <= 1.1 * largest[0], largest

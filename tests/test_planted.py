@@ -129,9 +129,9 @@ def test_latents_are_scaled_back_before_they_are_decoded(monkeypatch):
 
 def test_latents_of_a_field_are_scaled_back_before_they_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(fields, "check_embeddings", lambda *some: None)
-    latents, pixels = (fields.RowFile(tmp_path / name, shape, kind) for name, shape, kind in (
-        ("latents", (3, 8), np.float32), ("pixels", (8, 3), np.uint8)))
-    latents.write(0, np.full((8, 3, 8), 0.25, np.float32))
+    latents, pixels = (fields.PixelFile(tmp_path / name, 8, 3, kind) for name, kind in (
+        ("latents", np.float32), ("pixels", np.uint8)))
+    latents.write(0, np.full((8, 8, 3), 0.25, np.float32))
     config = SimpleNamespace(block_out_channels=[1], scaling_factor=0.5)
     vae = SimpleNamespace(config=config, device=torch.device("cpu"),
                           decode=lambda z: SimpleNamespace(sample=z))

@@ -110,22 +110,23 @@ def blended(
 NOISE_BLOCK = 64  # latents
 
 
-def noise_at(seed: int, planes: int, low: int, high: int, width: int) -> Tensor:
-    "Rows of the noise of a field, (planes, high - low, width)."
-    size, bands = NOISE_BLOCK, []
+def noise_at(seed: int, planes: int, low: int, high: int, left: int, right: int) -> Tensor:
+    "A part of the noise of a field, (planes, high - low, right - left)."
+    size, bands, first = NOISE_BLOCK, [], left // NOISE_BLOCK
     for row in range(low // size, -(-high // size)):
-        seeds = [derive_seed(derive_seed(seed, row), i) for i in range(-(-width // size))]
+        columns = range(first, -(-right // size))
+        seeds = [derive_seed(derive_seed(seed, row), i) for i in columns]
         own = [torch.Generator().manual_seed(one) for one in seeds]
         band = torch.cat([torch.randn(planes, size, size, generator=g) for g in own], 2)
-        bands.append(band[:, max(low - row * size, 0) : high - row * size, :width])
-    return torch.cat(bands, 1)
+        bands.append(band[:, max(low - row * size, 0) : high - row * size])
+    return torch.cat(bands, 1)[..., left - first * size : right - first * size]
 
 # %% ../../nbs/library/diffusion/fields.ipynb #7499b280
 def texture_at(kernel: Tensor, seed: int, top: int, left: int, image: Tensor) -> Tensor:
     # kernel (C or 1, h, w); image (C, H, W): a part of the field, which begins at top, left
     "White noise of a place, filtered, (C or 1, H, W)."
     height, width = (n + k - 1 for n, k in zip(image.shape[1:], kernel.shape[1:], strict=True))
-    white = noise_at(derive_seed(seed, 1), 1, top, top + height, left + width)[0, :, left:]
+    white = noise_at(derive_seed(seed, 1), 1, top, top + height, left, left + width)[0]
     found = [oaconvolve(white.numpy(), one, "valid") for one in kernel.numpy()]
     return torch.from_numpy(np.stack(found)).float()
 
@@ -193,28 +194,31 @@ def embed_slide(
     return EmbeddingField(torch.stack(lines), embedder.id)
 
 # %% ../../nbs/library/diffusion/fields.ipynb #d52adbc1
-class RowFile:
-    "An array on disk whose rows are read and written a few at a time."
+class PixelFile:
+    "An image on disk, (height, width, planes), of which parts are read and written."
 
-    def __init__(self, path: Path, row: tuple[int, ...], dtype=np.float32):  # row: its shape
-        self.path, self.row, self.dtype = path, row, np.dtype(dtype)
-        self.size = int(np.prod(row))
+    def __init__(self, path: Path, width: int, planes: int, dtype=np.float32):
+        self.path, self.width, self.planes, self.dtype = path, width, planes, np.dtype(dtype)
+        self.row = width * planes * self.dtype.itemsize  # bytes
         self.path.touch()
 
-    def read(self, low: int, high: int, part: slice = slice(None)) -> np.ndarray:
-        # part: of the last axis → (high - low, *row), or that part of it
-        at = low * self.size * self.dtype.itemsize
-        shape = (high - low, *self.row)
-        return np.array(np.memmap(self.path, self.dtype, "r", at, shape)[..., part])
+    def read(self, low: int, high: int, left: int = 0, right: int | None = None) -> np.ndarray:
+        # low … high: rows; left … right: columns → (high - low, right - left, planes)
+        right, item = self.width if right is None else right, self.row // self.width
+        found = np.empty((high - low, right - left, self.planes), self.dtype)
+        with open(self.path, "rb", buffering=0) as file:  # mapped, it would count as memory
+            for i, part in enumerate(found):
+                file.seek((low + i) * self.row + left * item)
+                if file.readinto(part) != part.nbytes:
+                    raise EOFError(f"{display_path(self.path)} ends before its row {low + i}")
+        return found
 
-    def write(self, low: int, values: np.ndarray, left: int = 0):
-        # values: (n, *row), or a part of each row from its item `left` on
-        every = [values] if values.shape[1:] == self.row else values[:, None]
-        item = self.size // self.row[0] * self.dtype.itemsize
+    def write(self, low: int, values: np.ndarray, left: int = 0):  # (h, w, planes)
+        values, item = np.ascontiguousarray(values, self.dtype), self.row // self.width
         with open(self.path, "r+b") as file:
-            for i, part in enumerate(every):
-                file.seek((low + i) * self.size * self.dtype.itemsize + left * item)
-                file.write(np.ascontiguousarray(part, self.dtype).data)
+            for i, part in enumerate(values):
+                file.seek((low + i) * self.row + left * item)
+                file.write(part.data)
             file.flush()
             os.fsync(file.fileno())
 
@@ -263,6 +267,7 @@ class FieldConfig(SamplingConfig):
 
 # %% ../../nbs/library/diffusion/fields.ipynb #b7defc70
 BAND = 16  # rows of windows that are done at once, at most
+ACROSS = 32  # windows side by side that are evaluated together, at most
 
 
 def bands_of(rows: Axis, band: int = BAND) -> list[tuple[int, int]]:
@@ -287,8 +292,9 @@ class Field:
         self.times = self.config.scheduler(self.learnt).timesteps
         self.config.sampling_steps = len(self.times)
         remembers = hasattr(self.config.scheduler(self.learnt), "model_outputs")
-        row = (self.shape[0] * (1 + remembers), self.shape[2])
-        self.files = [RowFile(self.folder / f"latents-{k}", row) for k in (0, 1)]
+        planes = self.shape[0] * (1 + remembers)
+        self.files = [PixelFile(self.folder / f"latents-{k}", self.shape[2], planes)
+                      for k in (0, 1)]
 
     def axes(self, step: int) -> list[Axis]:
         return self.config.axes(self.shape, self.window, step, self.full)
@@ -310,14 +316,15 @@ def sampler_at(field: Field, step: int, before: Tensor | None) -> SchedulerMixin
     return sampler
 
 
-def read_rows(field: Field, step: int, low: int, high: int, part: slice = slice(None)
-              ) -> tuple[Tensor, Tensor | None]:  # part: of the width
-    "Latents (C, n, W) before a step, and what was predicted at the one before it."
-    channels, _, width = field.shape
+def read_latents(field: Field, step: int, low: int, high: int, left: int = 0, right: int = 0
+                 ) -> tuple[Tensor, Tensor | None]:  # right: 0 is the end
+    "Latents (C, h, w) before a step, and what was predicted at the one before it."
+    channels, right = field.shape[0], right or field.shape[2]
     if step == 0:
-        noise = noise_at(field.config.seed, channels, low, high, width)
-        return noise[..., part] * sampler_at(field, 0, None).init_noise_sigma, None
-    planes = torch.from_numpy(field.files[step % 2].read(low, high, part)).transpose(0, 1)
+        noise = noise_at(field.config.seed, channels, low, high, left, right)
+        return noise * sampler_at(field, 0, None).init_noise_sigma, None
+    values = torch.from_numpy(field.files[step % 2].read(low, high, left, right))
+    planes = values.permute(2, 0, 1).contiguous()
     return planes[:channels], planes[channels:] if len(planes) > channels else None
 
 # %% ../../nbs/library/diffusion/fields.ipynb #bcbe5f38
@@ -341,11 +348,13 @@ def window_predictions(field: Field, step: int, rows: Axis, columns: Axis) -> Ca
         return [int(x) for x in (rows.starts[k], rows.ends[k], columns.starts[j], columns.ends[j])]
 
     def predicted(those):  # windows (row, column) of neighbouring rows
-        top, end, found = int(rows.starts[those[0][0]]), int(rows.ends[those[-1][0]]), {}
-        noisy = sampler.scale_model_input(read_rows(field, step, top, end)[0], t)
+        (top, _, left, _), (_, end, _, right), found = sides(*those[0]), sides(*those[-1]), {}
+        noisy = read_latents(field, step, top, end, left, right)[0]
+        noisy = sampler.scale_model_input(noisy, t)
         for batch in shapes_in_batches(rows, columns, those, config.batch_size):
             cuts = [sides(*window) for window in batch]
-            x = torch.stack([noisy[:, a - top : b - top, c:d] for a, b, c, d in cuts])
+            x = torch.stack([noisy[:, a - top : b - top, c - left : d - left]
+                             for a, b, c, d in cuts])
             own = torch.stack([field.tokens(*cut) for cut in cuts]).to(device)
             negative = field.negative.to(own).expand_as(own)
             with autocast(device, config.precision):
@@ -369,17 +378,18 @@ def denoise_band(field: Field, step: int, low: int, high: int):
     "Move the rows low … high of a field by one step of the sampler."
     rows, columns = field.axes(step)
     t, predictions = field.times[step], window_predictions(field, step, rows, columns)
-    for top, predicted in blended(rows, columns, predictions, low, high):
-        if not predicted.isfinite().all():
-            raise FloatingPointError(f"the network predicts NaN or infinity at step {step + 1}: "
-                                     "set `precision` to fp32")
-        x, before = read_rows(field, step, top, top + predicted.shape[1])
-        sampler = sampler_at(field, step, before)
-        sampler.scale_model_input(x, t)  # some complain if nobody did
-        x = sampler.step(predicted, t, x, return_dict=False)[0]
-        if field.files[0].row[0] > len(x):
-            x = torch.cat([x, sampler.model_outputs[-1]])
-        field.files[(step + 1) % 2].write(top, x.transpose(0, 1).numpy())
+    for left, right in bands_of(columns, ACROSS):
+        for top, predicted in blended(rows, columns, predictions, low, high, left, right):
+            if not predicted.isfinite().all():
+                raise FloatingPointError(f"the network predicts NaN or infinity at step {step + 1}:"
+                                         " set `precision` to fp32")
+            x, before = read_latents(field, step, top, top + predicted.shape[1], left, right)
+            sampler = sampler_at(field, step, before)
+            sampler.scale_model_input(x, t)  # some complain if nobody did
+            x = sampler.step(predicted, t, x, return_dict=False)[0]
+            if field.files[0].planes > len(x):
+                x = torch.cat([x, sampler.model_outputs[-1]])
+            field.files[(step + 1) % 2].write(top, x.permute(1, 2, 0).numpy(), left)
 
 # %% ../../nbs/library/diffusion/fields.ipynb #cad14bf0
 DECODED = 96, 12  # largest side and least overlap of a decoder's windows, latents
@@ -398,16 +408,15 @@ class Decoder:
 
 # %% ../../nbs/library/diffusion/fields.ipynb #e39a39a4
 @torch.inference_mode()
-def decode_band(field: Field, decoder: "Decoder", pixels: RowFile, low: int, high: int):
-    # pixels: file of rows (W, channels) uint8; low, high: rows of latents
+def decode_band(field: Field, decoder: "Decoder", pixels: PixelFile, low: int, high: int):
+    # pixels: uint8, written to; low, high: rows of latents
     "Decode rows of the denoised latents."
     vae, factor = decoder.vae, decoder.factor
     rows, columns = decoder_axes(field.shape, field.window)
 
     def decoded(k, j):
-        across = slice(columns.starts[j], columns.ends[j])
-        z = read_rows(field, len(field.times), rows.starts[k], rows.ends[k], across)[0]
-        z = z[None].to(vae.device)
+        sides = rows.starts[k], rows.ends[k], columns.starts[j], columns.ends[j]
+        z = read_latents(field, len(field.times), *map(int, sides))[0][None].to(vae.device)
         with autocast(vae.device, field.config.precision):
             image = vae.decode(z * decoder.std.to(z) + decoder.mean.to(z)).sample
         return image[0].float().cpu()
@@ -451,7 +460,7 @@ def check_field(patch: tuple[int, int], factor: int, height: int, width: int) ->
 
 def check_disk(folder: Path, field: Field, pixels: int):  # folder exists; pixels: bytes of them
     "Raise `OSError` where working files and slide need more than is free."
-    need = 2 * 4 * int(np.prod(field.files[0].row)) * field.shape[1] + pixels * 7 // 3
+    need = 2 * field.files[0].row * field.shape[1] + pixels * 7 // 3
     have = shutil.disk_usage(folder).free + sum(p.stat().st_size for p in folder.glob("*/*"))
     if need > have:
         raise OSError(f"a field of this size needs {need / 1e9:.2f} GB in {display_path(folder)}, "
@@ -499,7 +508,8 @@ def new_field(parts: FieldParts, folder: Path, size: tuple, config: FieldConfig)
                              "dpm++ or euler")
     if not 0 <= config.overlap < 1:
         raise ParameterError(f"parameter `overlap` must be 0 to below 1, got {config.overlap}")
-    note, own = folder / "field.json", identity(parts, size, config)
+    note = folder / "field.json"
+    own = identity(parts, size, config) | dict(files="rows, columns, planes")
     if folder.exists() and not (note.is_file() and read_json(note) == own):
         shutil.rmtree(folder)  # left by a field of other settings
     if not folder.exists():
@@ -537,8 +547,8 @@ def write_field(
     field = new_field(parts, folder, size, config)
     decoding = bands_of(decoder_axes(field.shape, field.window)[0])
     channels = decoder.vae.config.get("out_channels") or decoder.vae.config.channels
-    pixels = RowFile(folder / "pixels", (size[1], channels), np.uint8)
-    check_disk(path.parent, field, size[0] * pixels.size)
+    pixels = PixelFile(folder / "pixels", size[1], channels, np.uint8)
+    check_disk(path.parent, field, size[0] * pixels.row)
 
     def work(stage, low, high):
         if stage < len(field.times):
@@ -554,7 +564,7 @@ def write_field(
         run_bands(folder, [*field.stages, decoding], work, "denoising a field", rank, count)
 
     launch(share, num_processes, device=device) if num_processes > 1 else share()
-    write_pyramid(path, pixels.read, (*size, pixels.row[1]), mpp, SYNTHETIC)
+    write_pyramid(path, pixels.read, (*size, channels), mpp, SYNTHETIC)
     write_texts(path.parent, {note.name: json.dumps(own | dict(mpp=mpp))})
     shutil.rmtree(folder)
     return path

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/library/em/stacks.ipynb #fd7454f0
 from ..core.parameters import ParameterError
-from ..diffusion.fields import Field, FieldConfig, denoise_band, read_rows, run_bands
+from ..diffusion.fields import Field, FieldConfig, denoise_band, read_latents, run_bands
 from .pairs import unconditional_tokens
 
 # %% ../../nbs/library/em/stacks.ipynb #c7f8437a
@@ -65,5 +65,5 @@ def sample_stack(
                       tokens[0], config, full=True)
         run_bands(Path(folder), field.stages, lambda *band: denoise_band(field, *band),
                   "denoising a stack")
-        found = read_rows(field, len(field.times), 0, sections)[0]
+        found = read_latents(field, len(field.times), 0, sections)[0]
     return found.transpose(0, 1).unflatten(2, size)
