@@ -29,7 +29,7 @@ HEADS = {
 ORDER = [  # in which the stories are read
     "07_emnist", "01_data_prep", "02_dcgan", "03_embedding_gan", "04_stylegan2", "05_e2i",
     "05_i2i", "05_t2i", "05_comparison", "05_fields", "06_em_segmentation", "06_em_ddpm",
-    "06_em_protocol", "08_power"]  # fmt: skip
+    "06_em_protocol", "06_em_stacks", "08_power"]  # fmt: skip
 TURKISH = {  # notebook → title and summary
     "01_data_prep": (
         "Veri",
@@ -74,6 +74,10 @@ TURKISH = {  # notebook → title and summary
         "Elektron mikrograflarının bölütlenmesi",
         "Elektron mikrograflarında mitokondrileri bölütleyen ve her nesneyi listeleyen artık "
         "bağlantılı bir U-Net."),
+    "06_em_stacks": (
+        "Kesit yığınları",
+        "Birkaç komşu kesitin birlikte gizil difüzyonu ve z boyunca örtüşen gürültü gidermeyle her "
+        "derinlikte yığınlar (MultiDiffusion, Bar-Tal ve ark. 2023)."),
     "08_power": (
         "Sizin n'nizde hangi sayıya güvenmeli",
         "Fréchet ve çekirdek uzaklığı, kesinlik, duyarlılık, kopya denetimi ve başkalarının, "

@@ -56,6 +56,8 @@ SHORT = {  # what makes a rehearsal short, and changes no network
     "06_em_ddpm": dict(vae_steps=4, vae_epochs=2, vae_batch_size=2, accumulate=1, n_samples=12,
                        sampling_steps=2, segmenter_steps=2, sections=48, stride=0),
     "06_em_segmentation": dict(sections=32),
+    "06_em_stacks": dict(vae_steps=4, n_stacks=2, sampling_steps=2, overlap_steps=2,
+                         stack_sections=8, sections=128, stride=0),
     "06_em_protocol": dict(vae_steps=4, pair_steps=2, steps=2, n_synthetic=4, sampling_steps=2,
                            arms="R,S,P,F", pretrain_steps=2, fractions=[1.0], seeds=2,
                            sections=32),
@@ -73,6 +75,7 @@ NARROW = {  # what makes it small
     "06_em_ddpm": dict(width=16, vae_width=8, downsample=4, chunk=64, **QUICK),
     "06_em_segmentation": dict(width=4, downsample=4, chunk=64),
     "06_em_protocol": dict(width=4, pair_width=16, vae_width=8, downsample=4),
+    "06_em_stacks": dict(width=16, vae_width=8, downsample=4, chunk=64, **QUICK),
     "07_emnist": dict(classifier_width=4, n_samples=12, epoch_samples=10),
 }
 LARGE = dict(optimizer="adafactor", checkpointing=True, accumulate=2)  # of 860 million weights

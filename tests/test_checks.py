@@ -30,14 +30,14 @@ LONG = """epochs images_per_epoch kimg snapshot_every snap max_minutes ada_kimg 
     vae_steps pair_steps pretrain_steps steps segmenter_steps classifier_steps cnn_steps patience
     gap epoch tiles_per_slide n_real_per_class seed""".split()
 MEANS_SOMETHING = {  # value → parameters; `NN:` of stories alone, `-NN:` of others
-    0: """08_e:curve_counts power_draws mpp mpp_of_slide -06:chunk 06_em_s:chunk
+    0: """08_e:curve_counts power_draws mpp mpp_of_slide -06:chunk 06_em_seg:chunk
         images_per_epoch gamma beta1 beta2 ema
         lr_decay_fraction beta stride lora_rank snr_gamma logit_mean dropout
         -07:p_uncond condition_noise guidance_scale gap seed path_weight projection_steps label
         freeze_d freezed truncation trunc sample_seeds 04:seeds patience snapshot_every snap
         max_minutes min_object_size threshold epoch cnn_steps -06:val_fraction tiles_per_slide
         ada_kimg 04:batch_size 04:batch 04:accumulate 04:channel_base 04:channel_max 04:lr
-        04:z_dim 04:mirror 04:cond 05:vae_steps 06_em_s:window 08_e:image_size 08_s:n_samples
+        04:z_dim 04:mirror 04:cond 05:vae_steps 06_em_seg:window 08_e:image_size 08_s:n_samples
         alpha overlap overlap_steps""",
     0.5: """alpha mpp mpp_of_slide val_fraction test_fraction beta1 beta2 ema lr_decay_fraction
         gamma lr vae_lr kimg ada_target ada_kimg truncation trunc path_weight snr_gamma logit_mean

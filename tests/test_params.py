@@ -45,8 +45,8 @@ def test_what_nothing_is_downloaded_for_names_no_download():
 
 
 DATA_STORIES = ["01_data_prep", "02_dcgan", "03_embedding_gan", "04_stylegan2", "05_t2i", "05_i2i",
-                "05_e2i", "06_em_ddpm", "06_em_segmentation", "06_em_protocol", "07_emnist",
-                "08_evaluation"]
+                "05_e2i", "06_em_ddpm", "06_em_segmentation", "06_em_protocol", "06_em_stacks",
+                "07_emnist", "08_evaluation"]
 
 
 def declared(notebook: str) -> dict[str, str]:

@@ -299,6 +299,7 @@ LOADERS = {  # what a manifest may name, and nothing else
     "synth_nb.dcgan.model:load",
     "synth_nb.diffusion.experiment:load",
     "synth_nb.em.pairs:load",
+    "synth_nb.em.stacks:load",
     "synth_nb.emnist.sampling:load",
     "synth_nb.segmentation.fit:load",
     "synth_nb.stylegan2.model:load",

@@ -302,9 +302,7 @@ class PairTrainer:
         config.check(images.shape[2:])
         self.loss = ComposedLoss(config.scheduler, config.p_uncond, timesteps=config.timesteps)
         self.vae, self.trainer, self.mask_trainer = self.autoencoder(), None, None
-        self.data, self.scale = latent_set(
-            config.mode, self.vae, self.sections, masks, self.labelled,
-            classes=max(2, len(self.names)), vectors=self.vectors(1))
+        self.data, self.scale = self.latents(1)
         some, c = self.sections.all(rows=slice(512)), images.shape[1]
         self.spectrum = residual_spectrum(some[:, :c], reconstructed(self.vae, some)[:, :c])
         self.spectrum *= config.residual_noise
@@ -317,6 +315,14 @@ def new_network(self: PairTrainer) -> PairUNet:
                         self.config.mode == "mask_conditioned", self.config.widths,
                         wide_time_embedding=self.config.wide_time_embedding,
                         vectors={k: x.shape[1] for k, x in self.data.vectors.items()})
+
+
+def latents(self: PairTrainer, which: int, scale: tuple[Tensor, Tensor] | None = None):
+    # which: 1 to train, 2 of `val`; scale: None: of these latents → as `latent_set`
+    "Latents and conditions of one side."
+    part = (self.sections, self.masks, self.labelled) if which == 1 else self.val
+    return latent_set(self.config.mode, self.vae, *part, scale, max(2, len(self.names)),
+                      self.vectors(which))
 
 
 def vectors(self: PairTrainer, which: int) -> dict[str, Tensor]:  # which: 1 to train, 2 of `val`
@@ -366,8 +372,7 @@ def fit(self: PairTrainer, evaluate=None, save=None) -> str:  # complete or stop
     falling = plan.epochs * plan.steps_per_epoch(len(self.data))
     falling = falling if self.config.lr_scheduler == "cosine" else 0
     phase = Phase(self.loss, optimizer, scheduler=warmup(optimizer, 60, falling))
-    held_out = self.val and latent_set(self.config.mode, self.vae, *self.val, self.scale,
-                                       max(2, len(self.names)), self.vectors(2))[0]
+    held_out = self.val and self.latents(2, self.scale)[0]
     masks = self.train_masks() if self.config.new_masks == "sampled" else "complete"
 
     def scores(epoch):
@@ -401,7 +406,7 @@ def model(self: PairTrainer, unet: PairUNet | None = None) -> PairModel:
                      conditioners)
 
 
-PairTrainer.autoencoder, PairTrainer.vectors = autoencoder, vectors
+PairTrainer.autoencoder, PairTrainer.vectors, PairTrainer.latents = autoencoder, vectors, latents
 PairTrainer.train_masks = train_masks
 PairTrainer.new_network, PairTrainer.fit, PairTrainer.model = new_network, fit, model
 
