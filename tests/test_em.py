@@ -399,3 +399,42 @@ def test_em_vnc(monkeypatch):
     found = open_sections(f"em:{home}/em_vnc/raw", f"{home}/em_vnc/mitochondria", downsample=4)
     assert found.images.shape == (20, 1, 256, 256) and 0.04 < found.masks.mean() < 0.07
     assert [len(getattr(split_in_three(found), k)) for k in ("train", "val", "test")] == [12, 2, 4]
+
+
+def test_a_model_of_single_sections_is_no_model_of_stacks(tmp_path):
+    from synth_nb.em.pairs import save
+    from synth_nb.em.stacks import StackTrainer, cut_columns, load
+    from synth_nb.em.training import PairTrainer, PairTrainingConfig
+
+    sections = open_sections("demo", image_size=32, n=16, masked=False)
+    config = PairTrainingConfig("sections", 2, vae_width=8, latent_channels=2, epochs=1,
+                                images_per_epoch=8, widths=(16,), device="cpu")
+    training = PairTrainer(tmp_path / "run", config, sections.images, None)
+    training.fit()
+    (tmp_path / "model").mkdir()
+    save(training.model(), tmp_path / "model")
+    with pytest.raises(ParameterError, match="makes single sections, no stacks"):
+        load(tmp_path / "model")
+    with pytest.raises(ParameterError, match="`mode` of stacks must be joint or sections"):
+        StackTrainer(tmp_path / "none", replace(config, mode="mask_conditioned"),
+                     cut_columns(sections, 32), 4)
+    with pytest.raises(ParameterError, match="`depth` is 17, but no more than 16 sections"):
+        StackTrainer(tmp_path / "none", config, cut_columns(sections, 32), 17)
+    assert not (tmp_path / "none").exists()
+
+
+def test_stacks_of_sections_without_masks_come_back_as_they_were_written(tmp_path):
+    from synth_nb.em.stacks import StackTrainer, cut_columns, load, save
+    from synth_nb.em.training import PairTrainingConfig
+
+    sections = open_sections("demo", image_size=32, n=32, masked=False)
+    config = PairTrainingConfig("sections", 2, vae_width=8, latent_channels=2, epochs=1,
+                                images_per_epoch=8, widths=(16,), device="cpu", sampling_steps=3)
+    short = cut_columns(sections.select(range(16, 18)), 32)  # too short to choose an epoch by
+    training = StackTrainer(tmp_path / "run", config, cut_columns(sections, 32), 3, short)
+    assert training.val is None and training.fit() == "complete"
+    (tmp_path / "model").mkdir()
+    save(training.model(), tmp_path / "model")
+    one, again = training.model().sample(5, seed=3), load(tmp_path / "model").sample(5, seed=3)
+    assert one.images.shape == (5, 1, 32, 32) and one.masks is None
+    assert torch.equal(one.images, again.images)
