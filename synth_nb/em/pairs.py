@@ -396,11 +396,12 @@ def _today(values: dict) -> dict:
 def load(
     folder: Path,  # written by `save`
     device: torch.device | str = "cpu",
+    network: type[torch.nn.Module] = PairUNet,
 ) -> PairModel:
     "A saved model, or one of an earlier version."
     folder = Path(folder)
     about = read_json(folder / "pairs.json")
-    unet = fitted(lambda: PairUNet(**_today(about["unet"])),
+    unet = fitted(lambda: network(**_today(about["unet"])),
                   load_file(folder / "unet.safetensors"), folder)
     parts = _today(load_file(folder / "pairs.safetensors"))
     vae = load_vae(folder / "vae", str(torch.device(device).type))
