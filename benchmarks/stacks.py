@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/stacks.py [--seeds 3] [-p depth 8 …]
 
-Runs the notebook by papermill, 10,000 steps of 4 unless told otherwise, into a folder of its own, and
-prints the tables that it wrote.
+Runs the notebook by papermill, 10,000 steps of 4 unless told otherwise, into a folder of its own,
+and prints the tables that it wrote.
 """
 
 import argparse
