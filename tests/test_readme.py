@@ -442,6 +442,20 @@ def test_the_gain_of_pretraining_is_that_of_the_kept_run(kind, helps):
             assert f"{float(row['difference']):.3f}" in text_of("nbs/06_em_protocol.ipynb")
 
 
+def test_eight_arms_are_those_of_the_kept_run():
+    with open(ROOT / "outputs/06_em_protocol/arms/protocol.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["difference"]]
+    page, guide = text_of("benchmarks/segmentation.md"), text_of(RESULTS)
+    assert len({row["arm"] for row in rows}) == 7  # beside R
+    for row in rows:
+        gain, low, high = (f"{float(row[name]):+.3f}".replace("-", "−")
+                           for name in ("difference", "low", "high"))  # fmt: skip
+        line = f"{gain} ({low} to {high}), {row['verdict']}"
+        assert line in page
+        assert f"{float(row['score']):.3f}" in page
+        assert (row["arm"], row["against"]) != ("R+S", "R") or line in guide
+
+
 def test_what_helps_on_the_first_page_is_what_the_run_says():
     with open(ROOT / "outputs/06_em_protocol/membranes/protocol.csv") as file:
         scores = {row["arm"]: f"{float(row['score']):.3f}" for row in csv.DictReader(file)
