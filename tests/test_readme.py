@@ -456,6 +456,14 @@ def test_eight_arms_are_those_of_the_kept_run():
         assert (row["arm"], row["against"]) != ("R+S", "R") or line in guide
 
 
+def test_agreement_of_stacks_is_that_of_the_kept_run():
+    rows = json.loads(text_of("outputs/06_em_stacks/readme/stacks.json"))
+    page = text_of("benchmarks/stacks.md")
+    for title, name in (("real, held out", "held out"), ("synthetic", "synthetic")):
+        value, half = (float(part) for part in rows[title]["r, 1 apart"].split(" ± "))
+        assert f"| {name} | {value:.3f} ± {half:.3f} |" in page
+
+
 def test_what_helps_on_the_first_page_is_what_the_run_says():
     with open(ROOT / "outputs/06_em_protocol/membranes/protocol.csv") as file:
         scores = {row["arm"]: f"{float(row['score']):.3f}" for row in csv.DictReader(file)
