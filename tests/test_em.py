@@ -17,7 +17,7 @@ from PIL import Image
 from synth_nb.core.parameters import ParameterError
 from synth_nb.data import DataError
 from synth_nb.segmentation.predict import check_threshold, predict_blended, predict_sections
-from synth_nb.segmentation.protocol import Cells, Protocol, effects, run_protocol
+from synth_nb.segmentation.protocol import Cells, Protocol, effects, run_protocol, synthetic_pairs
 from synth_nb.segmentation.sections import open_sections, split_in_three
 
 
@@ -234,7 +234,7 @@ class Noisy:
 
     id = "noisy"
 
-    def __call__(self, images, masks, labelled, n, seed, folder):
+    def __call__(self, images, masks, labelled, n, seed, folder, shared):
         rng = np.random.default_rng(seed)
         rows = rng.choice(labelled, n)
         pixels = images[rows] + rng.normal(0, 9, images[rows].shape)
@@ -311,6 +311,45 @@ def test_the_real_generator_sees_only_the_fraction(tmp_path, mode):
     one, two = (PairGenerator(config)(data.images, m, rows, 3, 0, tmp_path / str(k))
                 for k, m in enumerate((data.masks, other)))
     assert (one[0] == two[0]).all() and (one[1] == two[1]).all()
+
+
+@pytest.mark.parametrize("mode", ["joint", "mask_conditioned"])
+def test_shares_of_the_labels_have_one_autoencoder_where_it_sees_no_masks(tmp_path, mode):
+    "The pairs are those of an autoencoder of their own, and it is trained once."
+    from synth_nb.em.training import PairGenerator, PairTrainingConfig
+
+    data = open_sections("demo", image_size=64, n=16)
+    rows = np.flatnonzero(data.masks.any((1, 2, 3)))
+    config = PairTrainingConfig(mode, 3, epochs=1, images_per_epoch=16, batch_size=8,
+                                widths=(16, 32), vae_width=8, latent_channels=4, sampling_steps=2)
+    inputs, shared = (data.images, data.masks), tmp_path / "shared"
+    alone = PairGenerator(config)(*inputs, rows[:3], 3, 0, tmp_path / "alone")
+    written = []
+    for share in (3, 4):
+        folder = tmp_path / str(share)
+        pairs = PairGenerator(config)(*inputs, rows[:share], 3, 0, folder, shared)
+        written.append({p.name: p.stat().st_mtime_ns for p in shared.rglob("*.safetensors")})
+        assert (folder / "autoencoder").exists() == (mode == "joint")
+        if share == 3:
+            assert all((a == b).all() for a, b in zip(alone, pairs, strict=True))
+    assert written[0] == written[1] and bool(written[0]) == (mode == "mask_conditioned")
+
+
+def test_random_and_targeted_pairs_come_from_one_generator(tmp_path):
+    split, sampled = split_of_phantom(), []
+
+    class Counted(Noisy):
+        def __call__(self, *args):
+            sampled.append(args[3])
+            return super().__call__(*args)
+
+    how = Protocol(**SMALL | dict(arms=("R", "R+S", "T"), fractions=(1.0,)))
+    cells = Cells(tmp_path, split, Counted(), how)
+    random, many = (synthetic_pairs(cells, 1.0, 0, pool) for pool in (False, True))
+    assert sampled == [4 * how.n_synthetic]
+    assert all((a == b[: how.n_synthetic]).all() for a, b in zip(random, many, strict=True))
+    plain = Cells(tmp_path / "plain", split, Counted(), replace(how, arms=("R", "R+S")))
+    assert len(synthetic_pairs(plain, 1.0, 0)[0]) == sampled[1] == how.n_synthetic
 
 
 class Knowing(Noisy):

@@ -288,8 +288,11 @@ class PairTrainer:
         seed: int = 0,
         mask_classes: list[str] | None = None,  # names by number, where there are more than two
         conditions: dict | None = None,  # embedding, caption → conditioner, its values, of `val`
+        shared: Path | None = None,  # where an autoencoder of images alone lies; None: in `folder`
     ):
         self.config, self.masks, self.seed, self.folder = config, masks, seed, Path(folder)
+        own = shared is None or config.mode == "joint"  # whose autoencoder sees masks
+        self.shared = self.folder if own else Path(shared)
         self.labelled = np.arange(len(images)) if labelled is None else np.asarray(labelled)
         self.names, self.conditions = list(mask_classes or ()), conditions or {}
         check_training(config, images, None if masks is None else masks[self.labelled], self.names,
@@ -351,7 +354,7 @@ def autoencoder(self: PairTrainer) -> SectionVAE:
         return open_published(config, self.sections, "cpu" if several else config.device)
 
     def fitted(device):
-        return fit_vae(self.folder / "autoencoder", self.sections, config.vae_steps,
+        return fit_vae(self.shared / "autoencoder", self.sections, config.vae_steps,
                        self.val and self.val[0], config.vae_epochs, config.vae_batch_size,
                        config.vae_optimizer, config.vae_lr, config.beta, config.vae_width,
                        config.latent_channels, config.vae_downsampling, self.seed, device,
@@ -490,9 +493,10 @@ class PairGenerator:
         n: int,
         seed: int,
         folder: Path,  # for checkpoints
+        shared: Path | None = None,  # the same, of what no mask had a part in
     ) -> tuple[np.ndarray, np.ndarray]:  # images (n, 1, H, W) uint8, masks (n, 1, H, W) uint8
         training = PairTrainer(folder, self.config, images, masks, labelled,
-                               seed=derive_seed(seed, 1))
+                               seed=derive_seed(seed, 1), shared=shared)
         training.fit()
         pairs = training.model().sample(n, derive_seed(seed, 2))
         return to_uint8(pairs.images).numpy(), pairs.masks.numpy().astype(np.uint8)

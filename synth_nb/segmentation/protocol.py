@@ -161,7 +161,8 @@ class Cells:
     "The inputs of all cells, and where their results lie."
 
     def __init__(self, folder: str | Path, split: Split, generate: Callable, protocol: Protocol):
-        # generate: (images, masks, labelled, n, seed, folder) → images, masks; has `id`
+        # generate: (images, masks, labelled, n, seed, folder, shared) → images, masks; has `id`;
+        # shared: a folder for what depends on images and seed alone
         self.folder, self.split, self.generate = Path(folder), split, generate
         self.protocol = protocol
         self.images, self.masks, _ = cut_chunks(split.train, protocol.chunk)
@@ -177,6 +178,11 @@ class Cells:
     def labelled(self, fraction: float, seed: int) -> np.ndarray:  # indices of chunks
         "The training chunks that count as labelled."
         return labelled_part(self.masks, fraction, derive_seed(self.protocol.seed, seed))
+
+    def pretrained(self, what: str, seed: int, *more) -> Path:
+        "Where lies what has seen images alone."
+        key = digest(self.data, *more, seed, ARMS_VERSION)[:12]
+        return self.folder / "pretrained" / f"{what}_{seed}_{key}"
 
     def known(self, rows: np.ndarray) -> np.ndarray:
         "The masks of labelled chunks, and empty ones elsewhere."
@@ -224,16 +230,20 @@ def synthetic_pairs(
     known = cells.known(rows)
     key = digest(cells.data, cells.images[rows], known, seed)[:12]
     names = [f"pairs_{fraction:g}_{seed}_{key}", f"candidates_{fraction:g}_{seed}_{key}"]
-    path, other = (cells.folder / "samples" / f"{name}.npz" for name in names[:: 1 - 2 * pool])
+    path = cells.folder / "samples" / f"{names[pool]}.npz"
     if damage(path):
-        work = cells.folder / "checkpoints" / names[0]
-        n = protocol.n_synthetic * (1 + pool * CANDIDATES)
-        images, masks = cells.generate(cells.images, known, rows, n,
-                                       derive_seed(protocol.seed, 1000 + seed), work)
+        if "T" in protocol.arms and not pool:  # one training and one sampling for both
+            images, masks = (part[: protocol.n_synthetic]
+                             for part in synthetic_pairs(cells, fraction, seed, True))
+        else:
+            work = cells.folder / "checkpoints" / names[0]
+            n = protocol.n_synthetic * (1 + pool * CANDIDATES)
+            images, masks = cells.generate(cells.images, known, rows, n,
+                                           derive_seed(protocol.seed, 1000 + seed), work,
+                                           cells.pretrained("generator", seed))
+            shutil.rmtree(work, ignore_errors=True)
         with atomic_write(path, checked=True) as f:
             np.savez_compressed(f, images=images, masks=masks)
-        if not damage(other) or "T" not in protocol.arms:  # else they come from the same training
-            shutil.rmtree(work, ignore_errors=True)
     with np.load(path) as stored:
         images, masks = stored["images"], stored["masks"]
     if not masks.any():
@@ -245,8 +255,7 @@ def synthetic_pairs(
 def denoiser(cells: Cells, seed: int) -> ResidualUNet:
     "The network that P starts from: it has denoised every training chunk."
     protocol = cells.protocol
-    key = digest(cells.data, protocol.pretrain_steps, seed, ARMS_VERSION)[:12]
-    path = cells.folder / "pretrained" / f"denoiser_{seed}_{key}.safetensors"
+    path = cells.pretrained("denoiser", seed, protocol.pretrain_steps).with_suffix(".safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     return pretrained_denoiser(path, cells.images, protocol.pretrain_steps, protocol.batch_size,
                                protocol.widths, derive_seed(protocol.seed, 3000 + seed),
@@ -256,10 +265,8 @@ def denoiser(cells: Cells, seed: int) -> ResidualUNet:
 
 def feature_network(cells: Cells, seed: int) -> FeatureSegmenter:
     "The network of F: a head on features of a diffusion model of every training chunk."
-    key = digest(cells.data, seed, ARMS_VERSION)[:12]
-    folder = cells.folder / "pretrained" / f"diffusion_{seed}_{key}"
     return FeatureSegmenter(cells.generate.backbone(cells.images, derive_seed(
-        cells.protocol.seed, 4000 + seed), folder))
+        cells.protocol.seed, 4000 + seed), cells.pretrained("diffusion", seed)))
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #4a78f052
 def targeted_pairs(cells: Cells, fraction: float, seed: int, folder: Path):
