@@ -135,8 +135,8 @@ def noise_levels(
     return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
 
 # %% ../../nbs/library/diffusion/objective.ipynb #d4b1dedf
-def _each(level: Tensor) -> Tensor:  # (B,) or a scalar, to multiply images with
-    return level.view(-1, 1, 1, 1)
+def _each(level: Tensor, x: Tensor) -> Tensor:  # (B,) or a scalar, to multiply x (B, …) with
+    return level.view(-1, *[1] * (x.ndim - 1))
 
 
 def add_noise(
@@ -146,7 +146,7 @@ def add_noise(
     sigma: Tensor,  # σ_t of each, (B,)
 ) -> Tensor:  # x_t
     "Noisy images or latents."
-    return _each(alpha) * clean + _each(sigma) * noise
+    return _each(alpha, clean) * clean + _each(sigma, noise) * noise
 
 # %% ../../nbs/library/diffusion/objective.ipynb #b77b0ed1
 def target_for(
@@ -158,7 +158,7 @@ def target_for(
 ) -> Tensor:  # (B, C, H, W)
     "What the network should predict."
     if prediction_type == "v_prediction":
-        return _each(alpha) * noise - _each(sigma) * clean
+        return _each(alpha, noise) * noise - _each(sigma, clean) * clean
     return noise if prediction_type == "epsilon" else noise - clean
 
 # %% ../../nbs/library/diffusion/objective.ipynb #8af2a49e
@@ -170,7 +170,7 @@ def denoised_from(
     prediction_type: str = "v_prediction",
 ) -> Tensor:  # x̂₀
     "The image that a prediction amounts to."
-    alpha, sigma = _each(alpha), _each(sigma)
+    alpha, sigma = _each(alpha, noisy), _each(sigma, noisy)
     if prediction_type == "v_prediction":
         return alpha * noisy - sigma * predicted
     if prediction_type == "epsilon":
@@ -277,7 +277,7 @@ def denoising_errors(
     noise = torch.randn_like(clean)
     predicted = predict(add_noise(clean, noise, alpha, sigma))
     target = target_for(clean, noise, alpha, sigma, prediction_type)
-    return (predicted.float() - target).square().mean((1, 2, 3))
+    return (predicted.float() - target).square().mean(tuple(range(1, target.ndim)))
 
 # %% ../../nbs/library/diffusion/objective.ipynb #b37be79e
 class DenoisingLoss:

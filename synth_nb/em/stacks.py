@@ -39,26 +39,25 @@ from ..segmentation.sections import Sections, cut_chunks
 def neighbouring(
     latents: Tensor,  # (N, C, h, w) of the sections of a volume, in order
     depth: int,  # sections that a network makes together
-) -> Tensor:  # (2 · (N - depth + 1), depth · C, h, w)
-    "Latents of neighbouring sections as channels. Raises `ParameterError` for too few sections."
+) -> Tensor:  # (2 · (N - depth + 1), C, depth, h, w)
+    "Runs of neighbouring sections. Raises `ParameterError` for too few sections."
     if not 1 <= depth <= len(latents):
         raise ParameterError(f"parameter `depth` must be 1 to the {len(latents)} sections of a "
                              f"volume, got {depth}")
-    runs = latents.unfold(0, depth, 1).movedim(-1, 1)
-    return torch.cat([runs, runs.flip(1)]).flatten(1, 2)
+    runs = latents.unfold(0, depth, 1).movedim(-1, 2)
+    return torch.cat([runs, runs.flip(2)])
 
 # %% ../../nbs/library/em/stacks.ipynb #6563402e
 class StackUNet(nn.Module):
-    "Noisy latents (B, depth · C, h, w) of neighbouring sections, and times, to velocities."
+    "Noisy latents (B, C, depth, h, w) of neighbouring sections, and times, to velocities."
 
     def __init__(
         self,
-        depth: int,  # neighbouring sections
-        channels: int = 12,  # of the latents of one
+        channels: int = 12,  # of the latents of a section
         widths: tuple[int, ...] = (64, 128, 128),  # multiples of 16
     ):
         super().__init__()
-        self.depth, self.config = depth, dict(depth=depth, channels=channels, widths=list(widths))
+        self.config = dict(channels=channels, widths=list(widths))
         self.unet = UNet3DConditionModel(
             in_channels=channels, out_channels=channels, block_out_channels=tuple(widths),
             down_block_types=("DownBlock3D",) * len(widths), norm_num_groups=16,
@@ -71,9 +70,7 @@ class StackUNet(nn.Module):
 
     def forward(self, x: Tensor, times: Tensor, conditions: Tensor, return_dict: bool = False):
         # conditions (B, 1, 8): none, `unconditional_tokens`
-        z = x.unflatten(1, (self.depth, -1)).transpose(1, 2)
-        found = self.unet(z, times, conditions.to(z)).sample
-        return (found.transpose(1, 2).flatten(1, 2),)
+        return self.unet(x, times, conditions.to(x), return_dict=False)
 
 # %% ../../nbs/library/em/stacks.ipynb #a6805a00
 class SectionWindows(nn.Module):
@@ -84,13 +81,12 @@ class SectionWindows(nn.Module):
         self.unet, self.size = unet, size
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor, return_dict: bool = False):
-        together = x.transpose(1, 2).flatten(1, 2).unflatten(2, self.size)
-        found = self.unet(together, t, tokens, return_dict=False)[0]
-        return (found.flatten(2).unflatten(1, (x.shape[2], -1)).transpose(1, 2),)
+        found = self.unet(x.unflatten(3, self.size), t, tokens, return_dict=False)[0]
+        return (found.flatten(3),)
 
 # %% ../../nbs/library/em/stacks.ipynb #2e490680
 def sample_stack(
-    unet: nn.Module,  # of `depth` sections with C channels each, without conditions
+    unet: nn.Module,  # a `StackUNet`
     shape: tuple[int, int, int, int],  # of the stack's latents: sections, C, height, width
     depth: int,
     scheduler: SchedulerMixin,  # that it was trained with
@@ -190,7 +186,7 @@ def deepest(columns: Sequence[np.ndarray]) -> int:
 
 
 def runs_in(latents: Tensor, columns: Sequence[np.ndarray], depth: int) -> Tensor:
-    # latents (views, N, C, h, w); columns: from `cut_columns` → (views, R, depth · C, h, w)
+    # latents (views, N, C, h, w); columns: from `cut_columns` → (views, R, C, depth, h, w)
     "All runs of neighbouring sections of all columns that are deep enough."
     return torch.stack([torch.cat([neighbouring(view[column], depth) for column in columns
                                    if len(column) >= depth]) for view in latents])
@@ -221,7 +217,7 @@ class StackTrainer(PairTrainer):
     def new_network(self) -> "StackUNet":
         "An untrained network for these latents; always the same one."
         with fork_rng(self.seed):
-            return StackUNet(self.depth, self.config.latent_channels, self.config.widths)
+            return StackUNet(self.config.latent_channels, self.config.widths)
 
     def latents(self, which: int, scale: tuple[Tensor, Tensor] | None = None):
         # as of `PairTrainer`
@@ -237,34 +233,47 @@ class StackTrainer(PairTrainer):
         settings = found.settings | dict(depth=self.depth, masked=self.config.mode == "joint")
         return StackModel(found.vae, found.unet, found.mean, found.std, found.spectrum, settings)
 
+# %% ../../nbs/library/em/stacks.ipynb #5e0c77d2
+def mean_of(values: Sequence[float]) -> float:  # NaN of nothing
+    "The mean of those that are not NaN."
+    known = [v for v in values if not np.isnan(v)]
+    return float(np.mean(known)) if known else np.nan
+
+
+def object_depths(masks: np.ndarray, min_voxels: int) -> dict[str, float]:  # masks (Z, H, W) bool
+    "Objects that are connected in three dimensions."
+    named, _ = label(masks)
+    sizes = np.bincount(named.ravel())[1:]
+    objects = np.flatnonzero(sizes >= min_voxels) + 1
+    through = [len(np.unique(np.nonzero(named == i)[0])) for i in objects]
+    return {"objects": len(objects), "sections of one": mean_of(through),
+            "voxels of one": mean_of(sizes[objects - 1])}
+
 # %% ../../nbs/library/em/stacks.ipynb #d16edb50
 def stack_statistics(
     images: np.ndarray | Tensor,  # (Z, 1, H, W), of one stack in order
     masks: np.ndarray | Tensor | None = None,  # (Z, 1, H, W)
     distances: tuple[int, ...] = (1, 2, 4),  # sections apart
     min_voxels: int = 30,  # of an object
+    window: int = 0,  # sections, of windows that may end after each so many; 0: none
 ) -> dict[str, float]:  # NaN where there is nothing to measure
     "How far neighbouring sections agree, and how deep objects are."
     flat = np.array(images, float).reshape(len(images), -1)
     flat -= flat.mean(1, keepdims=True)
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
-    found = {f"r, {k} apart": (flat[:-k] * flat[k:]).sum(1).mean() if k < len(flat) else np.nan
-             for k in distances}
+    found = {f"r, {k} apart": mean_of((flat[:-k] * flat[k:]).sum(1)) for k in distances}
+    meeting = slice(window - 1, None, window) if window else slice(0)  # of all pairs of neighbours
+    if window:
+        found["r where windows meet"] = mean_of((flat[:-1] * flat[1:]).sum(1)[meeting])
     if masks is None:
         return found
     masks = np.array(masks)[:, 0] > 0
-    named, _ = label(masks)
-    sizes = np.bincount(named.ravel())[1:]
-    objects = np.flatnonzero(sizes >= min_voxels) + 1
-    through = [len(np.unique(np.nonzero(named == i)[0])) for i in objects]
-    touching = [(a & b).sum() / (a | b).sum() for a, b in pairwise(masks) if (a | b).any()]
-
-    def mean(values):
-        return float(np.mean(values)) if len(values) else np.nan
-
-    return found | {"objects": len(objects), "sections of one": mean(through),
-                    "voxels of one": mean(sizes[objects - 1]),
-                    "IoU of neighbours": mean(touching), "area": masks.mean()}
+    overlaps = [(a & b).sum() / (a | b).sum() if (a | b).any() else np.nan
+                for a, b in pairwise(masks)]
+    found |= object_depths(masks, min_voxels) | {"IoU of neighbours": mean_of(overlaps)}
+    if window:
+        found["IoU where windows meet"] = mean_of(overlaps[meeting])
+    return found | {"area": masks.mean()}
 
 # %% ../../nbs/library/em/stacks.ipynb #13035a29
 def compare_stacks(
