@@ -97,7 +97,7 @@ rehearse: .venv/dev  ## every profile on the CPU with its true networks and made
 test-fuzz: .venv/dev  ## damaged inputs for every reader, 10,000 of them (10 minutes); INPUTS=1000 for fewer
 	$(BIN)/python tests/fuzz.py $(INPUTS)
 
-test-mutations: .venv/dev  ## plants 86 bugs, one at a time, and says which test catches each (half an hour)
+test-mutations: .venv/dev  ## plants 87 bugs, one at a time, and says which test catches each (half an hour)
 	$(BIN)/python tests/mutations.py
 
 lock: .venv/dev  ## write the versions that are installed, once all tests passed with them, into tests/constraints.txt
