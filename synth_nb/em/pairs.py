@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import SchedulerMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -312,7 +313,20 @@ def fill(self: PairModel, images: Tensor, holes: Tensor, masks=None, seed: int =
     return Samples(blend(images, samples, holes, seed), conditions=tokens, masks=masks)
 
 
+def replace_objects(self: PairModel, images: Tensor, masks, new_masks, seed: int = 0,
+                    margin: int = 4, **options) -> Samples:
+    # images (N, C, H, W) in [-1, 1]; masks, new_masks (N, 1, H, W) classes, of the images and as
+    # wanted; margin: pixels; options: of `fill`
+    "Images that are new where two masks differ, and around. Raises `ParameterError`."
+    if self.joint or not self.masked:
+        raise ParameterError("objects are replaced by models with `mode` mask_conditioned")
+    changed = torch.as_tensor(np.asarray(masks) != np.asarray(new_masks)).float()
+    holes = F.max_pool2d(changed, 2 * margin + 1, 1, margin)
+    return self.fill(images, holes, new_masks, seed, **options)
+
+
 PairModel.fill, PairModel.vectors, PairModel._conditions = fill, vectors, _conditions
+PairModel.replace_objects = replace_objects
 PairModel.sample_for, PairModel._decoded, PairModel._pairs, PairModel.prepare = (
     sample_for, _decoded, _pairs, prepare)
 
