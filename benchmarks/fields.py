@@ -2,6 +2,7 @@
 
     python benchmarks/fields.py outputs/05_e2i/my_run            # seams, time, kernel distance
     python benchmarks/fields.py outputs/05_e2i/my_run 2048       # time alone, of a larger field
+    python benchmarks/fields.py outputs/05_e2i/my_run crops      # crops against patches, 8 seeds
     python benchmarks/fields.py memory                           # peak memory by the field's side
 
 The first takes a run of 05_e2i on the demo. Its fields follow the grid of embeddings of the demo's
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import t
 from skimage.data import immunohistochemistry
 
 from synth_nb.core.runs import load_model
@@ -97,13 +99,37 @@ def report(steps, seed, name, image, lines, seconds, base, evaluator, real):
             for key in ("windows of the last step", "windows of the decoder", "edges of patches")]
     features = embed_images(evaluator, crops_of(image, 256, 1), cache=False)
     if "independent" in name:  # the patches themselves, not crops across their edges
-        tiles = image.reshape(image.shape[0] // 64, 64, -1, 64, 3).transpose(0, 2, 4, 1, 3)
-        features = embed_images(evaluator, np.ascontiguousarray(tiles.reshape(-1, 3, 64, 64)))
+        features = embed_images(evaluator, tiles_of(image))
     k = confidence_interval(kernel_distance, real, features, 100)
     cells = [steps, seed, name, *aucs, f"{seconds / image[..., 0].size * 1e6:.1f}",
              f"{seconds / base:.2f}",
              " ".join(f"{1000 * k[part]:.0f}" for part in ("value", "low", "high"))]
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def crops(run: str, side: int = 768, seeds: int = 8):
+    "Distances of crops of fields and of independent patches to real crops, paired by seed."
+    model, folder = load_model(run, "cpu"), Path(tempfile.mkdtemp())
+    photograph, cells = photograph_grid(model)
+    print("| extractor | crops of fields | patches | difference (95 %) |\n" + "|---" * 4 + "|")
+    images = [(crops_of(field(model, cells, side, seed, folder)[0], 144, seed),
+               tiles_of(independent(model, cells, side, seed)[0])) for seed in range(seeds)]
+    for name in ("efficientnet_lite2", "efficientnet_lite1"):
+        evaluator = load_embedder(f"{name}@64")
+        real = embed_images(evaluator, crops_of(photograph, 256, 9))
+        found = 1000 * np.array([[kernel_distance(real, embed_images(evaluator, x, cache=False))
+                                  for x in pair] for pair in images])
+        apart = found[:, 0] - found[:, 1]
+        half = t.ppf(0.975, seeds - 1) * apart.std(ddof=1) / seeds**0.5
+        means = " | ".join(f"{a:.0f} ± {b:.0f}" for a, b in zip(
+            found.mean(0), found.std(0, ddof=1), strict=True))
+        print(f"| {name} | {means} | {apart.mean():+.0f} ({apart.mean() - half:+.0f} to "
+              f"{apart.mean() + half:+.0f}) |", flush=True)
+
+
+def tiles_of(image: np.ndarray) -> np.ndarray:  # (H, W, C) → (N, C, 64, 64)
+    tiles = image.reshape(image.shape[0] // 64, 64, -1, 64, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(tiles.reshape(-1, 3, 64, 64))
 
 
 def timing(run: str, side: int):
@@ -163,6 +189,8 @@ if __name__ == "__main__":
         memory()
     elif sys.argv[1] == "memory":
         memory_of(int(sys.argv[2]))
+    elif sys.argv[2:] == ["crops"]:
+        crops(sys.argv[1])
     elif len(sys.argv) > 2:
         timing(sys.argv[1], int(sys.argv[2]))
     else:
