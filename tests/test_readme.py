@@ -456,6 +456,15 @@ def test_eight_arms_are_those_of_the_kept_run():
         assert (row["arm"], row["against"]) != ("R+S", "R") or line in guide
 
 
+def test_lesions_put_in_and_taken_out_are_those_of_the_kept_run():
+    found = json.loads(text_of("outputs/06_em_ddpm/lesions/pairs.json"))["replaced"]
+    page, story = text_of("benchmarks/inpainting.md"), text_of("nbs/06_em_ddpm.ipynb")
+    for name, title in (("put in", "put into healthy slices"), ("taken out", "taken out")):
+        before, after = found[name]
+        assert f"| {title} | {before:.3f} | {after:.3f} |" in page
+        assert all(f"{round(value, 2):g} " in story for value in (before, after))
+
+
 def test_agreement_of_stacks_is_that_of_the_kept_run():
     rows = json.loads(text_of("outputs/06_em_stacks/readme/stacks.json"))
     page = text_of("benchmarks/stacks.md")
