@@ -371,7 +371,8 @@ class Knowing(Noisy):
 def test_arms_of_what_a_generator_knows(tmp_path):
     "They are found again, end alike from a fresh start, and read no mask beyond the labelled ones."
     split = split_of_phantom()
-    how = Protocol(**SMALL | dict(arms=("R", "R+S", "P", "F", "T", "R=P", "R=F"), pretrain_steps=8))
+    arms = ("R", "R+S", "P", "F", "T", "R=P", "R=F", "R+aug", "R+S+aug", "P+aug")
+    how = Protocol(**SMALL | dict(arms=arms, pretrain_steps=8))
     cells = Cells(tmp_path / "a", split, Knowing(), how)
     masks = split.train.masks.copy()
     used = {int(i) for seed in range(2) for i in cells.labelled(0.5, seed)}
@@ -393,7 +394,8 @@ def test_arms_of_what_a_generator_knows(tmp_path):
     assert cells.compute("P") == cells.compute("R=P") == 3  # 4 steps, and 8 before
     assert cells.compute("T") > cells.compute("R+S") > 1 and cells.compute("F") > 0.1
     compared = set(zip(*[effects(one)[name] for name in ("arm", "against")], strict=True))
-    assert {("P", "R=P"), ("F", "R=F"), ("T", "R+S"), ("T", "R")} <= compared
+    assert {("P", "R=P"), ("F", "R=F"), ("T", "R+S"), ("T", "R"), ("R+S+aug", "R+aug"),
+            ("P+aug", "R+aug")} <= compared  # fmt: skip
 
 
 def test_pretraining_is_no_part_of_cells_without_it():

@@ -43,7 +43,7 @@ from .sections import Split, block_names, cut_chunks, labelled_part
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #b9fdbb2a
 PAIR_ARMS = ("R", "S", "R+S", "R+aug", "R over")
-ARMS = (*PAIR_ARMS, "P", "F", "T", "R=P", "R=F")
+ARMS = (*PAIR_ARMS, "P", "F", "T", "R=P", "R=F", "R+S+aug", "P+aug")
 
 
 def balanced_weights(masks: np.ndarray) -> np.ndarray:
@@ -66,15 +66,17 @@ def arm_pairs(
         raise ParameterError(f"parameter `arms` must be of {', '.join(ARMS)}, got {arm!r}")
     if arm == "S":
         return Pairs(*synthetic, empty=True)
-    if arm in ("R+S", "T"):
-        sizes = [len(real[0]), len(synthetic[0])]
-        chances = np.repeat([0.5 / n for n in sizes], sizes)
-        both = [np.concatenate(pair) for pair in zip(real, synthetic, strict=True)]
-        return Pairs(*both, weights=chances)
-    if arm == "R+aug":
+    options, pairs = {}, real
+    if arm.endswith("+aug"):
         symmetry = largest_symmetry(*real[0].shape[2:])
-        return Pairs(*real, symmetry=symmetry, classical_augmentation=True)
-    return Pairs(*real, weights=balanced_weights(real[1]) if arm == "R over" else None)
+        options = dict(symmetry=symmetry, classical_augmentation=True)
+    if arm == "R over":
+        options = dict(weights=balanced_weights(real[1]))
+    if arm in ("R+S", "T", "R+S+aug"):
+        sizes = [len(real[0]), len(synthetic[0])]
+        options["weights"] = np.repeat([0.5 / n for n in sizes], sizes)
+        pairs = [np.concatenate(pair) for pair in zip(real, synthetic, strict=True)]
+    return Pairs(*pairs, **options)
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #aa61b0af
 def check_protocol(protocol: "Protocol"):
@@ -173,7 +175,7 @@ class Cells:
         "What a cell depends on."
         if arm in PAIR_ARMS:
             return self.key
-        return digest(self.key, self.protocol.pretrain_steps * (arm in ("P", "R=P")), ARMS_VERSION)
+        return digest(self.key, self.protocol.pretrain_steps * ("P" in arm), ARMS_VERSION)
 
     def labelled(self, fraction: float, seed: int) -> np.ndarray:  # indices of chunks
         "The training chunks that count as labelled."
@@ -199,7 +201,7 @@ def compute(self: Cells, arm: str) -> float:
     step = 3 * forward_flops(lambda: net(chunk)) * protocol.batch_size
     if arm in ("F", "R=F"):
         return feature_compute(self, chunk) / (step * protocol.steps)
-    steps = protocol.steps + protocol.pretrain_steps * (arm in ("P", "R=P"))
+    steps = protocol.steps + protocol.pretrain_steps * ("P" in arm)
     steps += protocol.steps * (arm == "T")  # R chooses its pairs
     paired = "S" in arm or arm == "T"
     extra = self.generate.training_flops(protocol.chunk) if paired else 0
@@ -288,7 +290,7 @@ def train_cell(cells: Cells, arm: str, fraction: float, seed: int, folder: Path)
         synthetic = synthetic_pairs(cells, fraction, seed)
     if arm == "T":
         synthetic = targeted_pairs(cells, fraction, seed, folder)
-    start = dict(P=denoiser, F=feature_network).get(arm)
+    start = dict(P=denoiser, F=feature_network).get(arm.removesuffix("+aug"))
     return fit_segmenter(folder, arm_pairs(arm, real, synthetic), (val.images, val.masks),
                          round(protocol.steps * cells.compute(arm[2:] if "=" in arm else "R")),
                          protocol.batch_size, protocol.widths,
@@ -369,7 +371,8 @@ def effects(
 ) -> pd.DataFrame:  # a row per fraction and arm: score, difference to R, low, high, verdict
     "Every arm against R, and some against the arm that differs in one thing alone."
     found, arms = [], list(dict.fromkeys(rows["arm"]))
-    others = [("R+S", "R+aug"), ("T", "R+S"), ("P", "R=P"), ("F", "R=F")]
+    others = [("R+S", "R+aug"), ("T", "R+S"), ("P", "R=P"), ("F", "R=F"), ("R+S+aug", "R+aug"),
+              ("P+aug", "R+aug")]
     pairs = [(arm, "R") for arm in arms] + [pair for pair in others if set(pair) <= set(arms)]
     for fraction in sorted(set(rows["fraction"])):
         for arm, base in pairs:
