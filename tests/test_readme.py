@@ -468,9 +468,14 @@ def test_lesions_put_in_and_taken_out_are_those_of_the_kept_run():
 def test_agreement_of_stacks_is_that_of_the_kept_run():
     rows = json.loads(text_of("outputs/06_em_stacks/readme/stacks.json"))
     page = text_of("benchmarks/stacks.md")
-    for title, name in (("real, held out", "held out"), ("synthetic", "synthetic")):
-        value, half = (float(part) for part in rows[title]["r, 1 apart"].split(" ± "))
-        assert f"| {name} | {value:.3f} ± {half:.3f} |" in page
+    apart = ["r, 1 apart", "r, 2 apart", "r, 4 apart", "r where windows meet"]
+    for title in ("real, held out", "synthetic", "windows on top of each other"):
+        parts = [[float(part) for part in rows[title][name].split(" ± ")] for name in apart]
+        cells = " | ".join(f"{value:.3f} ± {half:.3f}" for value, half in parts)
+        assert f"| {title.removeprefix('real, ')} | {cells} |" in page
+    joined, piled = (float(rows[title]["r where windows meet"].split()[0])
+                     for title in ("synthetic", "windows on top of each other"))
+    assert joined > 5 * abs(piled)
 
 
 def test_what_helps_on_the_first_page_is_what_the_run_says():
