@@ -32,12 +32,7 @@ SETTINGS = {  # every cell is on the page, not only those in sight; no news from
 def panels() -> list[str]:
     "Notebooks with a panel."
     found = sorted((ROOT / "nbs").glob("*.ipynb"))
-    return [path.stem for path in found if panels_in(path)]
-
-
-def panels_in(notebook: Path) -> int:
-    "How many, with a button or without one."
-    return len(re.findall(r"\binteract(?:_manual)?\(", notebook.read_text(encoding="utf-8")))
+    return [path.stem for path in found if "interact_manual(" in path.read_text(encoding="utf-8")]
 
 
 def pytest_generate_tests(metafunc):
@@ -116,15 +111,9 @@ SEE = f"document.querySelectorAll(`{PICTURE}`).forEach(one => one.dataset.seen =
 
 
 def pressed(tab, panel) -> str:
-    "The picture (as data) that a panel's button makes; without a button, the one that is there."
-    if not panel.locator("button").count():
-        return panel.locator("img").first.get_attribute("src")
+    "The picture (as data) that a panel's button makes."
     tab.evaluate(SEE)
     panel.locator("button").click()
-    return new_picture(tab)
-
-
-def new_picture(tab) -> str:
     shown = tab.wait_for_function(NEW, timeout=120_000).json_value()
     assert shown.startswith("data:image/"), shown
     return shown
@@ -134,11 +123,10 @@ def moved(tab, panel, number: int) -> str:
     "The picture after five steps of one slider to the right."
     slider = panel.locator(HANDLE).nth(number)
     before = slider.get_attribute("aria-valuetext")
-    tab.evaluate(SEE)
     for _ in range(5):
         slider.press("ArrowRight")
     assert slider.get_attribute("aria-valuetext") != before
-    return pressed(tab, panel) if panel.locator("button").count() else new_picture(tab)
+    return pressed(tab, panel)
 
 
 def test_a_slider_changes_the_picture(browser, lab, notebook, tmp_path):
@@ -151,7 +139,8 @@ def test_a_slider_changes_the_picture(browser, lab, notebook, tmp_path):
         tab.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=120_000)
         tab.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
         tab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        last = tab.locator(PANEL).nth(panels_in(folder / f"{notebook}.ipynb") - 1)
+        source = (folder / f"{notebook}.ipynb").read_text(encoding="utf-8")
+        last = tab.locator(f"{PANEL} button").nth(source.count("interact_manual(") - 1)
         last.or_(tab.locator(FAILED)).first.wait_for(timeout=60_000 * MINUTES)
         assert tab.locator(FAILED).all_inner_texts() == []
 
@@ -163,3 +152,13 @@ def test_a_slider_changes_the_picture(browser, lab, notebook, tmp_path):
     finally:
         tab.screenshot(path=tmp_path / f"{notebook}.png")
         tab.close()
+
+
+def test_panels_wait_for_a_button():
+    """With one that shows a picture at once, papermill never ends a story, one time in four: it
+    misses the kernel's reply while it answers the panel (jupyter/nbclient, issue 312)."""
+    stories = sorted((ROOT / "nbs").glob("*.ipynb"))
+    at_once = re.compile(r"\binteract(ive|ive_output)?\b")
+    assert [path.stem for path in stories if any(
+        at_once.search(cell.source) for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code")] == []  # fmt: skip
