@@ -115,7 +115,7 @@ def crops(run: str, side: int = 768, seeds: int = 8):
     images = [(crops_of(field(model, cells, side, seed, folder)[0], 144, seed),
                tiles_of(independent(model, cells, side, seed)[0])) for seed in range(seeds)]
     for name in ("efficientnet_lite2", "efficientnet_lite1"):
-        evaluator = load_embedder(f"{name}@64")
+        evaluator = load_embedder(name)
         real = embed_images(evaluator, crops_of(photograph, 256, 9))
         found = 1000 * np.array([[kernel_distance(real, embed_images(evaluator, x, cache=False))
                                   for x in pair] for pair in images])
