@@ -228,20 +228,18 @@ def synthetic_pairs(
     pool: bool = False,  # many more, to choose from
 ) -> tuple[np.ndarray, np.ndarray]:  # images uint8, masks 0 or 1: (n, 1, chunk, chunk)
     "Synthetic pairs, generated once and stored. Warns where no mask shows an object."
-    rows, protocol = cells.labelled(fraction, seed), cells.protocol
+    rows, n = cells.labelled(fraction, seed), cells.protocol.n_synthetic
     known = cells.known(rows)
     key = digest(cells.data, cells.images[rows], known, seed)[:12]
     names = [f"pairs_{fraction:g}_{seed}_{key}", f"candidates_{fraction:g}_{seed}_{key}"]
     path = cells.folder / "samples" / f"{names[pool]}.npz"
     if damage(path):
-        if "T" in protocol.arms and not pool:  # one training and one sampling for both
-            images, masks = (part[: protocol.n_synthetic]
-                             for part in synthetic_pairs(cells, fraction, seed, True))
+        if "T" in cells.protocol.arms and not pool:  # one training and one sampling for both
+            images, masks = (x[:n] for x in synthetic_pairs(cells, fraction, seed, True))
         else:
-            work = cells.folder / "checkpoints" / names[0]
-            n = protocol.n_synthetic * (1 + pool * CANDIDATES)
-            images, masks = cells.generate(cells.images, known, rows, n,
-                                           derive_seed(protocol.seed, 1000 + seed), work,
+            work, n = cells.folder / "checkpoints" / names[0], n * (1 + pool * CANDIDATES)
+            own = derive_seed(cells.protocol.seed, 1000 + seed)
+            images, masks = cells.generate(cells.images, known, rows, n, own, work,
                                            cells.pretrained("generator", seed))
             shutil.rmtree(work, ignore_errors=True)
         with atomic_write(path, checked=True) as f:
