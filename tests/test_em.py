@@ -364,7 +364,7 @@ class Knowing(Noisy):
 
         return Pixels()
 
-    def training_flops(self, chunk, masked=True):
+    def training_flops(self, images, masked=True):
         return 2e6
 
 
@@ -396,6 +396,18 @@ def test_arms_of_what_a_generator_knows(tmp_path):
     compared = set(zip(*[effects(one)[name] for name in ("arm", "against")], strict=True))
     assert {("P", "R=P"), ("F", "R=F"), ("T", "R+S"), ("T", "R"), ("R+S+aug", "R+aug"),
             ("P+aug", "R+aug")} <= compared  # fmt: skip
+
+
+def test_a_generator_counts_all_its_draws():
+    "An epoch of 0 images is one of all chunks, in the count of operations as in the training."
+    from synth_nb.em.training import PairGenerator, PairTrainingConfig
+
+    images, widths = np.zeros((24, 1, 32, 32), np.uint8), (16, 32)
+    all_chunks, given, none = (
+        PairGenerator(PairTrainingConfig(epochs=epochs, images_per_epoch=n, vae_width=8,
+                                         widths=widths)).training_flops(images)
+        for epochs, n in ((2, 0), (2, 24), (0, 0)))
+    assert all_chunks == given > none > 0
 
 
 def test_pretraining_is_no_part_of_cells_without_it():

@@ -513,7 +513,8 @@ class PairGenerator:
             shutil.rmtree(folder / "work", ignore_errors=True)
         return section_features(load(folder / "model", pick_device(self.config.device)))
 
-    def training_flops(self, chunk: int, masked: bool = True) -> float:
+    def training_flops(self, images: np.ndarray, masked: bool = True) -> float:
+        # images (N, 1, H, W)
         "Operations of the training of a generator, or of the model of sections behind `backbone`."
         c = self.config
         channels = 2 if masked and c.mode == "joint" else 1
@@ -521,9 +522,10 @@ class PairGenerator:
             vae = SectionVAE(channels, c.latent_channels, c.vae_width,
                              downsampling=c.vae_downsampling)
             unet = PairUNet(c.latent_channels, widths=c.widths)
-        z = torch.zeros(1, c.latent_channels, *[chunk // c.vae_downsampling] * 2)
-        x, token = torch.zeros(1, channels, chunk, chunk), unconditional_tokens(1)
+        sides = [side // c.vae_downsampling for side in images.shape[2:]]
+        z, token = torch.zeros(1, c.latent_channels, *sides), unconditional_tokens(1)
+        x = torch.zeros(1, channels, *images.shape[2:])
         pair = forward_flops(lambda: vae.decode(vae.encode(x).latent_dist.mean))
         step = forward_flops(lambda: unet(z, torch.ones(1), token))
-        draws = c.epochs * c.images_per_epoch
+        draws = c.epochs * (c.images_per_epoch or len(images))
         return 3.0 * (pair * c.vae_steps * c.vae_batch_size + step * draws)

@@ -204,7 +204,7 @@ def compute(self: Cells, arm: str) -> float:
     steps = protocol.steps + protocol.pretrain_steps * ("P" in arm)
     steps += protocol.steps * (arm == "T")  # R chooses its pairs
     paired = "S" in arm or arm == "T"
-    extra = self.generate.training_flops(protocol.chunk) if paired else 0
+    extra = self.generate.training_flops(self.images) if paired else 0
     return (steps * step + extra) / (step * protocol.steps)
 
 
@@ -215,7 +215,7 @@ def feature_compute(cells: Cells, chunk: torch.Tensor) -> float:
     head = forward_flops(lambda: net.head(features))
     seen = forward_flops(lambda: net.backbone(chunk))
     draws = cells.protocol.steps * cells.protocol.batch_size
-    return cells.generate.training_flops(cells.protocol.chunk, False) + draws * (seen + 3 * head)
+    return cells.generate.training_flops(cells.images, False) + draws * (seen + 3 * head)
 
 # %% ../../nbs/library/segmentation/protocol.ipynb #f67c2cee
 Cells.compute = compute
