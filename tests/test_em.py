@@ -403,11 +403,11 @@ def test_a_generator_counts_all_its_draws():
     from synth_nb.em.training import PairGenerator, PairTrainingConfig
 
     images, widths = np.zeros((24, 1, 32, 32), np.uint8), (16, 32)
-    all_chunks, given, none = (
+    all_chunks, counted, none = (
         PairGenerator(PairTrainingConfig(epochs=epochs, images_per_epoch=n, vae_width=8,
                                          widths=widths)).training_flops(images)
         for epochs, n in ((2, 0), (2, 24), (0, 0)))
-    assert all_chunks == given > none > 0
+    assert all_chunks == counted > none > 0
 
 
 def test_pretraining_is_no_part_of_cells_without_it():
