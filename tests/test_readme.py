@@ -446,7 +446,7 @@ def test_the_gain_of_pretraining_is_that_of_the_kept_run(kind, helps):
             assert f"{float(row['difference']):.3f}" in text_of("nbs/06_em_protocol.ipynb")
 
 
-@pytest.mark.parametrize("kind, arms", [("arms", 8), ("membranes", 10)])
+@pytest.mark.parametrize("kind, arms", [("arms", 8), ("membranes", 10), ("membrane_features", 2)])
 def test_all_arms_are_those_of_the_kept_run(kind, arms):
     with open(ROOT / f"outputs/06_em_protocol/{kind}/protocol.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["difference"]]
