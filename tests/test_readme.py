@@ -383,14 +383,33 @@ def test_pages_say_what_the_run_of_stylegan_says():
     assert {page: words for page, words in lines.items() if words not in text_of(page)} == {}
 
 
-def test_readme_counts_the_flagged_images_of_the_demo():
-    "The Turkish twin has the same numbers."
+def test_pages_count_the_flagged_images_of_latent_diffusion():
+    "README and the results; the Turkish twin has the same numbers."
     found = [flagged(run) for run in ("05_e2i", "05_i2i", "05_t2i")]
     counts, images = sorted(count for count, _, _ in found), found[0][1]
-    pairs, sections, _ = flagged("06_em_ddpm")
+    pairs, sections, sure = flagged("06_em_ddpm")
+    assert sure and all(one for *_, one in found), "the page says that chance explains none"
     words = (f"{counts[0]} to {counts[-1]} of {images} in the three `05` stories and {pairs} of "
              f"{sections} in `06_em_ddpm`")
     assert words in text_of("README.md")
+    (_, image, text), guide = [count for count, _, _ in found], text_of(RESULTS)
+    assert f"{image} (image embedding) and {text} (text)" in guide
+    assert f"{pairs} of {sections} pairs are flagged as copies" in guide
+
+
+def test_the_worth_of_synthetic_pairs_is_that_of_the_kept_run():
+    "In labelled chunks; where no interval ends, pages name no number."
+    with open(ROOT / "outputs/06_em_protocol/membranes/exchange.csv") as file:
+        rows = {row["count"]: row for row in csv.DictReader(file)}
+    found = {count: [f"{float(row[name]):.0f}" for name in ("worth", "low", "high")]
+             for count, row in rows.items()}
+    (worth, low, high), (more, less, most) = found["9"], found["18"]
+    for page in (RESULTS, "benchmarks/segmentation.md"):
+        assert f"worth {worth} ({low} to {high}) more" in text_of(page) or (
+            f"worth {worth} more ({low} to {high})" in text_of(page))
+        assert f"beside 18 chunks {more} ({less} to {most})" in text_of(page)
+    assert f"9 labelled chunks are worth {worth} more" in text_of("nbs/06_em_protocol.ipynb")
+    assert float(rows["176"]["low"]) < 0 < float(rows["176"]["high"])
 
 
 def test_the_lines_of_python_run(monkeypatch, tmp_path):
